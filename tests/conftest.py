@@ -1,0 +1,27 @@
+"""Inputs that many tests share: small ones made in seconds, and the real model, made once for each machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from make_tiny_model import make_tiny_model
+from make_tiny_rows import make_tiny_rows
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with its own tokenizer and chat template."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tied_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one matrix for embedding and output."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-tied", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 chat rows of 30 to 500 tokens of the tiny model, some with several turns, some with a system message."""
+    return make_tiny_rows(tmp_path_factory.mktemp("rows") / "tiny.jsonl", 24)
