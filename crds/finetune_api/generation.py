@@ -1,0 +1,59 @@
+"""`spec.generation_config`: how a conversation becomes text, in LLMForge's (and RayLLM's) words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from finetune_api.fields import Flag, SpecModel
+
+TemplateText = Annotated[str, Field(max_length=16384)]
+
+
+class PromptFormat(SpecModel):
+    """A prompt format of LLMForge: the ten keys of RayLLM's `PromptFormat`, with its rules and defaults.
+
+    `{instruction}` stands for the content of a message, `{system}` for the system message where `system_in_user` is set.
+    """
+
+    system: TemplateText
+    """Text of a system message; must contain `{instruction}`."""
+    user: TemplateText
+    """Text of a user message; must contain `{instruction}`, and `{system}` with `system_in_user`."""
+    assistant: TemplateText
+    """Text of an assistant message, with its end-of-turn token; must contain `{instruction}`."""
+    trailing_assistant: TemplateText = ""
+    """What prompts the model to answer. Inference only."""
+    bos: TemplateText = ""
+    """Put once before everything."""
+    default_system_message: TemplateText = ""
+    """The system message of rows that have none."""
+    add_system_tags_even_if_message_is_empty: Flag = False
+    """Write the system text even when there is no system message."""
+    system_in_user: Flag = False
+    """Put the system text into the first user message, at `{system}`."""
+    system_in_last_user: Flag = False
+    """Put it into the last user message instead. Inference only."""
+    strip_whitespace: Flag = True
+    """Strip white space around the content of each message."""
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Self:
+        missing = [role for role in ("system", "user", "assistant") if "{instruction}" not in getattr(self, role)]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} must contain {{instruction}}")
+        if self.system_in_user and "{system}" not in self.user:
+            raise ValueError("user must contain {system} when system_in_user is true")
+        if self.system_in_last_user and not self.system_in_user:
+            raise ValueError("system_in_last_user needs system_in_user: true")
+        return self
+
+
+class GenerationConfig(SpecModel):
+    """How prompts are written and where answers stop; needed for models whose tokenizer has no chat template."""
+
+    prompt_format: PromptFormat | None = None
+    """Used instead of the tokenizer's own chat template."""
+    stopping_sequences: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=64)] | None = None
+    """Texts that end an answer; kept in the checkpoint's generation config."""

@@ -1,0 +1,238 @@
+"""`spec` of a FineTuneJob: an LLMForge training YAML, word for word, and a few fields of our own.
+
+Only what a single field can say is checked by the models; what two fields say together is in `consistency`.
+Sources of names, types and defaults: Anyscale's fine-tuning config reference and its public templates.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.cluster import Cluster, RunPolicy, Storage
+from finetune_api.fields import Amount, CheckpointPath, Flag, InputPath, Integer, JsonObject, Number, ShortText, SpecModel, TextList
+from finetune_api.generation import GenerationConfig
+from finetune_api.lora import LoraConfig
+
+Task = Literal["causal_lm", "instruction_tuning", "classification", "preference_tuning", "vision_language_tuning"]
+Scheduler = Literal["cosine", "linear", "constant"]
+BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
+Steps = Annotated[Integer, Field(ge=0, le=10**9)]
+Epochs = Annotated[Integer, Field(ge=1, le=100_000)]
+ResourceAmounts = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=256)], Annotated[Amount, Field(gt=0, le=2**53)]], Field(max_length=32)
+]
+
+ACCELERATOR_TYPE = "accelerator_type:"
+ACCELERATOR_SHAPE = "anyscale/accelerator_shape:"
+
+
+class CheckpointFrequency(SpecModel):
+    """How often the model is validated and saved (LLMForge 0.5.8)."""
+
+    unit: Literal["epochs"] = "epochs"
+    frequency: Epochs
+    """Every so many epochs."""
+
+
+class DeepSpeed(SpecModel):
+    """A DeepSpeed configuration file."""
+
+    config_path: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class LigerKernel(SpecModel):
+    """LLMForge's switch for Liger's kernels."""
+
+    enabled: Flag = True
+    kwargs: JsonObject | None = None
+
+
+class TorchCompile(SpecModel):
+    """Arguments of `torch.compile`."""
+
+    enabled: Flag = True
+    backend: ShortText | None = None
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+    dynamic: Flag | None = None
+    fullgraph: Flag = False
+
+
+class LoggerConfig(SpecModel):
+    """What the tracker is told: the first four keys for wandb, the others for mlflow."""
+
+    project: ShortText | None = None
+    """wandb: project; `llmforge` is LLMForge's default and ours."""
+    group: ShortText | None = None
+    """wandb: group; the model id, if left out."""
+    name: ShortText | None = None
+    """wandb: name of the run; custom_model_tag or the job's name, if left out."""
+    tags: TextList | None = None
+    """wandb: tags."""
+    tracking_uri: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """mlflow: where the server or the store is."""
+    experiment_name: ShortText | None = None
+    """mlflow: experiment."""
+    create_experiment_if_not_exists: Flag | None = None
+    """mlflow: make the experiment when it is not there; true, if left out."""
+
+
+class Logger(SpecModel):
+    """An experiment tracker that gets the same numbers as metrics.jsonl."""
+
+    provider: Literal["wandb", "mlflow"]
+    provider_config: LoggerConfig = LoggerConfig()
+    rank_zero_only: Flag = True
+    """Only the first worker reports; the others have nothing else to say."""
+
+
+class FineTuneJobSpec(SpecModel):
+    """What to train, on what, and how. `model_id`, `train_path` and `lora_config: {}` are enough."""
+
+    # The model
+    model_id: InputPath
+    """A model on the hub (`organisation/name`) or a path to one."""
+    initial_base_model_ckpt_path: CheckpointPath | None = None
+    """Take the base model's weights from here."""
+    initial_adapter_model_ckpt_path: CheckpointPath | None = None
+    """Go on from this adapter; lora_config must fit it."""
+
+    # The data
+    train_path: InputPath
+    """Training rows: JSONL, a conversation (`messages`) a line."""
+    valid_path: InputPath | None = None
+    """Validation rows, the same."""
+    task: Task | None = None
+    """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's."""
+    generation_config: GenerationConfig | None = None
+    """How a conversation becomes text; the tokenizer's own chat template, if left out."""
+    context_length: Annotated[Integer, Field(ge=8, le=16_777_216)] | None = None
+    """Longest sequence in tokens; longer rows are truncated. Derived from the data, if left out."""
+    padding: Literal["longest", "max_length"] = "longest"
+    """Pad micro-batches to their longest row, or to context_length."""
+    packing: Flag = False
+    """Fill sequences across rows."""
+
+    # The devices
+    num_devices: Annotated[Integer, Field(ge=1, le=4096)] = 1
+    """Workers, one accelerator each."""
+    worker_resources: ResourceAmounts | None = None
+    """What each worker asks for: `accelerator_type:A10G: 0.001`, `anyscale/accelerator_shape:4xA10G: 0.001`, `memory` in bytes."""
+    trainer_resources: ResourceAmounts | None = None
+    """What the first worker asks for besides: `memory` in bytes, since it gathers the weights."""
+
+    # Batches and steps
+    train_batch_size_per_device: BatchSize | None = None
+    """Rows of a micro-batch."""
+    eval_batch_size_per_device: BatchSize | None = None
+    """Rows of a validation batch."""
+    gradient_accumulation_steps: Annotated[Integer, Field(ge=1, le=65536)] = 1
+    """Micro-batches of an optimizer step."""
+    num_epochs: Epochs | None = None
+    """Epochs; derived from min_update_steps, if left out."""
+    min_update_steps: Annotated[Steps, Field(ge=1)] | None = None
+    """Optimizer steps that a run without num_epochs has at least; 100, if left out."""
+    min_num_update_steps: Annotated[Steps, Field(ge=1)] | None = None
+    """The other spelling of min_update_steps."""
+
+    # The optimizer
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Peak learning rate; 1e-4 for LoRA and 1e-5 for full-parameter training, if left out."""
+    lr_scheduler_type: Scheduler = "cosine"
+    """What follows the warm-up."""
+    num_warmup_steps: Steps | None = None
+    """Steps of linear warm-up; 10, if left out."""
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Annotated[Number, Field(gt=0, le=1e9)] = 1.0
+    """Gradients with a larger L2 norm are scaled down to it."""
+    seed: Annotated[Integer, Field(ge=0, le=2**32 - 1)] = 42
+    """Seed of the row order, new weights and dropout."""
+
+    # Validation and checkpoints
+    checkpoint_every_n_epochs: Epochs | None = None
+    """Validate and save after every so many epochs."""
+    max_num_checkpoints: Annotated[Integer, Field(ge=1, le=100_000)] | None = None
+    """Validate and save at most so many times."""
+    checkpoint_and_evaluation_frequency: CheckpointFrequency | None = None
+    """The newer form of checkpoint_every_n_epochs."""
+    num_checkpoints_to_keep: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    """Checkpoints that stay: those with the lowest validation loss."""
+    eval_first: Flag = False
+    """Validate once before training."""
+
+    # How the model is trained
+    lora_config: LoraConfig | None = None
+    """Train low-rank adapters. Without it every parameter is trained."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the arithmetic: bf16 on GPUs and fp32 on CPUs, if left to itself."""
+    parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices share the work."""
+    gradient_checkpointing: Flag | None = None
+    """Recompute activations instead of keeping them; true, if left out."""
+    no_gradient_checkpoint: Flag | None = None
+    """The older, inverted spelling of gradient_checkpointing."""
+    flash_attention_2: Flag | None = None
+    """Use the flash-attn package on GPUs; PyTorch's own attention, if left out or false."""
+    torch_compile: TorchCompile | None = None
+    """Compile the model."""
+    deepspeed: DeepSpeed | None = None
+    """LLMForge's choice of parallelism."""
+    liger_kernel: LigerKernel | None = None
+
+    # What is written where
+    storage: Storage | None = None
+    logger: Logger | None = None
+    custom_model_tag: ShortText | None = None
+    """A name for the tuned model; trackers show it as the run's name."""
+    output_dir: Annotated[str, Field(max_length=4096)] | None = None
+    """LLMForge's scratch directory."""
+    num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
+    dataset_size_scaling_factor: Annotated[Amount, Field(gt=0)] | None = None
+
+    # Tasks that are not built yet
+    classifier_config: JsonObject | None = None
+    preference_tuning_config: JsonObject | None = None
+    vision_language_config: JsonObject | None = None
+
+    # The run
+    suspend: Flag = False
+    """Give the devices back and keep the checkpoints; false goes on from them."""
+    run_policy: RunPolicy = RunPolicy()
+    cluster: Cluster | None = None
+
+    @property
+    def trained_task(self) -> Literal["causal_lm", "instruction_tuning"]:
+        """The task, with its default; of the two that `consistency` lets through."""
+        return "instruction_tuning" if self.task == "instruction_tuning" else "causal_lm"
+
+    @property
+    def recomputes_activations(self) -> bool:
+        """`gradient_checkpointing` or its inverted older spelling; true by default."""
+        if self.gradient_checkpointing is not None:
+            return self.gradient_checkpointing
+        return not self.no_gradient_checkpoint
+
+    @property
+    def minimum_steps(self) -> int | None:
+        """`min_update_steps` in either spelling."""
+        return self.min_update_steps if self.min_update_steps is not None else self.min_num_update_steps
+
+    @property
+    def checkpoint_interval(self) -> int | None:
+        """Epochs between checkpoints, where the spec says so in either form."""
+        if self.checkpoint_and_evaluation_frequency is not None:
+            return self.checkpoint_and_evaluation_frequency.frequency
+        return self.checkpoint_every_n_epochs
+
+    @property
+    def accelerator_types(self) -> list[str]:
+        """Accelerator types that worker_resources names, each once: `["A10G"]`."""
+        names = []
+        for key in self.worker_resources or {}:
+            if key.startswith(ACCELERATOR_TYPE):
+                names.append(key.removeprefix(ACCELERATOR_TYPE))
+            elif key.startswith(ACCELERATOR_SHAPE):
+                names.append(key.removeprefix(ACCELERATOR_SHAPE).partition("x")[2])
+        return list(dict.fromkeys(names))
