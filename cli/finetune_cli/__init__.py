@@ -1,0 +1,1 @@
+"""The command `finetune`: run, validate, convert, plan, crd and merge."""
