@@ -1,0 +1,65 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv, at the versions and hashes of locks/.
+
+PYTHON ?= python3
+ARGS ?=
+
+ENV := .venv
+UV := $(ENV)/bin/uv pip
+INSTALL := $(UV) install --quiet --python $(ENV)/bin/python
+FROM_LOCK := --require-hashes --only-binary :all: --requirement
+COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo demo-cost test lint format lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a small language model on this machine, and see what it learnt
+	$(ENV)/bin/python examples/make_inputs.py
+	$(ENV)/bin/python examples/demo.py
+
+demo-cost:
+	@echo "The first time this takes about 6 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes, on 2 cores."
+
+test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
+	$(ENV)/bin/python -m pytest $(ARGS)
+
+lint: $(ENV)/dev.installed $(ENV)/project.installed ## check style, types and imports
+	@# A package of that name would shadow Python's own `operator`, and Python itself would stop working here.
+	@! ls operator/__init__.py tests/operator/__init__.py 2>/dev/null
+	$(ENV)/bin/ruff check
+	$(ENV)/bin/ruff format --check
+	$(ENV)/bin/mypy
+	$(ENV)/bin/lint-imports
+
+format: $(ENV)/dev.installed ## write the code as `make lint` wants it
+	$(ENV)/bin/ruff check --fix
+	$(ENV)/bin/ruff format
+
+lock: $(ENV)/build.installed ## bring locks/ in step with pyproject.toml; ARGS=--upgrade takes the newest versions
+	$(COMPILE) $(ARGS) --all-extras --group dev --group examples pyproject.toml --output-file locks/dev.txt
+	$(COMPILE) $(ARGS) --extra trainer --group examples --constraint locks/dev.txt pyproject.toml --output-file locks/trainer.txt
+	$(COMPILE) $(ARGS) --group build --constraint locks/dev.txt --output-file locks/build.txt
+
+clean: ## remove what make and the examples made here, the environment included
+	rm -rf $(ENV) build dist finetune-runs examples/inputs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+$(ENV)/build.installed: locks/build.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name it with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: name Python 3.11 or newer with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks venv: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement $<
+	@touch $@
+
+$(ENV)/trainer.installed $(ENV)/dev.installed: $(ENV)/%.installed: locks/%.txt $(ENV)/build.installed
+	$(INSTALL) $(FROM_LOCK) $<
+	@touch $@
+
+$(ENV)/project.installed: pyproject.toml $(ENV)/build.installed
+	$(INSTALL) --offline --no-deps --no-build-isolation --editable .
+	@touch $@
