@@ -3,14 +3,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
-TOO_OLD = """#!/bin/sh
-case "$1" in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac
+TOO_OLD = f"""#!/bin/sh
+case "$1" in
+  --version) echo Python 3.10.14 ;;
+  *) exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 14); $2" ;;
+esac
 """
 WITHOUT_VENV = """#!/bin/sh
 case "$2" in *venv*) echo ModuleNotFoundError >&2; exit 1 ;; esac
@@ -21,7 +25,7 @@ case "$2" in *venv*) echo ModuleNotFoundError >&2; exit 1 ;; esac
     ("script", "message"),
     [
         (None, r"\./python not found: install Python 3\.11 or newer.*"),
-        (TOO_OLD, r"Python 3\.9\.2 is too old: name Python 3\.11 or newer.*"),
+        (TOO_OLD, r"Python 3\.10\.14 is too old: name Python 3\.11 or newer.*"),
         (WITHOUT_VENV, r"\./python lacks venv: install it.*"),
     ],
     ids=["missing", "too old", "without venv"],
