@@ -1,50 +1,98 @@
-"""Where inputs are read from and runs are written to: local paths, `s3://`, `gs://`, and for inputs `hf://` as well.
-
-S3 is found as the AWS command finds it: credentials from the environment, a profile or the machine, the endpoint from
-`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, the region from `AWS_REGION` or `AWS_DEFAULT_REGION`, and only without any of these by
-asking AWS. `?endpoint_override=…&region=…` at a path's end goes before all of them. GCS takes the application default
-credentials; `gs://anonymous@bucket/…` takes none.
-"""
+"""Where inputs are read from and runs are written to: local paths, `s3://` and `gs://`, and for inputs `hf://` as well."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from pyarrow import fs
 
 from finetune_api.failure import FailureClass, FineTuneError
-
-GCS_RETRY_SECONDS = 60
-"""How long a request to GCS is tried again; its client would go on for a quarter of an hour. S3's gives up after three tries."""
-
-_REFUSED = re.compile(
-    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN"
-    r"|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status 40[13]"
-)
-"""How the object stores' errors, which carry no errno, say that the credentials do not suffice."""
+from finetune_trainer.local_storage import LocalStorage
+from finetune_trainer.object_storage import ObjectStorage, connect
+from finetune_trainer.storage_failure import explained, failure
 
 _HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
+class Storage(Protocol):
+    """A directory on this machine or in an object store. It need not exist.
+
+    Names are relative to it, with `/` between their parts. All methods raise FineTuneError (StorageError or AccessDenied) with the
+    path and the system's reason when storage does not do as it should.
+    """
+
+    @property
+    def path(self) -> str:
+        """As users see it; absolute, and good for `open_storage` again."""
+
+    def child(self, name: str) -> Storage:
+        """A directory in it."""
+
+    def files(self) -> dict[str, int]:
+        """The names of all files, at any depth, with their sizes in bytes."""
+
+    def read_text(self, name: str) -> str | None:
+        """A file's text, with all that was appended so far; None when there is no such file."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces a file. Readers see the old text or the new one, whatever happens meanwhile."""
+
+    def append_text(self, name: str, text: str) -> None:
+        """Adds to the end of a file: at once on this machine; in an object store within a minute or at `flush`."""
+
+    def flush(self) -> None:
+        """Stores all that was appended so far."""
+
+    def delete(self, name: str) -> None:
+        """Deletes a file, or a directory with all that is in it, if it is there."""
+
+    def download(self, directory: Path) -> None:
+        """Copies all files to a directory on this machine. Each appears there whole, in place of the one that was there."""
+
+    def local_copy(self) -> AbstractContextManager[Path]:
+        """A directory on this machine with all files, to be left as they are, until the `with` block ends."""
+
+    def staging(self, name: str) -> AbstractContextManager[Path]:
+        """A new empty directory on this machine in which to write what `publish` then makes the directory `name`.
+
+        It goes when the `with` block ends. What the system does not let be written in the block raises FineTuneError.
+        """
+
+    def publish(self, staging: Path, name: str, *, last: str) -> None:
+        """Makes the staged files the directory `name`, which must not exist. Where files appear one by one, `last` does last."""
+
+    def clear_partial(self) -> None:
+        """Removes what a writer that died left unfinished. There must be no other writer."""
+
+
+def open_storage(path: str) -> Storage:
+    """The directory at a local path, `file://`, `s3://` or `gs://`.
+
+    Raises FineTuneError: InvalidSpec when the path is not one of these, StorageError when a bucket's region cannot be found.
+    """
+    if _is_local(path):
+        return LocalStorage(_local(path).absolute())
+    with explained(path):
+        filesystem, key = connect(path)
+    return ObjectStorage(path, filesystem, key.rstrip("/"))
+
+
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
-    """Opens a file that a spec names, for reading bytes: a local path, `file://`, `s3://`, `gs://` or `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
+    """Opens a file that a spec names, for reading bytes: a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
 
     Raises FineTuneError naming the path: InvalidData when there is no such file, AccessDenied, InvalidSpec when the path itself is
     wrong, StorageError for the rest, also when reading breaks off inside the `with` block.
@@ -63,21 +111,20 @@ def open_input(path: str) -> Iterator[BinaryIO]:
     except IsADirectoryError as error:
         raise FineTuneError(FailureClass.INVALID_DATA, f"{path}: is a directory; give the path of a file") from error
     except OSError as error:
-        raise _failure(path, error) from error
+        raise failure(path, error) from error
 
 
 def _open(path: str) -> BinaryIO:
-    scheme = urlsplit(path).scheme if "://" in path else ""
-    if scheme == "hf":
-        return _from_hub(path).open("rb")
-    if scheme in ("", "file"):
+    if _is_local(path):
         return _local(path).open("rb")
-    filesystem, key = _object_store(path)
+    if path.startswith("hf://"):
+        return _from_hub(path).open("rb")
+    filesystem, key = connect(path)
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, filesystem.open_input_file(key))))
 
 
 def _from_hub(path: str) -> Path:
-    """Downloads a file of the hub into its cache, or finds it there, and returns where it is."""
+    """Where the hub's cache holds a file, downloaded if need be."""
     parts = _HUB_FILE.fullmatch(path)
     if parts is None:
         raise FineTuneError(
@@ -90,34 +137,9 @@ def _from_hub(path: str) -> Path:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error}") from error
 
 
+def _is_local(path: str) -> bool:
+    return "://" not in path or path.startswith("file://")
+
+
 def _local(path: str) -> Path:
-    return Path(unquote(urlsplit(path).path)) if path.startswith("file://") else Path(path)
-
-
-def _object_store(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of an `s3://` or `gs://` path, and the path inside it (`bucket/key`)."""
-    parts = urlsplit(path)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if parts.scheme == "s3":
-        default = f"region={region}" if region and "region=" not in parts.query else ""
-    elif parts.scheme == "gs":
-        default = "" if "retry_limit_seconds=" in parts.query else f"retry_limit_seconds={GCS_RETRY_SECONDS}"
-    else:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {parts.scheme}:// cannot be read here; use a plain path, s3:// or gs://")
-    query = "&".join(part for part in (parts.query, default) if part)
-    try:
-        filesystem, key = fs.FileSystem.from_uri(parts._replace(query=query).geturl())
-    except ValueError as error:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error}") from error
-    return filesystem, key
-
-
-def _failure(path: str, error: OSError) -> FineTuneError:
-    """What the user is told about an error of the operating system, an object store or the hub."""
-    said = " ".join((error.strerror or str(error)).split())
-    where = error.filename if isinstance(error.filename, str) else path
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    refused = isinstance(error, PermissionError) or status in (401, 403) or _REFUSED.search(said) is not None
-    if refused:
-        return FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {said}; it must exist, and these credentials must be allowed to use it")
-    return FineTuneError(FailureClass.STORAGE_ERROR, f"{where}: {said}")
+    return Path(unquote(urlsplit(path).path)) if path.startswith("file://") else Path(path).expanduser()

@@ -1,0 +1,58 @@
+"""What the user is told when storage fails: which path, and in the system's own words why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
+from safetensors import SafetensorError
+
+from finetune_api.failure import FailureClass, FineTuneError
+
+_REFUSED = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN"
+    r"|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status 40[13]"
+)
+"""How the object stores' errors, which carry no errno, say that the credentials do not suffice."""
+
+_RUST_ERROR = re.compile(r"([^: ][^:]*) \(os error \d+\)")
+"""How an error of the system reads inside safetensors' own."""
+
+
+@contextmanager
+def explained(path: str | PathLike[str]) -> Iterator[None]:
+    """Turns an OSError of what is done inside into a FineTuneError that names its path, or `path` where it has none."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(path, error) from error
+
+
+@contextmanager
+def explained_writing(path: str | PathLike[str]) -> Iterator[None]:
+    """As `explained`, for libraries that write files and raise exceptions of their own when the system does not let them.
+
+    safetensors quotes the system's error; torch.save, given an open file, raises while it handles the OSError of that file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise failure(path, error) from error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise failure(path, error.__context__) from error
+    except SafetensorError as error:
+        quoted = _RUST_ERROR.search(str(error))
+        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: {quoted[1] if quoted else error}") from error
+
+
+def failure(path: str | PathLike[str], error: OSError) -> FineTuneError:
+    """AccessDenied when the system or the object store says so, else StorageError."""
+    said = " ".join((error.strerror or str(error)).split())
+    where = error.filename if isinstance(error.filename, str) else path
+    if isinstance(error, PermissionError) or _REFUSED.search(said):
+        return FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {said}; check that it exists and that this process may use it")
+    return FineTuneError(FailureClass.STORAGE_ERROR, f"{where}: {said}")
