@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from make_inputs import TRAIN, VALIDATION, make_data, make_model
 from make_tiny_model import make_tiny_model
 from make_tiny_rows import make_tiny_rows
 
@@ -25,3 +27,21 @@ def tied_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 chat rows of 30 to 500 tokens of the tiny model, some with several turns, some with a system message."""
     return make_tiny_rows(tmp_path_factory.mktemp("rows") / "tiny.jsonl", 24)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in fp32; made in the user's cache, with a download, when it is not there yet."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def stdlib_train() -> Path:
+    """96 chat rows about the standard library, 40 to 80 tokens of SmolLM2 each."""
+    return make_data() / TRAIN
+
+
+@pytest.fixture(scope="session")
+def stdlib_validation() -> Path:
+    """32 of the same kind, with no answer that is in `stdlib_train`."""
+    return make_data() / VALIDATION

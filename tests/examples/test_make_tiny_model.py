@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from make_tiny_model import make_tiny_model
 from make_tiny_rows import make_tiny_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
