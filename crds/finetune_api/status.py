@@ -78,6 +78,7 @@ class Plan(StatusModel):
     """0-based indices of the epochs after which validation and checkpoint come."""
     trainable_parameters: Count
     total_parameters: Count
+    """Of the base model and its adapters."""
 
 
 class Progress(StatusModel):

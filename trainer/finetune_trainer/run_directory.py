@@ -6,6 +6,7 @@
         snapshot-1234/      what to resume from between checkpoints, of the same shape; at most one
         checkpoints.json    the complete checkpoints, the best and the latest marked
         metrics.jsonl       a line for each optimizer step and each validation
+        result.json         the last progress record of a run that has finished
 
 A checkpoint without a complete.json that agrees with its files does not exist. A complete one is never written to again, and
 nothing is deleted before what takes its place is complete.
@@ -23,12 +24,13 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.retention import flagged
-from finetune_api.status import Checkpoint
+from finetune_api.status import Checkpoint, ProgressRecord
 from finetune_trainer.storage import Storage, open_storage
 
 JOB = "job.yaml"
 CHECKPOINTS = "checkpoints.json"
 METRICS = "metrics.jsonl"
+RESULT = "result.json"
 COMPLETE = "complete.json"
 
 _SAVED = re.compile(r"(epoch|snapshot)-\d+")
@@ -164,6 +166,20 @@ class RunDirectory:
         remaining = "".join(line for line in lines if _stays(line, step, complete))
         if remaining != text:
             self._storage.write_text(METRICS, remaining)
+
+    def finish(self, record: ProgressRecord) -> None:
+        """Notes that the run has finished, and how."""
+        self._storage.flush()
+        self._storage.write_text(RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")
+
+    def result(self) -> ProgressRecord | None:
+        """The last record of a run that has finished; None of one that has not."""
+        text = self._storage.read_text(RESULT)
+        return None if text is None else ProgressRecord.model_validate_json(text)
+
+    def delete(self) -> None:
+        """Deletes the run, all of it."""
+        self._storage.delete("")
 
     def _clear_incomplete(self) -> None:
         files = self._storage.files()

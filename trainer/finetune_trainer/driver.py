@@ -1,0 +1,129 @@
+"""Starts the workers with Ray Train and follows them: the one program that a laptop and a cluster's head both run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+from transformers.utils.logging import disable_progress_bar
+
+from finetune_api.status import Failure, ProgressRecord
+from finetune_trainer.failures import failure_of, failure_of_run
+from finetune_trainer.loop import Outcome, TrainingJob, Worker, train
+from finetune_trainer.progress_board import Board, BoardReporter, Notice, open_board, read_board
+
+POLL_SECONDS = 0.2
+
+QUIET_RAY = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Workers stay in the directory they were started in: paths in a spec are relative to it.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+"""Ray's settings for both places; they must be in the environment before Ray starts."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What each worker is given."""
+
+    job: ray.ObjectRef[TrainingJob]
+    board: Board
+    threads: int
+    """Threads of its arithmetic."""
+
+
+def follow(
+    job: TrainingJob,
+    *,
+    on_gpu: bool,
+    resources: dict[str, float],
+    threads: int,
+    report: Callable[[ProgressRecord], None],
+    stop: threading.Event,
+) -> tuple[Notice, Failure | None]:
+    """Trains `job` on `job.numbers.num_devices` workers and returns the last word on it, and why it failed if it did.
+
+    Ray must be running. `report` is called in this thread with each new record; after `stop` is set the run ends at its next
+    step. `threads` are those of each worker's arithmetic, `resources` what Ray must give each.
+    """
+    board = open_board()
+    ended: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="finetune-ray-") as scratch:
+                ray.train.torch.TorchTrainer(
+                    train_worker,
+                    train_loop_config={"worker": WorkerConfig(ray.put(job), board, threads)},
+                    scaling_config=ray.train.ScalingConfig(
+                        num_workers=job.numbers.num_devices, use_gpu=on_gpu, resources_per_worker=resources
+                    ),
+                    run_config=ray.train.RunConfig(name="finetune", storage_path=scratch),
+                ).fit()
+            ended.append(None)
+        except BaseException as error:  # noqa: BLE001 - it crosses to the thread that follows, which names it
+            ended.append(error)
+
+    # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a snapshot can be saved.
+    fitting = threading.Thread(target=fit, name="ray-train", daemon=True)
+    fitting.start()
+    seen = 0
+    asked = False
+    while fitting.is_alive():
+        fitting.join(POLL_SECONDS)
+        notice = read_board(board)
+        if notice.version > seen and notice.record is not None:
+            seen = notice.version
+            report(notice.record)
+        if stop.is_set() and not asked:
+            asked = True
+            ray.get(board.stop.remote())
+    notice = read_board(board)
+    error = ended[0]
+    if error is None:
+        return notice, None
+    if notice.failure is not None:
+        return notice, notice.failure
+    return notice, failure_of_run(error) if isinstance(error, TrainingFailedError | RayError) else failure_of(error)
+
+
+def train_worker(loop_config: dict[str, WorkerConfig]) -> None:
+    """What each Ray Train worker runs."""
+    config = loop_config["worker"]
+    torch.set_num_threads(config.threads)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    reporter = BoardReporter(config.board)
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        num_devices=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        report=reporter.report,
+        stop_requested=reporter.stop_requested,
+    )
+    try:
+        outcome: Outcome = train(ray.get(config.job), worker)
+    except Exception as error:
+        ray.get(config.board.put_failure.remote(failure_of(error)))
+        raise
+    if worker.rank == 0:
+        ray.get(config.board.put_outcome.remote(outcome))
+
+
+def quieten_ray() -> None:
+    """Puts Ray's settings into the environment, where a person has not set them."""
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,36 @@
+"""From an exception to a failure class and words that a person can act on."""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.train import TrainingFailedError
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.status import Failure
+
+LESS_MEMORY = (
+    "lower spec.train_batch_size_per_device (and raise spec.gradient_accumulation_steps by as much: the result stays the same), "
+    "lower spec.context_length, or keep spec.gradient_checkpointing on"
+)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The class and message of a failure; what is not known is Unknown, with the error's own words."""
+    if isinstance(error, FineTuneError):
+        return Failure(failure_class=error.failure_class, message=str(error))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemoryError) or "can't allocate memory" in str(error):
+        return Failure(failure_class=FailureClass.OUT_OF_MEMORY, message=f"a worker ran out of memory; {LESS_MEMORY}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
+        return Failure(failure_class=FailureClass.STORAGE_ERROR, message=f"{error.filename or 'storage'}: {error.strerror}")
+    if isinstance(error, RayActorError | WorkerCrashedError):
+        return Failure(failure_class=FailureClass.NODE_LOST, message=f"a worker died; if the machine was short of memory, {LESS_MEMORY}")
+    return Failure(failure_class=FailureClass.UNKNOWN, message=f"{type(error).__name__}: {error}"[:8192])
+
+
+def failure_of_run(error: TrainingFailedError | RayError) -> Failure:
+    """The failure of a run whose workers could not say themselves what was wrong."""
+    causes = getattr(error, "worker_failures", None)
+    return failure_of(next(iter(causes.values())) if causes else error)

@@ -1,0 +1,105 @@
+"""Where a model comes from: a directory, object storage or the hub, always brought to a local directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.fields import HubRepository, scheme
+from finetune_trainer.storage import open_storage
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_WEIGHT_FILES = ["*.safetensors"]
+
+
+def hub_name(source: str) -> str | None:
+    """The hub's name for a model (`organisation/name`), or None when `source` is a path."""
+    if scheme(source) == "hf":
+        return source.removeprefix("hf://")
+    if scheme(source) or Path(source).expanduser().exists() or not _HUB_NAME.fullmatch(source):
+        return None
+    return source
+
+
+def source_name(source: str | HubRepository) -> str:
+    """What a checkpoint names as its base model: the hub's name, or an absolute path that works from anywhere."""
+    if isinstance(source, HubRepository):
+        return source.repo_id
+    name = hub_name(source)
+    if name is not None:
+        return name
+    return source if scheme(source) in ("s3", "gs") else str(_local(source))
+
+
+def fetch_model(source: str | HubRepository, field: str, *, weights: bool = True) -> Path:
+    """A local directory with the model or adapter: config and tokenizer, and the weights if asked for.
+
+    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError, naming `spec.<field>`.
+    """
+    where = f"spec.{field}"
+    if isinstance(source, HubRepository):
+        return _from_hub(source.repo_id, where, weights=weights)
+    name = hub_name(source)
+    if name is not None:
+        return _from_hub(name, where, weights=weights)
+    if scheme(source) in ("s3", "gs"):
+        return _from_storage(source, where)
+    if scheme(source) in ("pvc", "configmap"):
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} is mounted on a cluster only; give a path on this machine")
+    path = _local(source)
+    if not path.is_dir():
+        what = (
+            "is a file, not a model's directory"
+            if path.exists()
+            else "is not there; give a model's directory or organisation/name on the hub"
+        )
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} {what}")
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no config.json; give the directory of a model")
+    return path
+
+
+def _local(source: str) -> Path:
+    return Path(source.removeprefix("file://")).expanduser().absolute()
+
+
+def _from_hub(name: str, where: str, *, weights: bool) -> Path:
+    name, _, revision = name.partition("@")
+    patterns = _DESCRIPTION_FILES + (_WEIGHT_FILES if weights else [])
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except GatedRepoError as error:
+        asked = "ask for access to it on the hub, and set HF_TOKEN to a token that has it"
+        raise FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {name} is gated; {asked}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        hint = "check the name, or set HF_TOKEN if it is private"
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {name} is neither a directory here nor a model on the hub; {hint}"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        hint = "give a model's directory, or try again with a network"
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND,
+            f"{where}: {name} is not a directory here, and the hub cannot be reached ({_first_line(error)}); {hint}",
+        ) from error
+
+
+def _from_storage(source: str, where: str) -> Path:
+    storage = open_storage(source)
+    if storage.read_text("config.json") is None and storage.read_text("adapter_config.json") is None:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no config.json; give the directory of a model")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
+    target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
+    storage.download(target)
+    return target
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,91 @@
+"""Where workers leave word for the driver and the driver for them: a Ray actor that holds the newest of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import ray
+from ray.actor import ActorHandle
+
+from finetune_api.status import Failure, ProgressRecord
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is on the board."""
+
+    version: int
+    """Grows with every change."""
+    record: ProgressRecord | None
+    outcome: str | None
+    """How rank 0 ended, once it has."""
+    failure: Failure | None
+    """The first failure that a worker knew how to name."""
+
+
+class ProgressBoard:
+    """The newest progress record, how the run ended, and whether it should stop. Lives in an actor; see `open_board`."""
+
+    def __init__(self) -> None:
+        self._notice = Notice(0, None, None, None)
+        self._stop = False
+
+    def put(self, record: ProgressRecord) -> bool:
+        """Replaces the record; returns whether the run should stop."""
+        self._change(record=record)
+        return self._stop
+
+    def put_outcome(self, outcome: str) -> None:
+        """Notes how rank 0 ended."""
+        self._change(outcome=outcome)
+
+    def put_failure(self, failure: Failure) -> None:
+        """Notes why a worker failed; the first word counts, since others fail in its wake."""
+        if self._notice.failure is None:
+            self._change(failure=failure)
+
+    def stop(self) -> None:
+        """Asks the run to stop after its current step."""
+        self._stop = True
+
+    def read(self) -> Notice:
+        """All of it."""
+        return self._notice
+
+    def _change(self, *, record: ProgressRecord | None = None, outcome: str | None = None, failure: Failure | None = None) -> None:
+        now = self._notice
+        self._notice = Notice(now.version + 1, record or now.record, outcome or now.outcome, failure or now.failure)
+
+
+Board = ActorHandle[ProgressBoard]
+
+
+def open_board() -> Board:
+    """A board on the driver's node, which holds no resources."""
+    return cast("Board", ray.remote(num_cpus=0)(ProgressBoard).remote())
+
+
+def read_board(board: Board) -> Notice:
+    """What is on the board now."""
+    return ray.get(cast("ray.ObjectRef[Notice]", board.read.remote()))
+
+
+class BoardReporter:
+    """A worker's side of the board: reports without waiting, and learns from the answers whether to stop."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._answers: list[ray.ObjectRef[bool]] = []
+        self._stop = False
+
+    def report(self, record: ProgressRecord) -> None:
+        """Puts a record on the board."""
+        self._answers.append(self._board.put.remote(record))
+
+    def stop_requested(self) -> bool:
+        """Whether an answer that has arrived asks to stop."""
+        if self._answers:
+            ready, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
+            self._stop = self._stop or any(ray.get(ready))
+        return self._stop
