@@ -1,0 +1,39 @@
+"""What an experiment tracker is told of a spec: what was trained on what and how, and no secret."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, JsonValue
+
+from finetune_api.spec import FineTuneJobSpec
+
+PRIVATE = {"cluster", "logger", "run_policy", "suspend"}
+"""Where and when the job runs; `cluster.env` may hold passwords."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def published_fields(spec: FineTuneJobSpec) -> dict[str, JsonValue]:
+    """The fields that were set, by their path below `spec` (`lora_config.r`); lists and free maps stay whole.
+
+    Credentials in URLs (`s3://key:secret@bucket/...`) are left out.
+    """
+    fields = _set_fields(spec, "")
+    return {path: _public(value) for path, value in fields.items() if path.partition(".")[0] not in PRIVATE}
+
+
+def _set_fields(model: BaseModel, prefix: str) -> dict[str, JsonValue]:
+    fields: dict[str, JsonValue] = {}
+    dumped = model.model_dump(mode="json", exclude_unset=True)
+    for name, value in dumped.items():
+        part = getattr(model, name)
+        if isinstance(part, BaseModel) and value:
+            fields |= _set_fields(part, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields
+
+
+def _public(value: JsonValue) -> JsonValue:
+    return _CREDENTIALS.sub("", value) if isinstance(value, str) else value
