@@ -7,6 +7,7 @@ ENV := .venv
 UV := $(ENV)/bin/uv pip
 INSTALL := $(UV) install --quiet --python $(ENV)/bin/python
 FROM_LOCK := --require-hashes --only-binary :all: --requirement
+SHADOWS := $(wildcard operator/__init__.py tests/operator/__init__.py)
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links
 
@@ -29,8 +30,7 @@ test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k l
 	$(ENV)/bin/python -m pytest $(ARGS)
 
 lint: $(ENV)/dev.installed $(ENV)/project.installed ## check style, types and imports
-	@# A package of that name would shadow Python's own `operator`, and Python itself would stop working here.
-	@! ls operator/__init__.py tests/operator/__init__.py 2>/dev/null
+	@test -z "$(SHADOWS)" || { echo "remove $(SHADOWS): it would shadow Python's own module operator" >&2; exit 1; }
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
 	$(ENV)/bin/mypy
