@@ -203,7 +203,11 @@ def test_a_run_whose_training_raises_is_marked_failed(database: Path, experiment
 
 
 def test_an_experiment_that_is_absent_and_shall_not_be_made_is_an_error(database: Path, experiment: str) -> None:
-    config = {"tracking_uri": f"sqlite:///{database}", "experiment_name": experiment, "create_experiment_if_not_exists": False}
+    config: dict[str, JsonValue] = {
+        "tracking_uri": f"sqlite:///{database}",
+        "experiment_name": experiment,
+        "create_experiment_if_not_exists": False,
+    }
 
     error = problem(spec("mlflow", config))
 
@@ -214,7 +218,11 @@ def test_an_experiment_that_is_absent_and_shall_not_be_made_is_an_error(database
 
 def test_an_experiment_that_is_there_is_used_again(database: Path, experiment: str) -> None:
     expected = client(database).create_experiment(experiment)
-    config = {"tracking_uri": f"sqlite:///{database}", "experiment_name": experiment, "create_experiment_if_not_exists": False}
+    config: dict[str, JsonValue] = {
+        "tracking_uri": f"sqlite:///{database}",
+        "experiment_name": experiment,
+        "create_experiment_if_not_exists": False,
+    }
 
     with open_tracker(spec("mlflow", config), "job"):
         pass
@@ -308,7 +316,7 @@ def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 def wandb_records(directory: Path, kind: str) -> list[dict[str, Any]]:
     """Records of one kind in the only run: protocol buffers in LevelDB's log format, after a header of 7 bytes."""
     import wandb
-    from google.protobuf.json_format import MessageToDict
+    from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     wandb.teardown()  # it writes the rest
