@@ -48,7 +48,7 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     """The model's configuration. Raises FineTuneError (ModelNotFound) when there is none or its architecture is unknown."""
     source = spec.initial_base_model_ckpt_path or spec.model_id
     field = "initial_base_model_ckpt_path" if spec.initial_base_model_ckpt_path else "model_id"
-    path = fetch_model(source, field, weights=False)
+    path = fetch_model(source, f"spec.{field}", weights=False)
     try:
         return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (ValueError, OSError) as error:
@@ -62,7 +62,7 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
     A tokenizer without a pad token gets its end-of-text token as filling: padding is masked by position, so the choice changes
     nothing. Raises FineTuneError (ModelNotFound) when there is no tokenizer, or one with neither token.
     """
-    path = fetch_model(spec.model_id, "model_id", weights=False)
+    path = fetch_model(spec.model_id, "spec.model_id", weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -114,7 +114,7 @@ def load_model(
         weights = resumed
     else:
         source = spec.initial_base_model_ckpt_path or spec.model_id
-        weights = fetch_model(source, "initial_base_model_ckpt_path" if spec.initial_base_model_ckpt_path else "model_id")
+        weights = fetch_model(source, "spec.initial_base_model_ckpt_path" if spec.initial_base_model_ckpt_path else "spec.model_id")
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -127,7 +127,7 @@ def load_model(
 
     adapter = resumed
     if adapter is None and spec.initial_adapter_model_ckpt_path is not None:
-        adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "initial_adapter_model_ckpt_path")
+        adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
     torch.manual_seed(spec.seed)
     adapted = _with_adapters(model, spec.lora_config)
     if adapter is not None:

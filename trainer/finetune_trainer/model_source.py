@@ -38,12 +38,12 @@ def source_name(source: str | HubRepository) -> str:
     return source if scheme(source) in ("s3", "gs") else str(_local(source))
 
 
-def fetch_model(source: str | HubRepository, field: str, *, weights: bool = True) -> Path:
+def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
     """A local directory with the model or adapter: config and tokenizer, and the weights if asked for.
 
-    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError, naming `spec.<field>`.
+    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError, beginning with `where`, such as
+    `spec.model_id`.
     """
-    where = f"spec.{field}"
     if isinstance(source, HubRepository):
         return _from_hub(source.repo_id, where, weights=weights)
     name = hub_name(source)
