@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -101,6 +103,9 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         with _open(path) as stream:
             yield stream
     except LocalEntryNotFoundError as error:
+        answer = error.__cause__
+        if isinstance(answer, HfHubHTTPError) and answer.response.status_code == HTTPStatus.FORBIDDEN:
+            raise FineTuneError(FailureClass.ACCESS_DENIED, f"{path}: the hub refuses it; HF_TOKEN must be one that may read it") from error
         raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: cannot reach the hub, and the file is not in its cache here") from error
     except GatedRepoError as error:
         raise FineTuneError(FailureClass.ACCESS_DENIED, f"{path}: access must be granted on the hub first, and HF_TOKEN be set") from error
