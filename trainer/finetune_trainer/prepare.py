@@ -67,7 +67,7 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     config = load_config(spec)
     model_shape = shape(spec, config)
     chat = chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
-    warnings = [*model_shape.warnings]
+    warnings = [*model_shape.warnings, *chat.warnings]
 
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
     tokenized = _all_or_every_problem(lambda path: _tokenize(path, spec, chat, warnings), paths)
@@ -114,7 +114,7 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
 def _tokenize(path: str, spec: FineTuneJobSpec, chat: ChatFormat, warnings: list[str]) -> TokenizedRows:
     rows, remarks = read_rows(path, spec.trained_task)
     warnings += remarks
-    return tokenize_rows(rows, chat)
+    return tokenize_rows(rows, chat, path)
 
 
 def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
