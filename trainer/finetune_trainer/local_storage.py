@@ -51,8 +51,10 @@ class LocalStorage:
     def append_text(self, name: str, text: str) -> None:
         """Adds to the end of a file, at once."""
         file = self._root / name
-        with explained(file), file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
+        with explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(text)
 
     def flush(self) -> None:
         """Nothing to do: `append_text` has written."""
