@@ -183,7 +183,9 @@ class FineTuneJobSpec(SpecModel):
 
     # What is written where
     storage: Storage | None = None
+    """Where runs go on a cluster; the operator's configuration has a default."""
     logger: Logger | None = None
+    """An experiment tracker."""
     custom_model_tag: ShortText | None = None
     """A name for the tuned model; trackers show it as the run's name."""
     output_dir: Annotated[str, Field(max_length=4096)] | None = None
@@ -200,7 +202,9 @@ class FineTuneJobSpec(SpecModel):
     suspend: Flag = False
     """Give the devices back and keep the checkpoints; false goes on from them."""
     run_policy: RunPolicy = RunPolicy()
+    """How long and how often the job is tried on a cluster."""
     cluster: Cluster | None = None
+    """What the pods look like."""
 
     @property
     def trained_task(self) -> Literal["causal_lm", "instruction_tuning"]:

@@ -10,6 +10,7 @@ import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.model import uses_flash_attention
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def fit_to_machine(spec: FineTuneJobSpec, machine: Machine, devices: int | None)
     Raises FineTuneError (InvalidSpec) when more GPUs are wished for than there are.
     """
     warnings = list(_cluster_only(spec))
+    if spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=machine.gpus > 0):
+        warnings.append("spec.flash_attention_2 needs a GPU and the package flash-attn; PyTorch's own attention is used")
     if devices is not None:
         if machine.gpus and devices > machine.gpus:
             raise FineTuneError(FailureClass.INVALID_SPEC, f"--devices {devices}: this machine has {machine.gpus} GPU(s)")
