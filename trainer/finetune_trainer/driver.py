@@ -80,13 +80,12 @@ def follow(
     # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a snapshot can be saved.
     fitting = threading.Thread(target=fit, name="ray-train", daemon=True)
     fitting.start()
-    seen = 0
+    notice = Notice()
     asked = False
     while fitting.is_alive():
         fitting.join(POLL_SECONDS)
-        notice = read_board(board)
+        seen, notice = notice.version, read_board(board)
         if notice.version > seen and notice.record is not None:
-            seen = notice.version
             report(notice.record)
         if stop.is_set() and not asked:
             asked = True

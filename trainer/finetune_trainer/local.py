@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 import ray
 
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.fields import scheme
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
 from finetune_api.retention import best
@@ -27,6 +32,7 @@ from finetune_trainer.machine import Machine, fit_to_machine, this_machine
 from finetune_trainer.prepare import Prepared, prepare
 from finetune_trainer.run_directory import RunDirectory, run_directory_name
 from finetune_trainer.storage import open_storage
+from finetune_trainer.storage_failure import explained
 
 DEFAULT_STORAGE = "./finetune-runs"
 DEFAULT_NAMESPACE = "default"
@@ -88,40 +94,45 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listen
     listener.say(f"training on {machine.description}")
     for remark in (*manifest.warnings, *remarks):
         listener.say(f"warning: {remark}")
-    prepared = prepare(spec)
-    for remark in prepared.warnings:
-        listener.say(f"warning: {remark}")
-
     run = local_run_directory(manifest, storage, devices)
-    run.claim(manifest.model_copy(update={"spec": _asked(manifest.spec, devices)}).to_yaml(), run.path.rpartition("/")[2])
     finished = run.result()
     if finished is not None:
         listener.say(f"{run.path} holds this run, finished; delete it to train again")
         return LocalRun(_status(finished, Phase.SUCCEEDED, "training had finished before"), run.path)
 
-    resume_from = run.newest()
-    if resume_from is not None:
-        listener.say(f"going on from {run.checkpoint_path(resume_from)}")
-    listener.prepared(prepared)
-    job = TrainingJob(
-        name=manifest.metadata.name,
-        spec=spec,
-        numbers=prepared.numbers,
-        plan=prepared.plan,
-        train=prepared.train,
-        validation=prepared.validation,
-        fingerprint=prepared.fingerprint,
-        run_directory=run.path,
-        resume_from=resume_from,
-        dtype=resolved_dtype(spec, on_gpu=machine.gpus > 0),
-    )
+    prepared = prepare(spec)
+    for remark in prepared.warnings:
+        listener.say(f"warning: {remark}")
+    with _alone_in(run):
+        run.claim(manifest.model_copy(update={"spec": _asked(manifest.spec, devices)}).to_yaml(), run.path.rpartition("/")[2])
+        resume_from = run.newest()
+        if resume_from is not None:
+            listener.say(f"going on from {run.checkpoint_path(resume_from)}")
+        listener.prepared(prepared)
+        job = TrainingJob(
+            name=manifest.metadata.name,
+            spec=spec,
+            numbers=prepared.numbers,
+            plan=prepared.plan,
+            train=prepared.train,
+            validation=prepared.validation,
+            fingerprint=prepared.fingerprint,
+            run_directory=run.path,
+            resume_from=resume_from,
+            dtype=resolved_dtype(spec, on_gpu=machine.gpus > 0),
+        )
+        return LocalRun(_train(job, prepared, machine, listener), run.path)
+
+
+def _train(job: TrainingJob, prepared: Prepared, machine: Machine, listener: Listener) -> FineTuneJobStatus:
+    devices = job.numbers.num_devices
     started = datetime.now(UTC)
     with _signals(listener) as stop, _ray(machine, prepared):
         notice, failure = follow(
             job,
             on_gpu=machine.gpus > 0,
             resources={"CPU": 1},
-            threads=max(1, machine.cpus // spec.num_devices),
+            threads=max(1, machine.cpus // devices),
             report=listener.progress,
             stop=stop,
         )
@@ -136,8 +147,8 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listen
     else:
         status = _status(record, Phase.SUCCEEDED, f"trained {prepared.plan.total_steps} steps")
     ended = datetime.now(UTC)
-    held = round((ended - started).total_seconds() * spec.num_devices, 1)
-    return LocalRun(status.model_copy(update={"start_time": started, "completion_time": ended, "device_seconds": held}), run.path)
+    held = round((ended - started).total_seconds() * devices, 1)
+    return status.model_copy(update={"start_time": started, "completion_time": ended, "device_seconds": held})
 
 
 def _status(record: ProgressRecord, phase: Phase, message: str) -> FineTuneJobStatus:
@@ -155,6 +166,29 @@ def _status(record: ProgressRecord, phase: Phase, message: str) -> FineTuneJobSt
         model_path=chosen.path if chosen else None,
         failure=record.failure,
     )
+
+
+@contextmanager
+def _alone_in(run: RunDirectory) -> Iterator[None]:
+    """Holds the run directory, where it is on this machine; raises FineTuneError (StorageError) while another process holds it."""
+    if scheme(run.path):
+        yield
+        return
+    with explained(run.path):
+        Path(run.path).mkdir(parents=True, exist_ok=True)
+        directory = os.open(run.path, os.O_RDONLY)
+    try:
+        _lock(directory, run.path)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int, path: str) -> None:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: another process is training there; wait until it has ended") from error
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import peft
 import torch
@@ -14,19 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_api.lora import ALL_LINEAR, LoraConfig
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.adapters import check_adapter, check_targets, load_adapter, with_adapters
 from finetune_trainer.model_source import fetch_model, source_name
-
-SHOWN_MODULES = 12
-
-
-class IncompatibleKeys(Protocol):
-    """What PyTorch returns for a state dict that was loaded in part."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 @dataclass(frozen=True)
@@ -82,15 +72,20 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
-    """The sizes of the model that the spec trains. Raises FineTuneError (InvalidSpec) when lora_config does not fit the model."""
+    """The sizes of the model that the spec trains.
+
+    Raises FineTuneError (InvalidSpec) when lora_config does not fit the model, or the adapter to go on from does not fit lora_config.
+    """
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     text = config.get_text_config()
     warnings: list[str] = []
     trained: torch.nn.Module = model
     if spec.lora_config is not None:
-        warnings = _check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
-        trained = _with_adapters(model, spec.lora_config, on_meta=True)
+        warnings = check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
+        trained = with_adapters(model, spec.lora_config, on_meta=True)
+        if spec.initial_adapter_model_ckpt_path is not None:
+            check_adapter(trained, fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"))
     return Shape(
         total_parameters=_count(trained),
         trainable_parameters=_count(trained, trainable=True),
@@ -129,9 +124,9 @@ def load_model(
     if adapter is None and spec.initial_adapter_model_ckpt_path is not None:
         adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
     torch.manual_seed(spec.seed)
-    adapted = _with_adapters(model, spec.lora_config)
+    adapted = with_adapters(model, spec.lora_config)
     if adapter is not None:
-        _load_adapter(adapted, adapter)
+        load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
 
@@ -139,88 +134,6 @@ def load_model(
 def uses_flash_attention(spec: FineTuneJobSpec, *, on_gpu: bool) -> bool:
     """Whether attention comes from the flash-attn package: asked for, on a GPU, and installed."""
     return bool(spec.flash_attention_2) and on_gpu and is_flash_attn_2_available()
-
-
-def peft_config(lora: LoraConfig) -> peft.LoraConfig:
-    """PEFT's own configuration: the fields that were set, PEFT's defaults for the rest, `all-linear` for target_modules.
-
-    Raises FineTuneError (InvalidSpec) with PEFT's words where PEFT refuses a combination.
-    """
-    fields = lora.model_dump(exclude_unset=True, exclude_none=True)
-    try:
-        return peft.LoraConfig(**{"target_modules": ALL_LINEAR, **fields, "task_type": "CAUSAL_LM"})
-    except (ValueError, TypeError, ImportError) as error:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config: {error}") from error
-
-
-def _with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = False) -> peft.PeftModel:
-    config = peft_config(lora)
-    try:
-        return cast("peft.PeftModel", peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta))
-    except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config: {error}") from error
-
-
-def _check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
-    """Names in target_modules must exist: PEFT itself says nothing as long as one of them does."""
-    names = [name for name, _ in model.named_modules()]
-    targets = lora.target_modules
-    if isinstance(targets, str):
-        if targets != ALL_LINEAR and not any(re.fullmatch(targets, name) for name in names):
-            raise FineTuneError(
-                FailureClass.INVALID_SPEC, f"spec.lora_config.target_modules: {targets!r} matches no module; {_existing(model)}"
-            )
-        return []
-    absent = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
-    if targets and len(absent) == len(targets):
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC, f"spec.lora_config.target_modules: no module is called {', '.join(absent)}; {_existing(model)}"
-        )
-    warnings = [f"spec.lora_config.target_modules: no module is called {target}; the others get adapters" for target in absent]
-    if tied and {"embed_tokens", "lm_head"} & set(targets):
-        warnings.append(
-            "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties them, and the model grows"
-        )
-    return warnings
-
-
-def _existing(model: PreTrainedModel) -> str:
-    kinds = (torch.nn.Linear, torch.nn.Embedding)
-    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)})
-    shown = ", ".join(names[:SHOWN_MODULES]) + (", ..." if len(names) > SHOWN_MODULES else "")
-    return f"this model has {shown}"
-
-
-def _load_adapter(model: peft.PeftModel, adapter: Path) -> None:
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
-            f"spec.initial_adapter_model_ckpt_path: {adapter} holds no adapter_model.safetensors; give an adapter's directory",
-        )
-    state = peft.load_peft_weights(str(adapter), device="cpu")
-    try:
-        outcome: IncompatibleKeys = peft.set_peft_model_state_dict(model, state)
-    except RuntimeError as error:
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC,
-            f"spec.initial_adapter_model_ckpt_path: the adapter's shapes are not those of spec.lora_config; {_short(error)}",
-        ) from error
-    missing = [key for key in outcome.missing_keys if "lora_" in key]
-    if missing or outcome.unexpected_keys:
-        example = (missing or outcome.unexpected_keys)[0]
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC,
-            f"spec.initial_adapter_model_ckpt_path: the adapter has other modules than spec.lora_config asks for, such as {example}",
-        )
-
-
-def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
-    config = cast("peft.LoraConfig", model.peft_config["default"])
-    config.base_model_name_or_path = source_name(spec.initial_base_model_ckpt_path or spec.model_id)
-    # PEFT expands all-linear into a set; its order, and with it the file, would differ from run to run.
-    if isinstance(config.target_modules, set | list):
-        config.target_modules = sorted(config.target_modules)
 
 
 def save_weights(model: PreTrainedModel | peft.PeftModel, directory: Path, spec: FineTuneJobSpec) -> None:
@@ -237,9 +150,13 @@ def save_weights(model: PreTrainedModel | peft.PeftModel, directory: Path, spec:
         generation.save_pretrained(directory)
 
 
+def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
+    config = cast("peft.LoraConfig", model.peft_config["default"])
+    config.base_model_name_or_path = source_name(spec.initial_base_model_ckpt_path or spec.model_id)
+    # PEFT expands all-linear into a set; its order, and with it the file, would differ from run to run.
+    if isinstance(config.target_modules, set | list):
+        config.target_modules = sorted(config.target_modules)
+
+
 def _count(model: torch.nn.Module, *, trainable: bool = False) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

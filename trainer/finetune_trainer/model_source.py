@@ -41,8 +41,8 @@ def source_name(source: str | HubRepository) -> str:
 def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
     """A local directory with the model or adapter: config and tokenizer, and the weights if asked for.
 
-    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError, beginning with `where`, such as
-    `spec.model_id`.
+    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError, beginning with `where`,
+    such as `spec.model_id`.
     """
     if isinstance(source, HubRepository):
         return _from_hub(source.repo_id, where, weights=weights)
@@ -61,8 +61,9 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
             else "is not there; give a model's directory or organisation/name on the hub"
         )
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} {what}")
-    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no config.json; give the directory of a model")
+    for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
+        if not any(path.glob(pattern)):
+            raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no {what} ({pattern}); give a model's directory")
     return path
 
 

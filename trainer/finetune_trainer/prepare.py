@@ -17,6 +17,7 @@ from finetune_trainer.chat import ChatFormat, chat_format
 from finetune_trainer.model import Shape, load_config, load_tokenizer, shape
 from finetune_trainer.rows import read_rows
 from finetune_trainer.tokens import TokenizedRows, tokenize_rows, trained_tokens, truncate
+from finetune_trainer.tracking import check_tracker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,6 +64,7 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
 
     Raises FineTuneError with every problem found: of the model, of the rows of both files, of the numbers.
     """
+    check_tracker(spec)
     tokenizer = load_tokenizer(spec)
     config = load_config(spec)
     model_shape = shape(spec, config)

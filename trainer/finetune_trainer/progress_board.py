@@ -15,12 +15,12 @@ from finetune_api.status import Failure, ProgressRecord
 class Notice:
     """What is on the board."""
 
-    version: int
+    version: int = 0
     """Grows with every change."""
-    record: ProgressRecord | None
-    outcome: str | None
+    record: ProgressRecord | None = None
+    outcome: str | None = None
     """How rank 0 ended, once it has."""
-    failure: Failure | None
+    failure: Failure | None = None
     """The first failure that a worker knew how to name."""
 
 
@@ -28,7 +28,7 @@ class ProgressBoard:
     """The newest progress record, how the run ended, and whether it should stop. Lives in an actor; see `open_board`."""
 
     def __init__(self) -> None:
-        self._notice = Notice(0, None, None, None)
+        self._notice = Notice()
         self._stop = False
 
     def put(self, record: ProgressRecord) -> bool:
