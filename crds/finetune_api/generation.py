@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -14,7 +15,8 @@ TemplateText = Annotated[str, Field(max_length=16384)]
 class PromptFormat(SpecModel):
     """A prompt format of LLMForge: the ten keys of RayLLM's `PromptFormat`, with its rules and defaults.
 
-    `{instruction}` stands for the content of a message, `{system}` for the system message where `system_in_user` is set.
+    `{instruction}` stands for the content of a message, `{system}` for the system message where `system_in_user` is set. They are
+    filled in by Python's `str.format`, so that a brace that is part of the text is written twice.
     """
 
     system: TemplateText
@@ -40,14 +42,34 @@ class PromptFormat(SpecModel):
 
     @model_validator(mode="after")
     def _placeholders(self) -> Self:
-        missing = [role for role in ("system", "user", "assistant") if "{instruction}" not in getattr(self, role)]
-        if missing:
-            raise ValueError(f"{', '.join(missing)} must contain {{instruction}}")
-        if self.system_in_user and "{system}" not in self.user:
-            raise ValueError("user must contain {system} when system_in_user is true")
+        in_user = ("instruction", "system") if self.system_in_user else ("instruction",)
+        needed = {"system": ("instruction",), "user": in_user, "assistant": ("instruction",)}
+        problems = [problem for role, names in needed.items() for problem in _misplaced(role, getattr(self, role), names)]
         if self.system_in_last_user and not self.system_in_user:
-            raise ValueError("system_in_last_user needs system_in_user: true")
+            problems.append("system_in_last_user needs system_in_user: true")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+
+def _misplaced(role: str, template: str, names: tuple[str, ...]) -> list[str]:
+    """What is wrong with the placeholders of a text."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        return [f"{role} cannot be read: {error}; write a brace that is part of the text twice"]
+    found = {
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in parts
+        if name is not None
+    }
+    problems = [f"{role} must contain {{{name}}}" for name in names if name not in found]
+    for name in sorted(found.difference(names)):
+        if name == "system":
+            problems.append(f"{role} has {{system}}, which is only known in user and with system_in_user: true")
+        else:
+            problems.append(f"{role} has {{{name}}}, which stands for nothing; write a brace that is part of the text twice")
+    return problems
 
 
 class GenerationConfig(SpecModel):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -13,6 +13,8 @@ from finetune_trainer.storage import open_input
 ROLES = ("system", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 """Message keys that a chat template may drop without a word: training on such rows would teach something else."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character outside the basic plane, which JSON can write and no tokenizer can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,113 +35,118 @@ class Row:
 
 
 class _RowError(Exception):
-    """What is wrong with a row: where in it, and what would be right."""
+    """What is wrong with a row: for each problem where in it, what, and what would be right."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
 
 
 def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
     """All rows of a file that a spec names, and remarks about keys that are ignored. Blank lines do not count.
 
-    A system message is moved to the front, as in LLMForge. Raises FineTuneError: InvalidData with every bad line as
+    A system message is moved to the front, as in LLMForge. Raises FineTuneError: InvalidData with every problem of every line as
     `path:line: where: what`, or what `open_input` raises.
     """
     rows: list[Row] = []
     problems: list[str] = []
-    ignored: Counter[str] = Counter()
-    first_lines: dict[str, int] = {}
-    for number, line in _lines(path):
-        try:
-            row, unknown = _row(number, line, task)
-        except _RowError as problem:
-            problems.append(f"{path}:{number}: {problem}")
-            continue
-        rows.append(row)
-        for key in unknown:
-            ignored[key] += 1
-            first_lines.setdefault(key, number)
-    if not rows and not problems:
-        problems.append(f'{path}: is empty; give one {{"messages": [...]}} a line')
-    if problems:
-        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
-    return rows, [f"{path}:{first_lines[key]}: {key} is ignored, here and in {count - 1} other rows" for key, count in ignored.items()]
-
-
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their 1-based numbers."""
+    ignored: dict[str, list[int]] = {}
     with open_input(path) as stream:
+        # Not str.splitlines, which also splits at characters that JSON allows inside a string.
         for number, raw in enumerate(stream, start=1):
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                messages, unknown = _messages(text, task)
             except UnicodeDecodeError as error:
-                reason = f"byte {error.start + 1} is not UTF-8; save the file as UTF-8 text"
-                raise FineTuneError(FailureClass.INVALID_DATA, f"{path}:{number}: {reason}") from error
-            if line.strip():
-                yield number, line
+                problems.append(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8 text")
+            except _RowError as bad:
+                problems += [f"{path}:{number}: {problem}" for problem in bad.problems]
+            else:
+                rows.append(Row(number, messages))
+                for key in unknown:
+                    ignored.setdefault(key, []).append(number)
+    if not rows and not problems:
+        problems.append(f'{path}: holds no rows; give one {{"messages": [...]}} a line')
+    if problems:
+        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
+    return rows, [f"{path}: {key} is ignored; {len(lines)} rows have it, the first in line {lines[0]}" for key, lines in ignored.items()]
 
 
-def _row(number: int, line: str, task: str) -> tuple[Row, list[str]]:
-    """The row on a line, and the keys of it that are ignored."""
-    document = _parse(line)
+def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
+    """The messages of a row, the system message first, and the keys in it that are ignored."""
+    document = _parse(text)
     if not isinstance(document, dict):
         raise _RowError(f'must be an object {{"messages": [...]}}, is {_kind(document)}')
     if "messages" not in document:
-        keys = ", ".join(document) or "none"
-        raise _RowError(f"messages: is missing; the row has the keys {keys}")
+        raise _RowError(f"messages: is missing; the row has {', '.join(document) or 'no keys'}")
     turns = document["messages"]
     if not isinstance(turns, list) or not turns:
         raise _RowError(f"messages: must be a list of at least one message, is {_kind(turns)}")
-    unknown = [key for key in document if key != "messages"]
-    messages = []
+    unknown = dict.fromkeys(key for key in document if key != "messages")
+    messages: list[Message] = []
+    problems: list[str] = []
     for index, turn in enumerate(turns):
-        messages.append(_message(turn, f"messages[{index}]"))
-        unknown += [f"messages[].{key}" for key in turn if key not in ("role", "content")]
-    _check_roles(messages, task)
+        try:
+            messages.append(_message(turn))
+        except _RowError as bad:
+            problems += [f"messages[{index}]{problem}" for problem in bad.problems]
+        else:
+            unknown |= dict.fromkeys(f"messages[].{key}" for key in turn if key not in ("role", "content"))
+    if problems:
+        raise _RowError(*problems)
+    _check_roles([message.role for message in messages], task)
     messages.sort(key=lambda message: message.role != "system")
-    return Row(number, tuple(messages)), list(dict.fromkeys(unknown))
+    return tuple(messages), list(unknown)
 
 
-def _message(turn: object, where: str) -> Message:
+def _message(turn: object) -> Message:
     if not isinstance(turn, dict):
-        raise _RowError(f'{where}: must be an object {{"role": ..., "content": ...}}, is {_kind(turn)}')
-    for key in TOOL_KEYS:
-        if turn.get(key):
-            raise _RowError(f"{where}.{key}: tool calls are not supported; leave such rows out")
-    role = turn.get("role")
+        raise _RowError(f': must be an object {{"role": ..., "content": ...}}, is {_kind(turn)}')
+    problems = [f".{key}: tool calls are not supported; leave such rows out" for key in TOOL_KEYS if turn.get(key)]
+    role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        raise _RowError(f"{where}.role: must be system, user or assistant, is {_kind(role)}")
-    content = turn.get("content")
+        problems.append(f".role: must be system, user or assistant, is {_kind(role)}")
     if isinstance(content, list):
-        raise _RowError(f"{where}.content: must be a text; lists of parts, such as images, are not supported")
-    if not isinstance(content, str):
-        raise _RowError(f"{where}.content: must be a text, is {_kind(content)}")
-    if not content.strip():
-        raise _RowError(f"{where}.content: is empty; give it a text or leave the message out")
-    return Message(role, content)
+        problems.append(".content: must be a text; lists of parts, such as images, are not supported")
+    elif not isinstance(content, str):
+        problems.append(f".content: must be a text, is {_kind(content)}")
+    elif not content.strip():
+        problems.append(".content: is empty; give it a text or leave the message out")
+    elif _SURROGATE.search(content):
+        problems.append(r".content: holds a \ud800 to \udfff that is half of a character; repair the text")
+    if problems:
+        raise _RowError(*problems)
+    return Message(str(role), str(content))
 
 
-def _check_roles(messages: list[Message], task: str) -> None:
-    roles = [message.role for message in messages]
+def _check_roles(roles: list[str], task: str) -> None:
+    problems = []
     if roles.count("system") > 1:
-        raise _RowError(f"messages: has {roles.count('system')} system messages; at most one is possible")
+        problems.append(f"messages: has {roles.count('system')} system messages; at most one is possible")
     if "user" not in roles:
-        raise _RowError("messages: has no user message")
+        problems.append("messages: has no user message")
     if task == "instruction_tuning" and "assistant" not in roles:
-        raise _RowError("messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm all tokens count")
+        problems.append("messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm all tokens count")
+    if problems:
+        raise _RowError(*problems)
 
 
-def _parse(line: str) -> object:
+def _parse(text: str) -> object:
     try:
-        return json.loads(line, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise _RowError(f"is not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise _RowError("is nested too deeply to be a row") from error
+        raise _RowError(f"is not JSON: {error.msg} at column {error.colno}; a line holds one whole object") from error
+    except (ValueError, RecursionError) as error:
+        raise _RowError(f"cannot be read as JSON: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _RowError(f"{twice}: is given twice; keep one")
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise _RowError(*(f"{key}: is given twice in one object; keep one" for key in twice))
     return found
 
 
@@ -153,5 +160,7 @@ def _kind(value: object) -> str:
             return "an object"
         case list():
             return "a list"
-        case _:
+        case str():
             return repr(value)[:80]
+        case _:
+            return json.dumps(value)[:80]

@@ -36,7 +36,7 @@ class TokenizedRows:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row."""
+        """Tokens of each row, shape (rows,)."""
         return np.diff(self.offsets)
 
     @property
@@ -51,21 +51,27 @@ class TokenizedRows:
 
 
 def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> TokenizedRows:
-    """All rows in full length. Raises FineTuneError (InvalidData) with every row that the chat format cannot take, as `source:line`."""
-    encoded = []
+    """All rows, at least one, in full length.
+
+    Raises FineTuneError (InvalidData) with every row that the chat format cannot take, as `source:line: what`.
+    """
+    input_ids: list[NDArray[np.int32]] = []
+    trained: list[NDArray[np.bool_]] = []
     problems: list[str] = []
     for row in rows:
         try:
-            encoded.append(chat_format.encode(row))
+            encoded = chat_format.encode(row)
         except FineTuneError as error:
             problems += [f"{source}:{row.line}: {problem}" for problem in error.problems]
+            continue
+        input_ids.append(np.array(encoded.input_ids, dtype=np.int32))
+        trained.append(np.array(encoded.trained, dtype=np.bool_))
     if problems:
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)
-    lengths = [len(each.input_ids) for each in encoded]
     return TokenizedRows(
-        input_ids=np.concatenate([np.asarray(each.input_ids, dtype=np.int32) for each in encoded]),
-        trained=np.concatenate([np.asarray(each.trained, dtype=np.bool_) for each in encoded]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        input_ids=np.concatenate(input_ids),
+        trained=np.concatenate(trained),
+        offsets=_offsets([len(ids) for ids in input_ids]),
         lines=np.array([row.line for row in rows], dtype=np.int64),
     )
 
@@ -73,33 +79,45 @@ def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> 
 def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[TokenizedRows, int]:
     """The first `context_length` tokens of every row, and how many rows were longer.
 
-    Raises FineTuneError (InvalidData) with every row in which nothing is left to train on, as `source:line`.
+    Raises FineTuneError (InvalidData) with every row in which nothing is left to train on, as `source:line: what`.
     """
-    lengths = np.minimum(rows.lengths, context_length)
-    kept = np.concatenate([np.arange(start, start + length) for start, length in zip(rows.offsets[:-1], lengths, strict=True)])
+    position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    kept = position_in_row < context_length
     cut = TokenizedRows(
         input_ids=rows.input_ids[kept],
         trained=rows.trained[kept],
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=_offsets(np.minimum(rows.lengths, context_length)),
         lines=rows.lines,
     )
-    problems = [
-        f"{source}:{cut.lines[index]}: {_nothing_to_train(rows, index, context_length)}"
-        for index in range(len(cut))
-        if not cut.row(index)[1][1:].any()
-    ]
-    if problems:
+    without = np.flatnonzero(_predicted(cut) == 0)
+    if without.size:
+        whole = _predicted(rows)
+        problems = [
+            f"{source}:{line}: {_nothing_to_train_on(int(length), context_length, cut_off=bool(predicted))}"
+            for line, length, predicted in zip(rows.lines[without], rows.lengths[without], whole[without], strict=True)
+        ]
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)
     return cut, int((rows.lengths > context_length).sum())
 
 
 def trained_tokens(rows: TokenizedRows) -> int:
-    """Tokens that count in the loss of an epoch; the first of a row is never predicted, so it never counts."""
-    return int(rows.trained.sum()) - int(rows.trained[rows.offsets[:-1]].sum())
+    """Tokens that count in the loss of an epoch."""
+    return int(_predicted(rows).sum())
 
 
-def _nothing_to_train(rows: TokenizedRows, index: int, context_length: int) -> str:
-    if rows.row(index)[1][1:].any():
-        length = rows.lengths[index]
-        return f"nothing to train on is left of its {length} tokens after truncation to {context_length}; raise spec.context_length"
-    return "has nothing to train on; an assistant message with text is needed"
+def _predicted(rows: TokenizedRows) -> NDArray[np.int64]:
+    """Tokens of each row that count and that something comes before: the first of a row is never predicted. Shape (rows,)."""
+    counted = np.concatenate([[0], np.cumsum(rows.trained, dtype=np.int64)])
+    after_first = np.minimum(rows.offsets[:-1] + 1, rows.offsets[1:])
+    predicted: NDArray[np.int64] = counted[rows.offsets[1:]] - counted[after_first]
+    return predicted
+
+
+def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:
+    if cut_off:
+        return f"the first {context_length} of its {length} tokens hold nothing to train on; raise spec.context_length"
+    return f"none of its {length} tokens counts in the loss; give it an answer, or leave it out"
+
+
+def _offsets(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
