@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from string import Formatter
 
 from finetune_api.generation import PromptFormat
 from finetune_trainer.rendering import RenderingError, Span
 from finetune_trainer.rows import Message
+
+_NO_CONTENT = "\0"
+"""Stands where a content would; YAML cannot write it, so no format holds one."""
 
 
 class FormatRendering:
@@ -18,8 +20,9 @@ class FormatRendering:
 
     def __init__(self, prompt_format: PromptFormat) -> None:
         self._format = prompt_format
-        before_answer, *_, after_answer = _literals(prompt_format.assistant)
-        self._before_answer = len(before_answer)
+        around = prompt_format.assistant.format(instruction=_NO_CONTENT)
+        after_answer = around.rpartition(_NO_CONTENT)[2]
+        self._before_answer = around.index(_NO_CONTENT)
         self._white_space_after_answer = len(after_answer) - len(after_answer.rstrip())
         self._end_of_turn = after_answer.rstrip()
 
@@ -70,11 +73,3 @@ class FormatRendering:
 
     def _content(self, content: str) -> str:
         return content.strip() if self._format.strip_whitespace else content
-
-
-def _literals(template: str) -> list[str]:
-    """The texts before, between and after the placeholders; at least one placeholder is there."""
-    parts = list(Formatter().parse(template))
-    literals = [literal for literal, _, _, _ in parts]
-    ends_with_placeholder = parts[-1][1] is not None
-    return [*literals, ""] if ends_with_placeholder else literals
