@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from finetune_api.failure import FailureClass, FineTuneError
 
 _REFUSED = re.compile(
-    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN"
-    r"|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status 40[13]"
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|SIGNATURE_DOES_NOT_MATCH|ExpiredToken"
+    r"|PERMISSION_DENIED|UNAUTHENTICATED"
 )
 """How the object stores' errors, which carry no errno, say that the credentials do not suffice."""
 
