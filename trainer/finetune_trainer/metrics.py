@@ -35,3 +35,8 @@ class EvaluationLine(StatusModel):
     checkpoint: str | None
     """The checkpoint that holds this model; none before training."""
     time: datetime
+
+
+def numbers_of(line: StepLine | EvaluationLine) -> dict[str, float]:
+    """What a tracker plots: the line's numbers under their names in the file, without the step that they belong to."""
+    return line.model_dump(by_alias=True, exclude={"step", "time", "checkpoint"}, exclude_none=True)
