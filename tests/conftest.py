@@ -37,7 +37,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def stdlib_train() -> Path:
-    """96 chat rows about the standard library, 40 to 80 tokens of SmolLM2 each."""
+    """80 chat rows about the standard library, 40 to 80 tokens of SmolLM2 each."""
     return make_data() / TRAIN
 
 

@@ -35,7 +35,7 @@ def test_no_question_and_no_answer_is_in_both_splits(cache: Path) -> None:
     assert {question for question, _ in validation}.isdisjoint(question for question, _ in large)
     assert {answer for _, answer in validation}.isdisjoint(answer for _, answer in large)
     assert large[: len(train)] == train
-    assert (len(validation), len(train)) == (32, 96)
+    assert (len(validation), len(train)) == (32, 80)
 
 
 def test_making_the_data_again_gives_the_same_bytes_and_leaves_nothing_beside_them(cache: Path) -> None:
@@ -52,7 +52,7 @@ def test_data_of_another_python_is_replaced(cache: Path) -> None:
     (cache / TRAIN).write_text("{}\n")
     make_data()
 
-    assert len(_rows(cache / TRAIN)) == 96
+    assert len(_rows(cache / TRAIN)) == 80
 
 
 def test_without_a_cache_variable_the_inputs_are_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_api.manifest import Manifest, read_manifest
+from finetune_api.numbers import numbers
+from make_inputs import MODEL, TRAIN, TRAIN_LARGE, VALIDATION
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MADE = {f"examples/inputs/{name}" for name in (MODEL, TRAIN, TRAIN_LARGE, VALIDATION)}
+
+
+def _read(name: str) -> Manifest:
+    return read_manifest(EXAMPLES / name)
+
+
+def test_the_quickstart_needs_no_hub_and_no_bucket_and_nothing_about_it_is_remarkable() -> None:
+    quickstart = _read("quickstart.yaml")
+
+    assert {quickstart.spec.model_id, quickstart.spec.train_path, quickstart.spec.valid_path} < MADE
+    assert quickstart.warnings == ()
+
+
+def test_the_quickstart_is_three_epochs_of_twenty_steps_each_validated(stdlib_train: Path) -> None:
+    rows = len(stdlib_train.read_text(encoding="utf-8").splitlines())
+    run = numbers(_read("quickstart.yaml").spec, rows=rows, longest_row=80, model_context_length=8192)
+
+    assert (run.steps_per_epoch, run.total_steps, run.checkpoint_epochs) == (20, 60, (0, 1, 2))
+
+
+@pytest.mark.parametrize(("name", "is_lora"), [("llama-3.1-8b-lora.yaml", True), ("qwen3-0.6b-full.yaml", False)])
+def test_a_manifest_for_a_public_model_takes_data_that_is_made_here(name: str, is_lora: bool) -> None:
+    spec = _read(name).spec
+
+    assert {spec.train_path, spec.valid_path} < MADE
+    assert (spec.lora_config is not None) is is_lora
+
+
+@pytest.mark.parametrize(
+    ("name", "remarks"),
+    [
+        ("hyperparameters.yaml", []),
+        ("llama-3-8b-lora-4xA10.yaml", ["liger_kernel", "deepspeed"]),
+        ("mistral-7b-prompt-format.yaml", ["deepspeed"]),
+        ("gemma-2-27b-lora-8xH100.yaml", ["num_data_blocks_per_device", "deepspeed"]),
+        (
+            "llama-3-70b-full-32xA10.yaml",
+            ["given twice", "output_dir", "dataset_size_scaling_factor", "deepspeed", "every parameter of the model is trained"],
+        ),
+    ],
+)
+def test_an_llmforge_file_is_read_as_it_is_and_says_what_has_no_effect(name: str, remarks: list[str]) -> None:
+    warnings = _read(f"llmforge/{name}").warnings
+
+    assert len(warnings) == len(remarks)
+    assert all(remark in warning for remark, warning in zip(remarks, warnings, strict=True))
+
+
+def test_underscored_integers_and_exponents_without_a_point_are_numbers() -> None:
+    spec = _read("llmforge/llama-3-70b-full-32xA10.yaml").spec
+
+    assert (spec.trainer_resources, spec.learning_rate) == ({"memory": 150_323_855_360}, 5e-6)
