@@ -1,0 +1,241 @@
+"""Jobs that tests train, and ways to train them without Ray: in this process, or in processes of their own that form a group."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import JsonValue
+from safetensors.torch import load_file
+
+from finetune_api.manifest import read_spec
+from finetune_api.numbers import numbers
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Plan, ProgressRecord
+from finetune_trainer.loop import Outcome, TrainingJob, Worker, train
+from finetune_trainer.run_directory import RunDirectory
+from finetune_trainer.tokens import TokenizedRows
+
+Fields = dict[str, JsonValue]
+
+LORA: Fields = {"lora_config": {"r": 8}}
+FULL: Fields = {}
+
+FIRST_TEXT_TOKEN, TINY_VOCABULARY = 4, 1024
+"""The tiny model's tokens from FIRST_TEXT_TOKEN on are text."""
+
+
+def rows_of(lengths: Sequence[int], seed: int = 0, share_trained: float = 0.5) -> TokenizedRows:
+    """Rows of random tokens of the tiny model; `share_trained` of them count, in every row the last one."""
+    random = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    trained = random.random(offsets[-1]) < share_trained
+    trained[offsets[1:] - 1] = True
+    return TokenizedRows(
+        input_ids=random.integers(FIRST_TEXT_TOKEN, TINY_VOCABULARY, offsets[-1]).astype(np.int32),
+        trained=trained,
+        offsets=offsets,
+        lines=np.arange(1, len(lengths) + 1),
+    )
+
+
+def some_rows(count: int, seed: int = 0) -> TokenizedRows:
+    """Rows of 5 to 59 tokens, in which very different numbers of tokens count."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(5, 60, count)
+    parts = [rows_of([length], seed=int(random.integers(2**31)), share_trained=random.random()) for length in lengths]
+    return TokenizedRows(
+        input_ids=np.concatenate([part.input_ids for part in parts]),
+        trained=np.concatenate([part.trained for part in parts]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        lines=np.arange(1, count + 1),
+    )
+
+
+TRAINING_ROWS = some_rows(21)
+"""21 is divisible by no batch size and no number of devices that tests use: steps end ragged, with empty micro-batches."""
+VALIDATION_ROWS = some_rows(7, seed=1)
+
+
+def spec_of(model: Path, way: Fields, **fields: JsonValue) -> FineTuneJobSpec:
+    """A spec that warms up in two steps to a learning rate that moves the tiny model, and keeps every checkpoint."""
+    chosen: Fields = {
+        "model_id": str(model),
+        "train_path": "train.jsonl",
+        "valid_path": "validation.jsonl",
+        "learning_rate": 1e-3,
+        "num_warmup_steps": 2,
+        "num_epochs": 3,
+        "train_batch_size_per_device": 4,
+        "num_checkpoints_to_keep": 100,
+    }
+    return read_spec({**chosen, **way, **fields})
+
+
+def job_of(
+    model: Path,
+    run_directory: Path,
+    way: Fields,
+    *,
+    train: TokenizedRows = TRAINING_ROWS,
+    validation: TokenizedRows | None = VALIDATION_ROWS,
+    fingerprint: str = "these rows",
+    **fields: JsonValue,
+) -> TrainingJob:
+    """A job in a run directory that is new, or that goes on from the newest checkpoint or snapshot in it."""
+    spec = spec_of(model, way, **fields)
+    computed = numbers(spec, rows=len(train), longest_row=train.longest, model_context_length=2048)
+    run = RunDirectory.open(str(run_directory))
+    run.claim("kind: FineTuneJob", "a test")
+    return TrainingJob(
+        name="test",
+        spec=spec,
+        numbers=computed,
+        plan=Plan(
+            rows=len(train),
+            validation_rows=0 if validation is None else len(validation),
+            tokens=len(train.input_ids),
+            truncated_rows=0,
+            context_length=computed.context_length,
+            effective_batch_size=computed.effective_batch_size,
+            steps_per_epoch=computed.steps_per_epoch,
+            total_epochs=computed.total_epochs,
+            total_steps=computed.total_steps,
+            checkpoint_epochs=list(computed.checkpoint_epochs),
+            trainable_parameters=0,
+            total_parameters=0,
+        ),
+        train=train,
+        validation=validation,
+        fingerprint=fingerprint,
+        run_directory=str(run_directory),
+        resume_from=run.newest(),
+        dtype="fp32",
+    )
+
+
+@dataclass
+class Course:
+    """How far a run goes: what a worker is asked after every optimizer step."""
+
+    stop_after: int | None = None
+    """Stop when so many steps are done in this process."""
+    stopped_rank: int = 0
+    """The one that is asked to stop."""
+    die_after: int | None = None
+    """Kill the first process when it reports so many steps."""
+
+    def worker(self, rank: int, num_devices: int, records: list[ProgressRecord]) -> Worker:
+        """A worker on the CPU that collects its records."""
+        asked = itertools.count(1)
+
+        def report(record: ProgressRecord) -> None:
+            records.append(record)
+            if record.progress is not None and record.progress.step == self.die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def stop_requested() -> bool:
+            return next(asked) == self.stop_after and rank == self.stopped_rank
+
+        return Worker(rank, num_devices, torch.device("cpu"), report, stop_requested)
+
+
+TO_THE_END = Course()
+
+
+def train_here(job: TrainingJob, *, stop_after: int | None = None) -> list[ProgressRecord]:
+    """Trains in this process, with one thread, and returns what was reported."""
+    torch.set_num_threads(1)
+    records: list[ProgressRecord] = []
+    outcome = train(job, Course(stop_after).worker(0, 1, records))
+    assert outcome is (Outcome.FINISHED if stop_after is None else Outcome.STOPPED)
+    return records
+
+
+def train_in_processes(*jobs: TrainingJob, course: Course = TO_THE_END) -> None:
+    """Trains the jobs one after the other in as many processes as they have devices, which form a gloo group.
+
+    Raises AssertionError when one of them ends with something else than 0.
+    """
+    ended = in_processes(jobs[0].numbers.num_devices, partial(_train_all, jobs, course))
+    assert all(code == 0 for code in ended), f"the processes ended with {ended}"
+
+
+def _train_all(jobs: Sequence[TrainingJob], course: Course, rank: int, num_devices: int) -> None:
+    for job in jobs:
+        train(job, course.worker(rank, num_devices, []))
+
+
+def in_processes(count: int, work: Callable[[int, int], None]) -> list[int | None]:
+    """Calls `work(rank, count)` in `count` processes, with one thread each, and returns their exit codes."""
+    context = multiprocessing.get_context("forkserver")
+    # The server imports what takes seconds once, and computes nothing: its children fork safely.
+    context.set_forkserver_preload(["torch", "peft", "transformers.models.llama.modeling_llama", "finetune_trainer.loop"])
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port: int = unused.getsockname()[1]
+    processes: list[ForkServerProcess] = [context.Process(target=_work, args=(work, rank, count, port)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def _work(work: Callable[[int, int], None], rank: int, count: int, port: int) -> None:
+    torch.set_num_threads(1)
+    if count > 1:
+        store = f"tcp://127.0.0.1:{port}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
+    work(rank, count)
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def lines_of(run_directory: Path | str) -> list[dict[str, JsonValue]]:
+    """The lines of metrics.jsonl, without what no two runs share."""
+    lines = [json.loads(line) for line in (Path(run_directory) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in {"time", "tokensPerSecond"}} for line in lines]
+
+
+def column(run_directory: Path | str, name: str) -> list[float]:
+    """The numbers called `name` in metrics.jsonl, in order: `loss`, `gradNorm` and `learningRate` of steps, `evalLoss` of validations."""
+    return [float(str(line[name])) for line in lines_of(run_directory) if name in line]
+
+
+def saved_in(run_directory: Path | str) -> set[str]:
+    """The names of the checkpoints and snapshots that are there, and of any other directory."""
+    return {entry.name for entry in Path(run_directory).iterdir() if entry.is_dir()}
+
+
+def files_of(checkpoint: Path) -> dict[str, bytes]:
+    """All files of a checkpoint but complete.json, which says when it was saved."""
+    files = {file.relative_to(checkpoint).as_posix(): file.read_bytes() for file in checkpoint.rglob("*") if file.is_file()}
+    return {name: content for name, content in files.items() if name != "complete.json"}
+
+
+def trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What a checkpoint's safetensors file holds."""
+    file = checkpoint / "adapter_model.safetensors"
+    return load_file(file if file.is_file() else checkpoint / "model.safetensors")
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Over all weights of two checkpoints of the same model."""
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
