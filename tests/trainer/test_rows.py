@@ -69,9 +69,8 @@ def test_how_a_line_ends_and_a_file_begins_changes_nothing(file: Path, written: 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\r"])
 def test_only_a_newline_ends_a_row(file: Path, separator: str) -> None:
     content = f"one{separator}two"
-    escaped = json.dumps(content) if separator < " " else json.dumps(content, ensure_ascii=False)
 
-    rows = rows_in(file, '{"messages": [{"role": "user", "content": %s}, {"role": "assistant", "content": "ok"}]}' % escaped)
+    rows = rows_in(file, json.dumps({"messages": [{"role": "user", "content": content}, ANSWER]}, ensure_ascii=False))
 
     assert rows[0].messages[0].content == content
 
