@@ -15,7 +15,7 @@ from typing import NoReturn
 import pytest
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_api.status import Checkpoint
+from finetune_api.status import Checkpoint, ProgressRecord
 from finetune_trainer.metrics import EvaluationLine, StepLine
 from finetune_trainer.run_directory import RunDirectory, run_directory_name
 from finetune_trainer.storage import Storage, open_storage
@@ -280,6 +280,32 @@ def test_a_damaged_checkpoint_is_named_and_left_for_a_person_to_look_at(
     assert storage.read_text("epoch-0/model.safetensors") == "wei"
 
 
+def test_a_run_that_has_not_finished_has_no_result(run: RunDirectory) -> None:
+    run.claim("spec: {}\n", "default/qwen (3f2a)")
+
+    assert run.result() is None
+
+
+def test_the_result_is_the_record_that_the_run_finished_with(run: RunDirectory, storage_path: str) -> None:
+    save(run, 0, eval_loss=2.0)
+    run.append_metrics(step_line(1))
+    finished = ProgressRecord(checkpoints=run.checkpoints())
+
+    run.finish(finished)
+
+    assert RunDirectory.open(storage_path).result() == finished
+    assert len(lines(open_storage(storage_path))) == 1
+
+
+def test_a_deleted_run_leaves_nothing(run: RunDirectory, storage: Storage) -> None:
+    run.claim("spec: {}\n", "default/qwen (3f2a)")
+    save(run, 0)
+
+    run.delete()
+
+    assert storage.files() == {}
+
+
 # Metrics
 
 
@@ -437,7 +463,7 @@ def test_a_bucket_that_vanishes_is_a_storage_error(s3_bucket: str) -> None:
 SAVE = """
 import os, signal, sys
 from datetime import UTC, datetime
-from finetune_api.status import Checkpoint
+from finetune_api.status import Checkpoint, ProgressRecord
 from finetune_trainer.run_directory import RunDirectory
 
 run = RunDirectory.open(sys.argv[1])

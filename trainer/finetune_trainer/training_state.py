@@ -53,8 +53,10 @@ def save_state(directory: Path, position: Position, optimizer: torch.optim.Optim
     state = directory / STATE
     state.mkdir()
     (state / _POSITION).write_text(position.model_dump_json())
-    torch.save(optimizer.state_dict(), state / _OPTIMIZER)
-    torch.save(random, state / _RANDOM)
+    for name, content in ((_OPTIMIZER, optimizer.state_dict()), (_RANDOM, random)):
+        # Given a path, torch.save would not say why it cannot write.
+        with (state / name).open("wb") as file:
+            torch.save(content, file)
 
 
 def read_position(text: str) -> Position:
