@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -53,8 +54,8 @@ def refusal(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> 
 def marked_by_transformers(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Encoded:
     """Tokens and mask of a template with generation tags."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    tokens = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
-    return Encoded(list(tokens["input_ids"]), [bool(marked) for marked in tokens["assistant_masks"]])
+    tokens = cast("dict[str, list[int]]", tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True))
+    return Encoded(tokens["input_ids"], [marked == 1 for marked in tokens["assistant_masks"]])
 
 
 # What counts: the answers, each with the token that ends its turn
@@ -150,7 +151,7 @@ def test_all_tokens_count_in_causal_lm() -> None:
 
 
 def test_the_tiny_model_has_such_a_template(tiny_model: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(tiny_model))
 
     row = encoded(tokenizer, CONVERSATIONS["turns"])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from tokenizers.implementations import SentencePieceBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from finetune_trainer.chat import Encoded
@@ -80,19 +79,22 @@ def _byte_level_bpe(special_tokens: tuple[str, ...]) -> str:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        list(topics.values())[:20],
-        trainers.BpeTrainer(vocab_size=500, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False),
-    )
-    return bpe.to_str()
+    return _trained(bpe, special_tokens, pre_tokenizers.ByteLevel.alphabet())
 
 
 @cache
 def _sentencepiece_bpe(special_tokens: tuple[str, ...]) -> str:
-    bpe = SentencePieceBPETokenizer()
-    bpe.train_from_iterator(list(topics.values())[:20], vocab_size=500, special_tokens=["<unk>", *special_tokens], show_progress=False)
-    return bpe.to_str()
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.decoder = decoders.Metaspace()
+    return _trained(bpe, ("<unk>", *special_tokens), [])
+
+
+def _trained(bpe: Tokenizer, special_tokens: tuple[str, ...], alphabet: list[str]) -> str:
+    """The tokenizer as JSON, after training on a part of Python's documentation."""
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(list(topics.values())[:20], trainer)
+    return str(bpe.to_str())
 
 
 def _fast(tokenizer: Tokenizer, template: str | None, names: dict[str, str]) -> PreTrainedTokenizerFast:

@@ -95,7 +95,7 @@ class TemplateRendering:
 
     def _after(self, mark: str, messages: Sequence[Message]) -> str:
         """The text after the answer that is `mark`."""
-        _, found, after = self.text(messages).rpartition(mark)
+        _, found, after = self.text(messages).partition(mark)
         if not found:
             raise RenderingError(f"messages: the chat template of {self._model} leaves out what the assistant says")
         return after
