@@ -30,7 +30,8 @@ QUIET_RAY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
+    # Ray is nice by 15, which starves training on a machine that does anything else.
+    "RAY_worker_niceness": "0",
 }
 """Ray's settings for both places; they must be in the environment before Ray starts."""
 
@@ -82,15 +83,18 @@ def follow(
     fitting.start()
     notice = Notice()
     asked = False
-    while fitting.is_alive():
-        fitting.join(POLL_SECONDS)
-        seen, notice = notice.version, read_board(board)
-        if notice.version > seen and notice.record is not None:
-            report(notice.record)
-        if stop.is_set() and not asked:
-            asked = True
-            ray.get(board.stop.remote())
-    notice = read_board(board)
+    try:
+        while fitting.is_alive():
+            fitting.join(POLL_SECONDS)
+            seen, notice = notice.version, read_board(board)
+            if notice.version > seen and notice.record is not None:
+                report(notice.record)
+            if stop.is_set() and not asked:
+                asked = True
+                ray.get(board.stop.remote())
+        notice = read_board(board)
+    except RayError as lost:
+        return notice, failure_of_run(lost)
     error = ended[0]
     if error is None:
         return notice, None

@@ -127,7 +127,7 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listen
 def _train(job: TrainingJob, prepared: Prepared, machine: Machine, listener: Listener) -> FineTuneJobStatus:
     devices = job.numbers.num_devices
     started = datetime.now(UTC)
-    with _signals(listener) as stop, _ray(machine, prepared):
+    with _ray(machine, prepared), _signals(listener) as stop:  # Ray puts a SIGTERM handler of its own in place
         notice, failure = follow(
             job,
             on_gpu=machine.gpus > 0,
@@ -195,6 +195,7 @@ def _lock(directory: int, path: str) -> None:
 def _ray(machine: Machine, prepared: Prepared) -> Iterator[None]:
     """A Ray of this process alone: no dashboard, no messages, and as much shared memory as the rows take."""
     quieten_ray()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes a laptop away; it would be one more process
     rows = sum(part.nbytes for part in (prepared.train, prepared.validation) if part is not None)
     ray.init(
         address="local",
