@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import torch
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 from ray.train import TrainingFailedError
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -25,7 +25,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(failure_class=FailureClass.OUT_OF_MEMORY, message=f"a worker ran out of memory; {LESS_MEMORY}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
         return Failure(failure_class=FailureClass.STORAGE_ERROR, message=f"{error.filename or 'storage'}: {error.strerror}")
-    if isinstance(error, RayActorError | WorkerCrashedError | ActorUnavailableError):
+    if isinstance(error, RayActorError | WorkerCrashedError):
         return Failure(failure_class=FailureClass.NODE_LOST, message=f"a worker died; if the machine was short of memory, {LESS_MEMORY}")
     return Failure(failure_class=FailureClass.UNKNOWN, message=f"{type(error).__name__}: {error}"[:8192])
 
