@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -38,14 +39,14 @@ FIRST_TEXT_TOKEN, TINY_VOCABULARY = 4, 1024
 """The tiny model's tokens from FIRST_TEXT_TOKEN on are text."""
 
 
-def rows_of(lengths: Sequence[int], seed: int = 0, share_trained: float = 0.5) -> TokenizedRows:
+def rows_of(lengths: Sequence[int], *, seed: int = 0, share_trained: float = 0.5, vocabulary: int = TINY_VOCABULARY) -> TokenizedRows:
     """Rows of random tokens of the tiny model; `share_trained` of them count, in every row the last one."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     trained = random.random(offsets[-1]) < share_trained
     trained[offsets[1:] - 1] = True
     return TokenizedRows(
-        input_ids=random.integers(FIRST_TEXT_TOKEN, TINY_VOCABULARY, offsets[-1]).astype(np.int32),
+        input_ids=random.integers(FIRST_TEXT_TOKEN, vocabulary, offsets[-1]).astype(np.int32),
         trained=trained,
         offsets=offsets,
         lines=np.arange(1, len(lengths) + 1),
@@ -137,6 +138,8 @@ class Course:
     """The one that is asked to stop."""
     die_after: int | None = None
     """Kill the first process when it reports so many steps."""
+    die_writing_after: int | None = None
+    """Once the first process has reported so many steps, kill it in the middle of the first file of more than 50 kB."""
 
     def worker(self, rank: int, num_devices: int, records: list[ProgressRecord]) -> Worker:
         """A worker on the CPU that collects its records."""
@@ -144,8 +147,14 @@ class Course:
 
         def report(record: ProgressRecord) -> None:
             records.append(record)
-            if record.progress is not None and record.progress.step == self.die_after:
+            step = record.progress.step if record.progress else None
+            if step == self.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == self.die_writing_after:
+                # Python ignores the signal by which the system kills a process that writes beyond its limit.
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
         def stop_requested() -> bool:
             return next(asked) == self.stop_after and rank == self.stopped_rank
@@ -165,13 +174,13 @@ def train_here(job: TrainingJob, *, stop_after: int | None = None) -> list[Progr
     return records
 
 
-def train_in_processes(*jobs: TrainingJob, course: Course = TO_THE_END) -> None:
+def train_in_processes(*jobs: TrainingJob, course: Course = TO_THE_END, ending: int = 0) -> None:
     """Trains the jobs one after the other in as many processes as they have devices, which form a gloo group.
 
-    Raises AssertionError when one of them ends with something else than 0.
+    Raises AssertionError when one of them ends with another exit code than `ending`.
     """
     ended = in_processes(jobs[0].numbers.num_devices, partial(_train_all, jobs, course))
-    assert all(code == 0 for code in ended), f"the processes ended with {ended}"
+    assert all(code == ending for code in ended), f"the processes ended with {ended}"
 
 
 def _train_all(jobs: Sequence[TrainingJob], course: Course, rank: int, num_devices: int) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
-from safetensors import SafetensorError
-
 from finetune_api.failure import FailureClass, FineTuneError
 
 _REFUSED = re.compile(
@@ -18,7 +16,7 @@ _REFUSED = re.compile(
 """How the object stores' errors, which carry no errno, say that the credentials do not suffice."""
 
 _RUST_ERROR = re.compile(r"([^: ][^:]*) \(os error \d+\)")
-"""How an error of the system reads inside safetensors' own."""
+"""How an error of the system reads inside those of safetensors and tokenizers, which are written in Rust."""
 
 
 @contextmanager
@@ -34,7 +32,8 @@ def explained(path: str | PathLike[str]) -> Iterator[None]:
 def explained_writing(path: str | PathLike[str]) -> Iterator[None]:
     """As `explained`, for libraries that write files and raise exceptions of their own when the system does not let them.
 
-    safetensors quotes the system's error; torch.save, given an open file, raises while it handles the OSError of that file.
+    safetensors and tokenizers quote the system's error, the latter in a plain Exception; torch.save, given an open file, raises while
+    it handles the OSError of that file.
     """
     try:
         yield
@@ -44,9 +43,11 @@ def explained_writing(path: str | PathLike[str]) -> Iterator[None]:
         if not isinstance(error.__context__, OSError):
             raise
         raise failure(path, error.__context__) from error
-    except SafetensorError as error:
+    except Exception as error:
         quoted = _RUST_ERROR.search(str(error))
-        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: {quoted[1] if quoted else error}") from error
+        if quoted is None:
+            raise
+        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: {quoted[1]}") from error
 
 
 def failure(path: str | PathLike[str], error: OSError) -> FineTuneError:
