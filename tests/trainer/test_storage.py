@@ -437,6 +437,20 @@ def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path: Path, full_disk: 
     assert storage.read_text("checkpoints.json") == "old"
 
 
+def test_a_download_that_does_not_fit_leaves_the_old_file(
+    object_path: str, tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    storage = open_storage(object_path)
+    storage.write_text("model.safetensors", "x" * 100_000)
+    (tmp_path / "model.safetensors").write_text("old")
+
+    with full_disk(), pytest.raises(FineTuneError, match=r"/runs/model\.safetensors.*: .*File too large") as raised:
+        storage.download(tmp_path)
+
+    assert raised.value.failure_class == FailureClass.STORAGE_ERROR
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"model.safetensors": "old"}
+
+
 def write_plainly(file: Path) -> None:
     file.write_bytes(bytes(100_000))
 

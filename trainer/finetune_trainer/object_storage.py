@@ -128,7 +128,7 @@ class ObjectStorage:
                     self._filesystem.delete_dir(key)
 
     def download(self, directory: Path) -> None:
-        """Copies all objects."""
+        """Copies all objects. Each file appears whole, so that several processes may download to the same directory at once."""
         for name in self.files():
             target = directory / name
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

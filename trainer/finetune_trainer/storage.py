@@ -62,7 +62,7 @@ class Storage(Protocol):
         """Deletes a file, or a directory with all that is in it, if it is there."""
 
     def download(self, directory: Path) -> None:
-        """Copies all files to a directory on this machine. Each appears there whole, in place of the one that was there."""
+        """Copies all files to a directory on this machine, over those of the same names."""
 
     def local_copy(self) -> AbstractContextManager[Path]:
         """A directory on this machine with all files, to be left as they are, until the `with` block ends."""
