@@ -43,15 +43,19 @@ class Manifest(BaseModel):
     spec: FineTuneJobSpec
     warnings: tuple[str, ...] = ()
 
-    def to_yaml(self) -> str:
-        """The FineTuneJob as a manifest for `kubectl apply`, with the fields that were set, numbers written as numbers."""
-        document = {
+    @property
+    def document(self) -> dict[str, JsonValue]:
+        """The FineTuneJob as a Kubernetes object with the fields that were set, numbers written as numbers."""
+        return {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": self.metadata.model_dump(exclude_none=True),
             "spec": self.spec.model_dump(mode="json", exclude_unset=True),
         }
-        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+
+    def to_yaml(self) -> str:
+        """The same as a manifest for `kubectl apply`."""
+        return yaml.safe_dump(self.document, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -1,0 +1,150 @@
+"""The command `finetune`, also installed as `kubectl-finetune`: what can be asked for, and how it ends.
+
+Exit codes: 0 success, 1 the job or a file is wrong or training failed, 2 the command line is wrong, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_api.failure import FineTuneError
+from finetune_cli.quiet import quieten_libraries
+
+
+class Output(StrEnum):
+    """Who reads the result: a person or a program."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+commands = typer.Typer(
+    name="finetune",
+    help="Fine-tune language models with a FineTuneJob or an LLMForge training YAML.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Job = Annotated[Path, typer.Argument(metavar="FILE", help="A FineTuneJob or an LLMForge training YAML.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What is written to standard output: for people, or JSON alone.")]
+
+
+def app() -> None:
+    """Runs the command line; what a person can put right is told on standard error, without a traceback."""
+    quieten_libraries()
+    try:
+        commands()
+    except FineTuneError as error:
+        from finetune_cli.plain_text import say_problems
+
+        say_problems(error.problems)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("finetune_"):
+            raise
+        from finetune_cli.plain_text import say_problems
+
+        say_problems([f"this command needs {error.name}, which is not installed: pip install 'finetune-operator[trainer]'"])
+        sys.exit(1)
+
+
+def picture_path(path: Path | None) -> Path | None:
+    """Refuses formats that cannot be drawn, before anything is read."""
+    if path is not None and path.suffix not in PICTURES:
+        raise typer.BadParameter(f"{path} must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
+    return path
+
+
+def show_version(asked: bool) -> None:
+    """Answers `--version`."""
+    if asked:
+        typer.echo(f"finetune {version('finetune-operator')}")
+        raise typer.Exit
+
+
+@commands.callback()
+def root(
+    _version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=show_version)] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@commands.command()
+def run(
+    file: Job,
+    storage: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where runs are kept: a directory (./finetune-runs, if left out), s3://… or gs://….")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Train on this machine, from the newest checkpoint if there is one; Ctrl-C saves a snapshot and stops."""
+    from finetune_api.manifest import read_manifest
+    from finetune_cli.run import run_here
+
+    raise typer.Exit(run_here(read_manifest(file), storage=storage, devices=devices, json_wanted=output is Output.JSON))
+
+
+@commands.command()
+def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="FineTuneJobs or LLMForge training YAMLs.")]) -> None:
+    """Show every mistake of one or more files, each with its field."""
+    from finetune_cli.validate import validate_files
+
+    raise typer.Exit(validate_files(files))
+
+
+@commands.command()
+def convert(file: Annotated[Path, typer.Argument(metavar="LLMFORGE_YAML", help="An LLMForge training YAML.")]) -> None:
+    """Write a FineTuneJob manifest from an LLMForge training YAML."""
+    from finetune_api.manifest import read_manifest
+    from finetune_cli.plain_text import say_warnings
+
+    manifest = read_manifest(file)
+    say_warnings(manifest.warnings)
+    typer.echo(manifest.to_yaml(), nl=False)
+
+
+@commands.command()
+def plan(
+    file: Job,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=picture_path, help="Draw the learning rate into a .png, .svg or .pdf file.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what would be trained: rows, tokens, steps, epochs, memory; nothing is trained."""
+    from finetune_api.manifest import read_manifest
+    from finetune_cli.plan import show_plan
+
+    show_plan(read_manifest(file), picture=plot, json_wanted=output is Output.JSON)
+
+
+@commands.command()
+def crd() -> None:
+    """Write the CustomResourceDefinition of FineTuneJob."""
+    from finetune_api.crd import crd_yaml
+
+    typer.echo(crd_yaml(), nl=False)
+
+
+@commands.command()
+def merge(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="The directory of a LoRA checkpoint, here or in s3://… or gs://….")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the merged model goes: a directory that is new or empty.")],
+) -> None:
+    """Merge a LoRA checkpoint into its base model."""
+    from finetune_cli.merge import merge_checkpoint
+
+    merge_checkpoint(checkpoint, out)

@@ -1,0 +1,17 @@
+"""`finetune merge`: an adapter becomes part of its base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_cli.plain_text import console, one_line
+
+
+def merge_checkpoint(checkpoint: str, out: Path) -> None:
+    """Merges and says where the model is. Raises FineTuneError, with nothing written, when it cannot be done."""
+    people = console()
+    with people.status("merging"):
+        from finetune_trainer.merge import merge
+
+        merge(checkpoint, out)
+    people.print(one_line(f"merged model: {out}"))

@@ -1,0 +1,39 @@
+"""Text for people on standard output and standard error, as it is: no markup, no wrapping, a remark a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+SHOWN_PROBLEMS = 100
+"""A file of data may have a million bad rows."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes text literally: what a user wrote is no markup and no emoji, and paths are not broken into lines."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say_problems(problems: Sequence[str]) -> None:
+    """`error: ...` on standard error, a line each."""
+    _say("error: ", "bold red", problems[:SHOWN_PROBLEMS])
+    if len(problems) > SHOWN_PROBLEMS:
+        _say("error: ", "bold red", [f"and {len(problems) - SHOWN_PROBLEMS} more"])
+
+
+def say_warnings(warnings: Iterable[str]) -> None:
+    """`warning: ...` on standard error, a line each."""
+    _say("warning: ", "yellow", warnings)
+
+
+def one_line(text: str) -> str:
+    """The text with its control characters written out, so that it stays on its line and moves no cursor."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _say(prefix: str, style: str, remarks: Iterable[str]) -> None:
+    errors = console(stderr=True)
+    for remark in remarks:
+        errors.print(Text.assemble((prefix, style), one_line(remark)))

@@ -1,0 +1,31 @@
+"""`finetune plan`: what would be trained. Everything is read and checked, and nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from finetune_api.manifest import Manifest
+from finetune_cli.plain_text import console, say_warnings
+
+
+def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) -> None:
+    """Shows the plan, and draws the learning rate into the file `picture`. Raises FineTuneError for what is wrong with the job."""
+    people = console(stderr=json_wanted)
+    with people.status("reading the model and the rows"):
+        from finetune_cli.plan_view import job_plan, show_tables
+        from finetune_trainer.prepare import prepare
+
+        plan = job_plan(manifest, prepare(manifest.spec))
+        if picture is not None:
+            from finetune_cli.learning_rate_plot import draw_learning_rate
+
+            draw_learning_rate(plan.numbers, picture)
+    say_warnings(plan.warnings)
+    if json_wanted:
+        typer.echo(plan.model_dump_json(by_alias=True, indent=2))
+    else:
+        show_tables(people, manifest, plan)
+    if picture is not None:
+        people.print(f"the learning rate, drawn: {picture}")

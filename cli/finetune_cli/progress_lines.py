@@ -1,0 +1,58 @@
+"""A run where there is no terminal: a line for each thing that happened, and one now and then for the steps."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+
+from finetune_api.status import Evaluation, ProgressRecord
+from finetune_cli.plain_text import one_line
+from finetune_cli.progress_words import details, running_epoch, sizes, validated
+
+if TYPE_CHECKING:
+    from finetune_trainer.prepare import Prepared
+
+SECONDS_BETWEEN_STEPS = 10.0
+"""A log is not to be flooded."""
+
+
+class LineProgress:
+    """Writes a line at a time; a `finetune_trainer.local.Listener`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._evaluation: Evaluation | None = None
+        self._shown_at = -SECONDS_BETWEEN_STEPS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+        return None
+
+    def say(self, line: str) -> None:
+        """A line."""
+        self._console.print(one_line(line))
+
+    def prepared(self, prepared: Prepared) -> None:
+        """What is going to be trained."""
+        self._console.print(sizes(prepared.plan))
+
+    def progress(self, record: ProgressRecord) -> None:
+        """A line for a validation, and for a step where the last one is some time ago."""
+        if record.evaluation != self._evaluation:
+            self._evaluation = record.evaluation
+            self._console.print(validated(record))
+        now = time.monotonic()
+        if (
+            record.plan
+            and record.progress
+            and (now - self._shown_at >= SECONDS_BETWEEN_STEPS or record.progress.step == record.plan.total_steps)
+        ):
+            self._shown_at = now
+            where = f"epoch {running_epoch(record.progress, record.plan)}  step {record.progress.step}/{record.plan.total_steps}"
+            self._console.print("  ".join([where, *details(record.progress, datetime.now(UTC))]))

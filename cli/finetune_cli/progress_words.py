@@ -1,0 +1,65 @@
+"""How a run's progress is put into words."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord
+
+
+def sizes(plan: Plan) -> str:
+    """What is about to be trained, on a line."""
+    return (
+        f"{plan.rows:,} rows with {plan.tokens:,} tokens, {plan.total_epochs:,} x {plan.steps_per_epoch:,} steps, "
+        f"{parameters(plan.trainable_parameters)} of {parameters(plan.total_parameters)} parameters"
+    )
+
+
+def running_epoch(progress: Progress, plan: Plan) -> str:
+    """The epoch that is being trained, counted from 1, and how many there are: `2/3`."""
+    return f"{min(int(progress.epoch) + 1, plan.total_epochs)}/{plan.total_epochs}"
+
+
+def details(progress: Progress, now: datetime) -> list[str]:
+    """Loss, time left and speed, as far as they are known, the most important one first."""
+    known = []
+    if progress.train_loss is not None:
+        known.append(f"loss {progress.train_loss:.3f}")
+    if progress.estimated_completion_time is not None:
+        known.append(f"{clock(max(timedelta(), progress.estimated_completion_time - now))} left")
+    if progress.tokens_per_second is not None:
+        known.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    return known
+
+
+def validated(record: ProgressRecord) -> str | None:
+    """The last validation and where the model that it looked at is; None before the first one."""
+    if record.evaluation is None:
+        return None
+    saved = next((checkpoint for checkpoint in record.checkpoints if checkpoint.epoch == record.evaluation.epoch), None)
+    where = f", saved as {saved.name}" if saved else ""
+    return f"{_model(record.evaluation)}: {losses(record.evaluation.loss, record.evaluation.perplexity)}{where}"
+
+
+def losses(loss: float, perplexity: float) -> str:
+    """`validation loss 2.360, perplexity 10.6`."""
+    return f"validation loss {loss:.3f}, perplexity {perplexity:.4g}"
+
+
+def parameters(count: int) -> str:
+    """A number of parameters in the field's own units: `4.9M`, `70.6B`."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
+def clock(duration: timedelta) -> str:
+    """`1:42`, `1:02:03` or `2 days, 1:02:03`; whole seconds."""
+    if duration.days or duration.seconds >= 3600:
+        return str(timedelta(days=duration.days, seconds=duration.seconds))
+    return f"{duration.seconds // 60}:{duration.seconds % 60:02}"
+
+
+def _model(evaluation: Evaluation) -> str:
+    return f"epoch {evaluation.epoch:g}" if evaluation.epoch else "before training"

@@ -1,0 +1,21 @@
+"""Keeps the libraries' talk to developers away from people who train; what is an error is still shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+QUIET_LIBRARIES = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""The libraries' own switches, which reach Ray's workers too."""
+
+
+def quieten_libraries() -> None:
+    """Must run before the libraries are imported. What a person has set, also with `python -W`, stays."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)

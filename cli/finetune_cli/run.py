@@ -1,0 +1,46 @@
+"""`finetune run`: trains on this machine, shows how it goes, and at the end the status."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from finetune_api.manifest import Manifest
+from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_cli.plain_text import console, say_problems
+from finetune_cli.progress_bar import TerminalProgress
+from finetune_cli.progress_lines import LineProgress
+from finetune_cli.status_view import as_json, as_yaml, show_summary
+
+
+def run_here(manifest: Manifest, *, storage: str | None, devices: int | None, json_wanted: bool) -> int:
+    """Trains and returns the exit code. Raises FineTuneError, with nothing written, for what is wrong before training."""
+    people = console(stderr=json_wanted)
+    with progress_on(people) as progress:
+        from finetune_trainer.local import DEFAULT_STORAGE, run_locally
+
+        ended = run_locally(manifest, storage=storage or DEFAULT_STORAGE, devices=devices, listener=progress)
+    if json_wanted:
+        typer.echo(as_json(manifest, ended.status))
+    else:
+        people.print(f"\n{as_yaml(manifest, ended.status)}")
+        show_summary(people, ended.status, ended.run_directory)
+    if ended.status.failure is not None:
+        say_problems(ended.status.failure.message.splitlines())
+    return exit_code(ended.status)
+
+
+def progress_on(people: Console) -> TerminalProgress | LineProgress:
+    """A bar where lines can be written over, else plain lines."""
+    return TerminalProgress(people, "starting") if people.is_interactive else LineProgress(people)
+
+
+def exit_code(status: FineTuneJobStatus) -> int:
+    """0 when training succeeded, 130 when Ctrl-C stopped it, else 1."""
+    match status.phase:
+        case Phase.SUCCEEDED:
+            return 0
+        case Phase.SUSPENDED:
+            return 130
+        case _:
+            return 1

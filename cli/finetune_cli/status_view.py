@@ -1,0 +1,73 @@
+"""How a run ended: the FineTuneJob with its status, as `kubectl get -o yaml` shows it, and in a few lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import yaml
+from pydantic import JsonValue
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from finetune_api.manifest import Manifest
+from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
+from finetune_cli.plain_text import one_line
+from finetune_cli.progress_words import clock, losses
+
+PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.SUSPENDED: "bold yellow"}
+
+
+def document(manifest: Manifest, status: FineTuneJobStatus) -> dict[str, JsonValue]:
+    """The FineTuneJob with its status."""
+    return {**manifest.document, "status": json.loads(status.model_dump_json(by_alias=True, exclude_none=True, exclude_unset=True))}
+
+
+def as_json(manifest: Manifest, status: FineTuneJobStatus) -> str:
+    """The same as `kubectl get -o json` writes it."""
+    return json.dumps(document(manifest, status), indent=2, ensure_ascii=False)
+
+
+def as_yaml(manifest: Manifest, status: FineTuneJobStatus) -> str:
+    """The same as `kubectl get -o yaml` writes it."""
+    return yaml.safe_dump(document(manifest, status), sort_keys=False, allow_unicode=True, width=120)
+
+
+def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str) -> None:
+    """The end of a run in a few lines: phase, losses, checkpoints, where they are. Why it failed is not repeated here."""
+    reason = "" if status.phase is Phase.FAILED else f": {status.message}"
+    console.print(Text.assemble((f"{status.phase}", PHASE_STYLES.get(status.phase or Phase.RUNNING, "bold")), one_line(reason)))
+    for name, value in _facts(status, run_directory):
+        console.print(f"  {name:16} {one_line(value)}")
+    if status.checkpoints:
+        console.print()
+        console.print(_checkpoints(status.checkpoints))
+
+
+def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str, str]]:
+    if status.progress is not None:
+        yield "epochs", status.progress.epochs
+        if status.progress.train_loss is not None:
+            yield "training loss", f"{status.progress.train_loss:.3f} in the last step"
+    if status.evaluation is not None:
+        yield "last validation", losses(status.evaluation.loss, status.evaluation.perplexity).removeprefix("validation ")
+    if status.start_time is not None and status.completion_time is not None:
+        yield "time", clock(status.completion_time - status.start_time)
+    yield "run directory", run_directory
+    if status.best_checkpoint is not None:
+        yield "best checkpoint", status.best_checkpoint.path
+
+
+def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("checkpoint", no_wrap=True)
+    for heading in ("epoch", "step", "validation loss", "perplexity"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for checkpoint in checkpoints:
+        loss = "" if checkpoint.eval_loss is None else f"{checkpoint.eval_loss:.3f}"
+        perplexity = "" if checkpoint.perplexity is None else f"{checkpoint.perplexity:.4g}"
+        flags = ", ".join(flag for flag, given in (("best", checkpoint.best), ("latest", checkpoint.latest)) if given)
+        table.add_row(checkpoint.name, str(checkpoint.epoch), str(checkpoint.step), loss, perplexity, flags)
+    return table

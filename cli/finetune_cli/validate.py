@@ -1,0 +1,30 @@
+"""`finetune validate`: every mistake of every file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_api.failure import FineTuneError
+from finetune_api.manifest import read_manifest
+from finetune_cli.plain_text import console, one_line, say_problems, say_warnings
+
+
+def validate_files(files: Sequence[Path]) -> int:
+    """Says what is wrong with which file, or that it is right. Returns the exit code: 1 if any file is wrong."""
+    wrong = 0
+    for file in files:
+        try:
+            manifest = read_manifest(file)
+        except FineTuneError as error:
+            wrong += 1
+            say_problems(_of(file, error.problems))
+        else:
+            say_warnings(_of(file, manifest.warnings))
+            console().print(f"{one_line(str(file))}: ok")
+    return 1 if wrong else 0
+
+
+def _of(file: Path, remarks: Sequence[str]) -> list[str]:
+    """The remarks, each beginning with the file's name; those about a line of the file do already."""
+    return [remark if remark.startswith(f"{file}:") else f"{file}: {remark}" for remark in remarks]

@@ -1,0 +1,72 @@
+"""The `finetune` command as a process of its own, and small jobs to give to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import JsonValue
+
+from make_tiny_rows import make_tiny_rows
+
+FINETUNE = Path(sys.executable).with_name("finetune")
+"""The command as it is installed."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+def process(*arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> Ended:
+    """The same as a process of its own, whose standard output and error are no terminals."""
+    ended = subprocess.run(
+        [FINETUNE, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def write_job(path: Path, fields: Mapping[str, JsonValue]) -> Path:
+    """A FineTuneJob with these fields in its spec."""
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "tiny"}, "spec": dict(fields)}
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def small_job(directory: Path, model: Path, **fields: JsonValue) -> Path:
+    """A job of two epochs of three steps on the tiny model, with its rows, in a directory; LoRA unless `lora_config` is None."""
+    make_tiny_rows(directory / "train.jsonl", 12)
+    make_tiny_rows(directory / "valid.jsonl", 4, seed=1)
+    chosen: dict[str, JsonValue] = {
+        "model_id": str(model),
+        "train_path": "train.jsonl",
+        "valid_path": "valid.jsonl",
+        "task": "instruction_tuning",
+        "lora_config": {"r": 4},
+        "learning_rate": 1e-3,
+        "num_warmup_steps": 1,
+        "num_epochs": 2,
+        "train_batch_size_per_device": 4,
+        "num_checkpoints_to_keep": 2,
+    }
+    return write_job(directory / "job.yaml", {name: value for name, value in {**chosen, **fields}.items() if value is not None})
+
+
+def json_of(ended: Ended) -> dict[str, JsonValue]:
+    """What a command wrote to standard output, which must be one JSON object and nothing else."""
+    document = json.loads(ended.out)
+    assert isinstance(document, dict)
+    return document

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import JsonValue
+from tests.cli.command_line import Command, json_of, small_job, write_job
+
+from finetune_cli.plan_view import JobPlan
+from make_tiny_rows import make_tiny_rows
+
+HYPERPARAMETERS = Path(__file__).parents[2] / "examples/llmforge/hyperparameters.yaml"
+
+
+def test_the_blocks_of_llmforges_guide_give_the_numbers_that_their_text_promises(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    make_tiny_rows(tmp_path / "train.jsonl", 1000)
+    make_tiny_rows(tmp_path / "valid.jsonl", 8, seed=1)
+    guide = yaml.safe_load(HYPERPARAMETERS.read_text())
+    job = write_job(tmp_path / "job.yaml", {**guide, "model_id": str(tiny_model), "train_path": "train.jsonl", "valid_path": "valid.jsonl"})
+
+    ended = finetune("plan", job, "-o", "json")
+    shown = JobPlan.model_validate_json(ended.out)
+    plan, numbers = shown.plan, shown.numbers
+
+    assert ended.code == 0
+    assert (plan.rows, plan.validation_rows, plan.context_length) == (1000, 8, 512)
+    assert plan.effective_batch_size == 16 * 8
+    assert plan.steps_per_epoch == 8, "ceil(ceil(1000 rows / 8 devices) / 16)"
+    assert (plan.total_epochs, plan.total_steps) == (10, 80)
+    assert plan.checkpoint_epochs == [4, 9], "every 5 epochs is rarer than the 10 times that max_num_checkpoints would allow"
+    assert (numbers.learning_rate, numbers.lr_scheduler_type, numbers.num_warmup_steps) == (1e-4, "cosine", 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"train_batch_size_per_device": 1},
+            {"stepsPerEpoch": 24, "totalEpochs": 5, "totalSteps": 120, "checkpointEpochs": [0, 1, 2, 3, 4]},
+        ),
+        ({"train_batch_size_per_device": 1, "max_num_checkpoints": 2}, {"totalEpochs": 5, "checkpointEpochs": [2, 4]}),
+        (
+            {"train_batch_size_per_device": 3, "num_devices": 2, "gradient_accumulation_steps": 3, "min_num_update_steps": 13},
+            {"effectiveBatchSize": 18, "stepsPerEpoch": 2, "totalEpochs": 7, "totalSteps": 14},
+        ),
+        ({"num_epochs": 8}, {"contextLength": 512, "effectiveBatchSize": 16, "stepsPerEpoch": 2, "totalSteps": 16}),
+    ],
+    ids=["as many epochs as 100 steps take", "at most two checkpoints", "devices and accumulation", "the defaults"],
+)
+def test_the_plan_holds_the_numbers_of_the_job(
+    finetune: Command, tiny_model: Path, tmp_path: Path, fields: dict[str, JsonValue], expected: dict[str, JsonValue]
+) -> None:
+    make_tiny_rows(tmp_path / "rows.jsonl", 24)
+    job = write_job(tmp_path / "job.yaml", {"model_id": str(tiny_model), "train_path": "rows.jsonl", "lora_config": {}, **fields})
+
+    ended = finetune("plan", job, "-o", "json")
+    plan = json_of(ended)["plan"]
+    assert isinstance(plan, dict)
+
+    assert ended.code == 0
+    assert {name: plan[name] for name in expected} == expected
+
+
+def test_tokens_and_memory_are_in_the_plan(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    ended = finetune("plan", small_job(tmp_path, tiny_model, dtype="fp32", lora_config=None), "-o", "json")
+    shown = JobPlan.model_validate_json(ended.out)
+    tokens, parameters = shown.token_statistics, shown.plan.total_parameters
+
+    assert tokens.rows == 12
+    assert tokens.shortest <= tokens.median <= tokens.percentile95 <= tokens.longest <= 512
+    assert 0 < tokens.trained_tokens < tokens.tokens == shown.plan.tokens
+    assert shown.plan.trainable_parameters == parameters
+    assert list(shown.memory_per_device) == ["fp32"]
+    memory = shown.memory_per_device["fp32"]
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+
+
+def test_people_get_tables_with_memory_for_either_precision(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    ended = finetune("plan", small_job(tmp_path, tiny_model))
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+
+    assert (ended.code, ended.err) == (0, "")
+    assert f"tiny: {tiny_model}" in lines
+    assert "effective batch size 4 = 4 rows x 1 devices x 1 accumulated" in lines
+    assert "learning rate 0.001, cosine after 1 warm-up steps" in lines
+    assert "checkpoints after epoch 1, 2" in lines
+    assert "Memory of a device, estimated, GiB GPU, bf16 CPU, fp32" in lines
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_warnings_of_the_file_and_of_the_data_are_shown_once(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    ended = finetune("plan", small_job(tmp_path, tiny_model, context_length=64, output_dir="/mnt"), "-o", "json")
+    warnings = JobPlan.model_validate_json(ended.out).warnings
+
+    assert [line.removeprefix("warning: ") for line in ended.err.splitlines()] == list(warnings)
+    assert [warning.partition(" ")[0] for warning in warnings].count("spec.output_dir") == 1
+    assert any("longer than 64 tokens and are truncated" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("name", "begins"), [("rate.png", b"\x89PNG"), ("rate.svg", b"<?xml"), ("rate.pdf", b"%PDF")])
+def test_the_learning_rate_is_drawn_in_the_format_of_the_suffix(
+    finetune: Command, tiny_model: Path, tmp_path: Path, name: str, begins: bytes
+) -> None:
+    ended = finetune("plan", small_job(tmp_path, tiny_model), "--plot", name, "-o", "json")
+
+    assert ended.code == 0
+    assert json_of(ended)
+    assert ended.err == f"the learning rate, drawn: {name}\n"
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    ended = finetune("plan", small_job(tmp_path, tiny_model), "--plot", "absent/rate.png")
+
+    assert ended.code == 1
+    assert ended.err == "error: absent/rate.png: No such file or directory; the picture is not written\n"
