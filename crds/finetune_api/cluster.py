@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
-from finetune_api.fields import Integer, JsonObject, ShortText, SpecModel, StoragePath
+from finetune_api.fields import VALIDATIONS, Integer, JsonObject, ShortText, SpecModel, StoragePath
+
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(n|u|m|k|Ki|[MGTPE]i?|[eE][-+]?[0-9]{1,2})?$"
+
+
+_QUANTITY_WORDS = "must be a quantity such as 2, 500m or 16Gi"
+
+
+def _quantity(value: object) -> object:
+    """An amount as Kubernetes writes it: a whole number, or a text; a bare `0.5` is read as `"0.5"`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    text = str(value) if isinstance(value, float) else value
+    if not isinstance(text, str) or not re.match(_QUANTITY, text):
+        raise PydanticCustomError("quantity", _QUANTITY_WORDS)
+    return text
+
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
-Quantity = Annotated[str | int | float, Field(json_schema_extra={"x-kubernetes-int-or-string": True})]
+Quantity = Annotated[
+    int | str,
+    BeforeValidator(_quantity),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 64,
+            VALIDATIONS: [{"rule": f"type(self) == int ? self >= 0 : self.matches(r'{_QUANTITY}')", "message": _QUANTITY_WORDS}],
+        }
+    ),
+]
 Labels = Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=64)]
 Annotations = Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=16384)]], Field(max_length=64)]
 Seconds = Annotated[Integer, Field(ge=1, le=10 * 366 * 86400)]
@@ -39,28 +67,34 @@ class Resources(SpecModel):
     """Requests and limits of a container, as in a pod."""
 
     requests: Annotated[dict[ShortText, Quantity], Field(max_length=32)] | None = None
+    """What is set aside for it: `cpu`, `memory`, ..."""
     limits: Annotated[dict[ShortText, Quantity], Field(max_length=32)] | None = None
+    """What it can use at most."""
 
 
 class NodeGroup(SpecModel):
     """One kind of pod in the Ray cluster."""
 
     resources: Resources | None = None
+    """Its CPU and memory; the accelerator's profile has the default."""
 
 
 class Reference(SpecModel):
     """The name of an object in the same namespace."""
 
     name: Name
+    """Its name."""
 
 
 class Cluster(SpecModel):
-    """What the pods look like. Values below each field are Kubernetes' own, spelt as in a pod (`volumeMounts` items, `tolerations` items, ...)."""
+    """What the pods look like; what is below a list's items is spelt as in a pod (`mountPath`, `valueFrom`, ...)."""
 
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Image of head and workers; the operator's configuration has the default."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When the image is pulled."""
     image_pull_secrets: Annotated[list[Reference], Field(max_length=16)] | None = None
+    """Secrets that a private registry asks for."""
     service_account_name: Name | None = None
     """Service account of the workers; the head's is made by the operator."""
     env: Annotated[list[JsonObject], Field(max_length=256)] | None = None
@@ -68,15 +102,22 @@ class Cluster(SpecModel):
     env_from: Annotated[list[JsonObject], Field(max_length=64)] | None = None
     """Secrets and config maps whose keys become environment variables."""
     volumes: Annotated[list[JsonObject], Field(max_length=64)] | None = None
+    """Volumes of all pods."""
     volume_mounts: Annotated[list[JsonObject], Field(max_length=64)] | None = None
+    """Where the containers of all pods see them."""
     node_selector: Labels | None = None
     """Node labels, besides those of the accelerator."""
     tolerations: Annotated[list[JsonObject], Field(max_length=64)] | None = None
+    """Taints of nodes that are put up with, besides those of the accelerator."""
     affinity: JsonObject | None = None
+    """Which nodes and neighbours are preferred or needed."""
     priority_class_name: Name | None = None
+    """Which pods go first."""
     labels: Labels | None = None
     """Labels of all pods."""
     annotations: Annotations | None = None
     """Annotations of all pods."""
     head: NodeGroup | None = None
+    """The pod that coordinates, and does not train."""
     worker: NodeGroup | None = None
+    """The pods that train, one for each device."""

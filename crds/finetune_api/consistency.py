@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from finetune_api.spec import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, FineTuneJobSpec, LoggerConfig
-
-TASK_BLOCKS = {
-    "classifier_config": "classification",
-    "preference_tuning_config": "preference_tuning",
-    "vision_language_config": "vision_language_tuning",
-}
-"""Task blocks and the task that each implies."""
+from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
+from finetune_api.lora import UNBUILT_FIELDS, UNBUILT_INITIALISATIONS, LoraConfig
+from finetune_api.rules import RULES, TASK_BLOCKS
+from finetune_api.spec import FineTuneJobSpec, Logger, LoggerConfig
 
 WITHOUT_EFFECT = {
     "liger_kernel": "the trainer uses PyTorch's own kernels",
@@ -25,104 +20,70 @@ WITHOUT_EFFECT = {
 
 WANDB_KEYS = ("project", "group", "name", "tags")
 
-_SHAPE = re.compile(r"[1-9]\d*x.+")
 _PASSED_RESOURCES = ("memory", "CPU", "GPU")
+
+
+def effect(field: str) -> str:
+    """What is said of a field below `spec` that does nothing; empty for the others."""
+    if field in WITHOUT_EFFECT:
+        return f"No effect: {WITHOUT_EFFECT[field]}."
+    if field in TASK_BLOCKS:
+        return f"Not supported yet: the task {TASK_BLOCKS[field]}."
+    return ""
 
 
 def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     """Pairs of a field's path below `spec` and what is wrong with it."""
-    yield from _aliases(spec)
-    yield from _tasks(spec)
-    yield from _accelerators(spec)
-    yield from _not_built(spec)
-    yield from _lora(spec)
-    yield from _logger(spec)
+    for rule in RULES:
+        if rule.broken(spec):
+            yield rule.field, rule.problem
+    if spec.lora_config is not None:
+        yield from _lora(spec.lora_config)
+    elif spec.initial_adapter_model_ckpt_path is not None:
+        yield "initial_adapter_model_ckpt_path", "needs spec.lora_config; without it every parameter is trained and there is no adapter"
+    if spec.logger is not None:
+        yield from _logger(spec.logger)
 
 
 def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
     """What a person should know about fields that are accepted: which change nothing, and what happens instead."""
     for field, instead in WITHOUT_EFFECT.items():
-        if field in spec.model_fields_set and getattr(spec, field) is not None:
+        if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"
     for group in ("worker_resources", "trainer_resources"):
         for key in getattr(spec, group) or {}:
             if not key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and key not in _PASSED_RESOURCES:
-                yield f"spec.{group}[{key}] has no effect: accelerator_type:TYPE, {ACCELERATOR_SHAPE}NxTYPE and memory are understood"
+                yield f"spec.{group}[{key}] has no effect: {ACCELERATOR_TYPE}TYPE, {ACCELERATOR_SHAPE}NxTYPE and memory are understood"
+    for field in ("min_update_steps", "min_num_update_steps"):
+        if spec.num_epochs is not None and getattr(spec, field) is not None:
+            yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"
+    if spec.eval_first and spec.valid_path is None:
+        yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
     if spec.lora_config is None:
         yield "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for LoRA"
 
 
-def _aliases(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    pairs = [
-        ("min_num_update_steps", "min_update_steps"),
-        ("no_gradient_checkpoint", "gradient_checkpointing"),
-        ("checkpoint_every_n_epochs", "checkpoint_and_evaluation_frequency"),
-    ]
-    for older, newer in pairs:
-        if getattr(spec, older) is not None and getattr(spec, newer) is not None:
-            yield older, f"means the same as spec.{newer}, which is set as well; keep one of them"
+def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
+    """What is not built, and what PEFT's LoraConfig refuses, in words that name our fields."""
+    for field, reason in UNBUILT_FIELDS.items():
+        if getattr(lora, field):
+            yield f"lora_config.{field}", f"{reason}; leave it out"
+    if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights in UNBUILT_INITIALISATIONS:
+        yield "lora_config.init_lora_weights", f"{UNBUILT_INITIALISATIONS[lora.init_lora_weights]}; leave it out"
+    if isinstance(lora.target_modules, str):
+        for field in ("layers_to_transform", "layers_pattern"):
+            if getattr(lora, field) is not None:
+                yield f"lora_config.{field}", f"needs spec.lora_config.target_modules as a list of names, is {lora.target_modules}"
+    if lora.layers_pattern and lora.layers_to_transform is None:
+        yield "lora_config.layers_pattern", "needs spec.lora_config.layers_to_transform"
+    if lora.lora_bias and isinstance(lora.init_lora_weights, str):
+        yield "lora_config.lora_bias", "needs spec.lora_config.init_lora_weights to be true or false"
+    if lora.lora_bias and lora.use_dora:
+        yield "lora_config.lora_bias", "does not go with spec.lora_config.use_dora; keep one of them"
 
 
-def _tasks(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    if spec.task not in (None, "causal_lm", "instruction_tuning"):
-        yield "task", f"{spec.task} is not supported yet; causal_lm and instruction_tuning are"
-    for block, task in TASK_BLOCKS.items():
-        if getattr(spec, block) is not None:
-            yield block, f"asks for the task {task}, which is not supported yet; causal_lm and instruction_tuning are"
-
-
-def _accelerators(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    for key, amount in (spec.worker_resources or {}).items():
-        if key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and amount > 1:
-            yield (
-                f"worker_resources[{key}]",
-                f"must be more than 0 and at most 1, is {amount:g}; each worker gets one device whatever it says",
-            )
-        if key.startswith(ACCELERATOR_SHAPE) and not _SHAPE.fullmatch(key.removeprefix(ACCELERATOR_SHAPE)):
-            yield f"worker_resources[{key}]", f"must be {ACCELERATOR_SHAPE}NxTYPE, as in {ACCELERATOR_SHAPE}4xA10G"
-        if key == ACCELERATOR_TYPE:
-            yield f"worker_resources[{key}]", "must name a type, as in accelerator_type:A10G"
-    if len(spec.accelerator_types) > 1:
-        yield "worker_resources", f"names {len(spec.accelerator_types)} accelerator types ({', '.join(spec.accelerator_types)}); name one"
-
-
-def _not_built(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    if spec.packing:
-        yield "packing", "is not supported yet; leave it out"
-    if spec.parallelism == "fsdp":
-        yield "parallelism", "fsdp is not supported yet; auto and ddp are"
-
-
-def _lora(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    if spec.lora_config is None:
-        if spec.initial_adapter_model_ckpt_path is not None:
-            yield "initial_adapter_model_ckpt_path", "needs spec.lora_config; without it every parameter is trained and there is no adapter"
-        return
-    lora = spec.lora_config
-    init = lora.init_lora_weights
-    if not isinstance(init, bool | str):
-        yield "lora_config.init_lora_weights", "must be true, false or the name of an initialisation"
-    elif init in ("eva", "corda", "lora_ga"):
-        yield "lora_config.init_lora_weights", f"{init} needs a pass over the data before training, which is not supported; leave it out"
-    elif init == "loftq":
-        yield "lora_config.init_lora_weights", "loftq needs a quantized base model, which is not supported; leave it out"
-    if lora.megatron_config is not None:
-        yield "lora_config.megatron_config", "Megatron models are not supported; leave it out"
-    if lora.use_qalora:
-        yield "lora_config.use_qalora", "needs a quantized base model, which is not supported; leave it out"
-    if not _is_index(lora.layers_to_transform):
-        yield "lora_config.layers_to_transform", "must be a layer's index or a list of them"
-
-
-def _is_index(value: object) -> bool:
-    indices = value if isinstance(value, list) else [value]
-    return value is None or all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices)
-
-
-def _logger(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    if spec.logger is None:
-        return
+def _logger(logger: Logger) -> Iterator[tuple[str, str]]:
     for key in LoggerConfig.model_fields:
-        of_wandb = key in WANDB_KEYS
-        if getattr(spec.logger.provider_config, key) is not None and of_wandb != (spec.logger.provider == "wandb"):
-            yield f"logger.provider_config.{key}", f"belongs to {'wandb' if of_wandb else 'mlflow'}; the provider is {spec.logger.provider}"
+        owner = "wandb" if key in WANDB_KEYS else "mlflow"
+        if getattr(logger.provider_config, key) is not None and owner != logger.provider:
+            yield f"logger.provider_config.{key}", f"belongs to {owner}; the provider is {logger.provider}"

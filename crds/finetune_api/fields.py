@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Strict, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Strict, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
-PATH_SCHEMES = ("s3", "gs", "hf", "pvc", "configmap", "file")
-STORAGE_SCHEMES = ("s3", "gs", "pvc", "file")
+VALIDATIONS = "x-kubernetes-validations"
+"""Where a schema keeps its CEL rules: what the API server checks besides types and ranges."""
+OPEN = "x-kubernetes-preserve-unknown-fields"
+"""Marks a schema that says nothing of what is below it."""
 
-_PVC = re.compile(r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?")
-_CONFIGMAP = re.compile(r"configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+")
-
-
-def _not_boolean(value: object) -> object:
-    # pydantic reads true as 1; a person who writes `num_devices: true` has made a mistake.
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
+_BUCKETS = {"s3://BUCKET/path": r"s3://[^/]+(/.*)?", "gs://BUCKET/path": r"gs://[^/]+(/.*)?"}
+_DATA_SET = {"hf://datasets/OWNER/NAME/FILE": r"hf://datasets/.+"}
+_MODEL = {"hf://OWNER/NAME": r"hf://[^/]+(/[^/]+)?"}
+_CLAIM = {"pvc://CLAIM/path": r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?"}
+_CONFIG_MAP = {"configmap://NAME/KEY": r"configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"}
+_FILE = {"file:///path": r"file://.+"}
 
 
 def scheme(path: str) -> str:
@@ -27,76 +27,110 @@ def scheme(path: str) -> str:
     return head if separator else ""
 
 
-def _check_path(path: str, schemes: tuple[str, ...]) -> str:
-    found = scheme(path)
-    if found and found not in schemes:
-        known = ", ".join(f"{name}://" for name in schemes)
-        raise ValueError(f"{found}:// is not supported; use a plain path or one of {known}")
-    if found == "pvc" and not _PVC.fullmatch(path):
-        raise ValueError("must be pvc://CLAIM/path, with a claim name in lower case")
-    if found == "configmap" and not _CONFIGMAP.fullmatch(path):
-        raise ValueError("must be configmap://NAME/KEY")
-    return path
+class _PathForms:
+    """The forms that a path may have, checked by pydantic and, as a CEL rule in the schema, by the API server."""
+
+    def __init__(self, forms: dict[str, str]) -> None:
+        self._pattern = f"^({'|'.join(forms.values())})$"
+        *most, last = forms
+        self._message = f"must be a plain path, {', '.join(most)} or {last}"
+        rule = f"!self.contains('://') || self.matches(r'{self._pattern}')"
+        self.schema = {VALIDATIONS: [{"rule": rule, "message": self._message}]}
+
+    def check(self, path: str) -> str:
+        if "://" in path and not re.fullmatch(self._pattern, path):
+            raise PydanticCustomError("path_form", self._message)
+        return path
 
 
-def _input_path(path: str) -> str:
-    return _check_path(path, PATH_SCHEMES)
+_DATA_FORMS = _PathForms(_BUCKETS | _DATA_SET | _CLAIM | _CONFIG_MAP | _FILE)
+_MODEL_FORMS = _PathForms(_BUCKETS | _MODEL | _CLAIM | _FILE)
+_STORAGE_FORMS = _PathForms(_BUCKETS | _CLAIM | _FILE)
 
 
-def _storage_path(path: str) -> str:
-    return _check_path(path, STORAGE_SCHEMES)
+def _number(value: object) -> object:
+    # pydantic reads true as 1; a person who writes `num_devices: true` has made a mistake.
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "must be a number")
+    return value
 
 
-Integer = Annotated[int, BeforeValidator(_not_boolean)]
+Integer = Annotated[int, BeforeValidator(_number)]
 """An integer, also written as `"8"` or `150_323_855_360`."""
 
-Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_number)]
 """A number, also written as `1e-4`, which YAML 1.1 reads as text."""
 
-Amount = Annotated[int | float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+Amount = Annotated[int | float, BeforeValidator(_number)]
 """A number that stays an integer when it is one: bytes of memory."""
 
 Flag = Annotated[bool, Strict()]
 """true or false, and nothing that merely resembles it."""
 
-InputPath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_input_path)]
-"""Where data or a model is read from: `s3://`, `gs://`, `hf://`, `pvc://CLAIM/path`, `configmap://NAME/KEY` or a plain path."""
+DataPath = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=_DATA_FORMS.schema), AfterValidator(_DATA_FORMS.check)]
+"""A file of rows."""
 
-StoragePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_storage_path)]
-"""Where runs are written: `s3://`, `gs://`, `pvc://CLAIM/path` or a plain path."""
+ModelPath = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=_MODEL_FORMS.schema), AfterValidator(_MODEL_FORMS.check)]
+"""A model's or an adapter's directory, or its name on the hub."""
+
+StoragePath = Annotated[
+    str, Field(min_length=1, max_length=4096, json_schema_extra=_STORAGE_FORMS.schema), AfterValidator(_STORAGE_FORMS.check)
+]
+"""Where runs are written."""
 
 ShortText = Annotated[str, Field(min_length=1, max_length=256)]
+LongText = Annotated[str, Field(min_length=1, max_length=4096)]
 JsonObject = Annotated[dict[str, JsonValue], Field(max_length=256)]
 """An object whose keys are not typed here."""
 
 
 class SpecModel(BaseModel):
-    """Base of all spec models: unknown keys are errors, and a docstring after each field is its description."""
+    """Base of all spec models: unknown keys are errors, null is absence, and a docstring after each field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absence(cls, document: object) -> object:
+        # The API server does the same. `checkpoint_every_n_epochs: null` is LLMForge's own way to write its default.
+        if not isinstance(document, dict):
+            return document
+        return {key: value for key, value in document.items() if value is not None or key not in cls.model_fields}
 
 
 class HubRepository(SpecModel):
     """A model on the Hugging Face hub."""
 
-    repo_id: Annotated[str, Field(min_length=1, max_length=256)]
+    repo_id: ShortText
     """`organisation/name`."""
 
 
-def _shape(value: object) -> str:
-    if isinstance(value, dict | BaseModel):
-        return "object"
-    return "list" if isinstance(value, list | tuple) else "text"
+def kind_of_value(value: object) -> str | None:
+    """What tells the members of a union apart."""
+    match value:
+        case bool():
+            return "flag"
+        case int():
+            return "number"
+        case str():
+            return "text"
+        case list() | tuple():
+            return "list"
+        case dict() | BaseModel():
+            return "object"
+        case _:
+            return None
+
+
+def one_of(words: str) -> Discriminator:
+    """Chooses the member of a union that is tagged with the kind of the value; `words` are the error for a value of no such kind."""
+    return Discriminator(kind_of_value, custom_error_type="kind", custom_error_message=f"must be {words}")
 
 
 CheckpointPath = Annotated[
-    Annotated[InputPath, Tag("text")] | Annotated[HubRepository, Tag("object")],
-    Discriminator(_shape, custom_error_type="path_or_repository", custom_error_message="must be a path or {repo_id: organisation/name}"),
+    Annotated[ModelPath, Tag("text")] | Annotated[HubRepository, Tag("object")], one_of("a path or {repo_id: organisation/name}")
 ]
 """A path, or `{repo_id: organisation/name}`, as LLMForge takes both."""
 
 TextList = Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=4096)]
-TextOrList = Annotated[
-    Annotated[Annotated[str, Field(min_length=1, max_length=4096)], Tag("text")] | Annotated[TextList, Tag("list")],
-    Discriminator(_shape, custom_error_type="text_or_list", custom_error_message="must be a text or a list of texts"),
-]
+TextOrList = Annotated[Annotated[LongText, Tag("text")] | Annotated[TextList, Tag("list")], one_of("a text or a list of texts")]

@@ -2,16 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, Tag
+from pydantic_core import PydanticCustomError
 
-from finetune_api.fields import Flag, Integer, JsonObject, Number, ShortText, SpecModel, TextList, TextOrList
+from finetune_api.fields import Flag, Integer, JsonObject, LongText, Number, ShortText, SpecModel, TextList, TextOrList, one_of
 
 ALL_LINEAR = "all-linear"
+INITIALISATIONS = ("gaussian", "olora", "pissa", "pissa_niter_N", "orthogonal", "mica")
+"""PEFT's initialisations that need no pass over the data and no quantized base model; N is a number of iterations."""
+NEEDS_DATA = "needs a pass over the data before training, which is not supported yet"
+NEEDS_LOSS = "adds a term to the loss, which is not supported yet"
+UNBUILT_INITIALISATIONS = {
+    "eva": NEEDS_DATA,
+    "corda": NEEDS_DATA,
+    "lora_ga": NEEDS_DATA,
+    "loftq": "quantizes the base model, which is not supported yet",
+}
+"""PEFT's other initialisations, and why they are refused."""
+UNBUILT_FIELDS = {
+    "eva_config": NEEDS_DATA,
+    "corda_config": NEEDS_DATA,
+    "lora_ga_config": NEEDS_DATA,
+    "loftq_config": "quantizes the base model, which is not supported yet",
+    "use_qalora": "needs a quantized base model, which is not supported yet",
+    "megatron_config": "is for Megatron's layers, which are not supported",
+    "arrow_config": "routes between adapters that are trained already",
+    "monteclora_config": NEEDS_LOSS,
+    "kasa_config": NEEDS_LOSS,
+    "inference_mode": "would leave the adapter untrained",
+}
+"""Fields of PEFT that are refused, and why."""
+
+
+def _initialisation(name: str) -> str:
+    known = re.sub(r"_niter_\d+$", "_niter_N", name)
+    if known not in INITIALISATIONS and name not in UNBUILT_INITIALISATIONS:
+        raise PydanticCustomError("initialisation", "must be true, false or one of {known}", {"known": ", ".join(INITIALISATIONS)})
+    return name
+
 
 Rank = Annotated[Integer, Field(ge=1, le=65536)]
 Index = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
+Indices = Annotated[list[Index], Field(max_length=65536)]
+Initialisation = Annotated[
+    Annotated[Flag, Tag("flag")] | Annotated[ShortText, AfterValidator(_initialisation), Tag("text")],
+    one_of(f"true, false or one of {', '.join(INITIALISATIONS)}"),
+]
+Layers = Annotated[Annotated[Index, Tag("number")] | Annotated[Indices, Tag("list")], one_of("a layer's index or a list of them")]
+TokenIndices = Annotated[
+    Annotated[Indices, Tag("list")] | Annotated[dict[ShortText, Indices], Field(max_length=64), Tag("object")],
+    one_of("a list of token ids, or a map from modules to such lists"),
+]
+
+
+class RuntimeConfig(SpecModel):
+    """What PEFT's `LoraRuntimeConfig` says."""
+
+    ephemeral_gpu_offload: Flag = False
+    """Use a GPU for the parts of an initialisation that the CPU is slow at."""
 
 
 class LoraConfig(SpecModel):
@@ -39,7 +90,7 @@ class LoraConfig(SpecModel):
     """Which biases are trained."""
     fan_in_fan_out: Flag = False
     """True for layers that store weights as (fan in, fan out), such as GPT-2's."""
-    init_lora_weights: Annotated[JsonValue, Field(json_schema_extra={"x-open": True})] = True
+    init_lora_weights: Initialisation = True
     """True, false, or the name of an initialisation: gaussian, olora, pissa, pissa_niter_N, orthogonal, mica."""
     use_rslora: Flag = False
     """Scale by lora_alpha / sqrt(r)."""
@@ -47,46 +98,61 @@ class LoraConfig(SpecModel):
     """Weight-decomposed adapters (DoRA)."""
     lora_bias: Flag = False
     """Give B a bias."""
-    layers_to_transform: Annotated[JsonValue, Field(json_schema_extra={"x-open": True})] = None
+    layers_to_transform: Layers | None = None
     """Index or indices of the layers that get adapters."""
     layers_pattern: TextOrList | None = None
     """Name of the list of layers, when layers_to_transform is set."""
-    rank_pattern: Annotated[dict[ShortText, Rank], Field(max_length=1024)] | None = None
+    rank_pattern: Annotated[dict[ShortText, Rank], Field(max_length=1024)] = Field(default_factory=dict)
     """Ranks that differ from r, by module name or regular expression."""
-    alpha_pattern: Annotated[dict[ShortText, Rank], Field(max_length=1024)] | None = None
+    alpha_pattern: Annotated[dict[ShortText, Rank], Field(max_length=1024)] = Field(default_factory=dict)
     """Alphas that differ from lora_alpha, by module name or regular expression."""
     layer_replication: Annotated[list[Annotated[list[Index], Field(min_length=2, max_length=2)]], Field(max_length=1024)] | None = None
     """Ranges [start, end) of layers that are stacked into a larger model."""
     target_parameters: TextList | None = None
     """Parameters (not modules) that get adapters."""
-    trainable_token_indices: Annotated[JsonValue, Field(json_schema_extra={"x-open": True})] = None
+    trainable_token_indices: TokenIndices | None = None
     """Token ids whose embeddings are trained, or a map from embedding module to ids."""
     ensure_weight_tying: Flag = False
     """Keep tied embeddings tied when they are targeted."""
     alora_invocation_tokens: Annotated[list[Index], Field(max_length=1024)] | None = None
     """Token ids that switch an activated LoRA on."""
     use_qalora: Flag = False
+    """Quantization-aware adapters (QA-LoRA)."""
     qalora_group_size: Annotated[Integer, Field(ge=1, le=65536)] = 16
+    """Group size of QA-LoRA."""
     megatron_config: JsonObject | None = None
-    megatron_core: ShortText | None = "megatron.core"
-    loftq_config: JsonObject | None = None
+    """Arguments of Megatron's parallel layers."""
+    megatron_core: ShortText = "megatron.core"
+    """The module that holds Megatron's layers."""
+    loftq_config: JsonObject = Field(default_factory=dict)
+    """Arguments of the initialisation loftq."""
     eva_config: JsonObject | None = None
+    """Arguments of the initialisation eva."""
     corda_config: JsonObject | None = None
+    """Arguments of the initialisation corda."""
     lora_ga_config: JsonObject | None = None
+    """Arguments of the initialisation lora_ga."""
     velora_config: JsonObject | None = None
+    """Arguments of VeLoRA, which compresses activations."""
     monteclora_config: JsonObject | None = None
+    """Arguments of MonteCLoRA, which samples adapters."""
     kasa_config: JsonObject | None = None
+    """Arguments of KaSA, which adapts singular values."""
     arrow_config: JsonObject | None = None
+    """Arguments of Arrow, which routes between adapters."""
     use_bdlora: JsonObject | None = None
-    runtime_config: JsonObject | None = None
-    base_model_name_or_path: Annotated[str, Field(max_length=4096)] | None = None
+    """Arguments of block-diagonal adapters (BD-LoRA)."""
+    runtime_config: RuntimeConfig = RuntimeConfig()
+    """How PEFT computes, and nothing that it saves."""
+    base_model_name_or_path: LongText | None = None
     """Written by PEFT; model_id decides."""
     revision: ShortText | None = None
     """Written by PEFT."""
     peft_type: Literal["LORA"] | None = None
+    """Written by PEFT."""
     peft_version: ShortText | None = None
     """Written by PEFT."""
     auto_mapping: JsonObject | None = None
     """Written by PEFT."""
-    inference_mode: Literal[False] = False
-    """Adapters that are only used cannot be trained."""
+    inference_mode: Flag = False
+    """Written by PEFT."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec, Scheduler
+from finetune_api.status import MOST_EPOCHS
 
 DEFAULT_MINIMUM_STEPS = 100
 """LLMForge: a run without `num_epochs` has at least so many optimizer steps."""
@@ -57,8 +58,8 @@ class Numbers(BaseModel):
     def learning_rate_at(self, update: int) -> float:
         """The learning rate of update `update` (0-based).
 
-        Equals transformers' `get_scheduler(lr_scheduler_type, ...)` after `update` steps: linear from 0 over the warm-up,
-        then half a cosine or a line to 0 at the end of the run, or constant.
+        Equals transformers' `get_scheduler` after `update` steps (`constant_with_warmup` for `constant`): linear from 0 over the
+        warm-up, then half a cosine or a line to 0 at the end of the run, or constant.
         """
         return self.learning_rate * learning_rate_factor(self.lr_scheduler_type, update, self.num_warmup_steps, self.total_steps)
 
@@ -93,7 +94,14 @@ def numbers(spec: FineTuneJobSpec, *, rows: int, longest_row: int, model_context
     micro_batches = math.ceil(math.ceil(rows / spec.num_devices) / batch)
     steps_per_epoch = math.ceil(micro_batches / spec.gradient_accumulation_steps)
     epochs = spec.num_epochs or math.ceil((spec.minimum_steps or DEFAULT_MINIMUM_STEPS) / steps_per_epoch)
+    if epochs > MOST_EPOCHS:
+        problems.append(
+            f"spec.min_update_steps: {spec.minimum_steps} steps are {epochs} epochs of {steps_per_epoch}; "
+            f"at most {MOST_EPOCHS} epochs are possible"
+        )
     total_steps = steps_per_epoch * epochs
+    if spec.num_devices > rows:
+        warnings.append(f"spec.num_devices is {spec.num_devices}, and there are {rows} rows: some devices have nothing to do")
 
     warmup = DEFAULT_WARMUP_STEPS if spec.num_warmup_steps is None else spec.num_warmup_steps
     if warmup >= total_steps:
@@ -101,7 +109,7 @@ def numbers(spec: FineTuneJobSpec, *, rows: int, longest_row: int, model_context
         if spec.num_warmup_steps is None:
             warnings.append(f"spec.num_warmup_steps is left out, and its default of {shortfall}; set it lower, or train longer")
         else:
-            problems.append(f"spec.num_warmup_steps: {shortfall}; at most {total_steps - 1} is possible")
+            problems.append(f"spec.num_warmup_steps: {shortfall}; at most {total_steps - 1} are possible")
     if problems:
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from finetune_api.consistency import TASK_BLOCKS, WITHOUT_EFFECT
+from finetune_api.consistency import effect
 from finetune_api.spec import FineTuneJobSpec
 
 INTRODUCTION = """\
@@ -44,11 +44,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
 
 def _description(path: str, name: str, field: FieldInfo) -> str:
     text = " ".join((field.description or "").split()).replace("|", "\\|")
-    if path == "spec" and name in WITHOUT_EFFECT:
-        return f"{text} No effect: {WITHOUT_EFFECT[name]}.".strip()
-    if path == "spec" and name in TASK_BLOCKS:
-        return f"Not supported yet: the task {TASK_BLOCKS[name]}."
-    return text
+    return f"{text} {effect(name) if path == 'spec' else ''}".strip()
 
 
 def _default(field: FieldInfo) -> str:

@@ -10,28 +10,41 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_api.accelerators import ResourceAmounts, WorkerResources, accelerator_types
 from finetune_api.cluster import Cluster, RunPolicy, Storage
-from finetune_api.fields import Amount, CheckpointPath, Flag, InputPath, Integer, JsonObject, Number, ShortText, SpecModel, TextList
+from finetune_api.fields import (
+    OPEN,
+    Amount,
+    CheckpointPath,
+    DataPath,
+    Flag,
+    Integer,
+    JsonObject,
+    LongText,
+    ModelPath,
+    Number,
+    ShortText,
+    SpecModel,
+    TextList,
+)
 from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
+from finetune_api.status import MOST_EPOCHS, MOST_KEPT_CHECKPOINTS
 
 Task = Literal["causal_lm", "instruction_tuning", "classification", "preference_tuning", "vision_language_tuning"]
 Scheduler = Literal["cosine", "linear", "constant"]
 BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
 Steps = Annotated[Integer, Field(ge=0, le=10**9)]
-Epochs = Annotated[Integer, Field(ge=1, le=100_000)]
-ResourceAmounts = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=256)], Annotated[Amount, Field(gt=0, le=2**53)]], Field(max_length=32)
-]
-
-ACCELERATOR_TYPE = "accelerator_type:"
-ACCELERATOR_SHAPE = "anyscale/accelerator_shape:"
+Epochs = Annotated[Integer, Field(ge=1, le=MOST_EPOCHS)]
+TaskBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
+"""Settings of a task that is not built yet: refused, whatever they are."""
 
 
 class CheckpointFrequency(SpecModel):
     """How often the model is validated and saved (LLMForge 0.5.8)."""
 
     unit: Literal["epochs"] = "epochs"
+    """Epochs are the only unit."""
     frequency: Epochs
     """Every so many epochs."""
 
@@ -39,24 +52,32 @@ class CheckpointFrequency(SpecModel):
 class DeepSpeed(SpecModel):
     """A DeepSpeed configuration file."""
 
-    config_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    config_path: LongText
+    """A JSON file; it is not read."""
 
 
 class LigerKernel(SpecModel):
     """LLMForge's switch for Liger's kernels."""
 
     enabled: Flag = True
+    """Whether Liger's kernels are asked for."""
     kwargs: JsonObject | None = None
+    """Which of them."""
 
 
 class TorchCompile(SpecModel):
     """Arguments of `torch.compile`."""
 
     enabled: Flag = True
+    """False leaves the model as it is."""
     backend: ShortText | None = None
+    """The compiler; PyTorch's inductor, if left out."""
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+    """What the compiler spends time on."""
     dynamic: Flag | None = None
+    """Compile for changing lengths; PyTorch finds out by itself, if left out."""
     fullgraph: Flag = False
+    """Fail when the model cannot be compiled as a whole."""
 
 
 class LoggerConfig(SpecModel):
@@ -70,7 +91,7 @@ class LoggerConfig(SpecModel):
     """wandb: name of the run; custom_model_tag or the job's name, if left out."""
     tags: TextList | None = None
     """wandb: tags."""
-    tracking_uri: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    tracking_uri: LongText | None = None
     """mlflow: where the server or the store is."""
     experiment_name: ShortText | None = None
     """mlflow: experiment."""
@@ -82,7 +103,9 @@ class Logger(SpecModel):
     """An experiment tracker that gets the same numbers as metrics.jsonl."""
 
     provider: Literal["wandb", "mlflow"]
+    """Which tracker."""
     provider_config: LoggerConfig = LoggerConfig()
+    """What it is told."""
     rank_zero_only: Flag = True
     """Only the first worker reports; the others have nothing else to say."""
 
@@ -91,7 +114,7 @@ class FineTuneJobSpec(SpecModel):
     """What to train, on what, and how. `model_id`, `train_path` and `lora_config: {}` are enough."""
 
     # The model
-    model_id: InputPath
+    model_id: ModelPath
     """A model on the hub (`organisation/name`) or a path to one."""
     initial_base_model_ckpt_path: CheckpointPath | None = None
     """Take the base model's weights from here."""
@@ -99,9 +122,9 @@ class FineTuneJobSpec(SpecModel):
     """Go on from this adapter; lora_config must fit it."""
 
     # The data
-    train_path: InputPath
+    train_path: DataPath
     """Training rows: JSONL, a conversation (`messages`) a line."""
-    valid_path: InputPath | None = None
+    valid_path: DataPath | None = None
     """Validation rows, the same."""
     task: Task | None = None
     """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's."""
@@ -117,7 +140,7 @@ class FineTuneJobSpec(SpecModel):
     # The devices
     num_devices: Annotated[Integer, Field(ge=1, le=4096)] = 1
     """Workers, one accelerator each."""
-    worker_resources: ResourceAmounts | None = None
+    worker_resources: WorkerResources | None = None
     """What each worker asks for: `accelerator_type:A10G: 0.001`, `anyscale/accelerator_shape:4xA10G: 0.001`, `memory` in bytes."""
     trainer_resources: ResourceAmounts | None = None
     """What the first worker asks for besides: `memory` in bytes, since it gathers the weights."""
@@ -153,11 +176,11 @@ class FineTuneJobSpec(SpecModel):
     # Validation and checkpoints
     checkpoint_every_n_epochs: Epochs | None = None
     """Validate and save after every so many epochs."""
-    max_num_checkpoints: Annotated[Integer, Field(ge=1, le=100_000)] | None = None
+    max_num_checkpoints: Annotated[Integer, Field(ge=1, le=MOST_EPOCHS)] | None = None
     """Validate and save at most so many times."""
     checkpoint_and_evaluation_frequency: CheckpointFrequency | None = None
     """The newer form of checkpoint_every_n_epochs."""
-    num_checkpoints_to_keep: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    num_checkpoints_to_keep: Annotated[Integer, Field(ge=1, le=MOST_KEPT_CHECKPOINTS)] = 1
     """Checkpoints that stay: those with the lowest validation loss."""
     eval_first: Flag = False
     """Validate once before training."""
@@ -188,15 +211,15 @@ class FineTuneJobSpec(SpecModel):
     """An experiment tracker."""
     custom_model_tag: ShortText | None = None
     """A name for the tuned model; trackers show it as the run's name."""
-    output_dir: Annotated[str, Field(max_length=4096)] | None = None
+    output_dir: LongText | None = None
     """LLMForge's scratch directory."""
     num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
     dataset_size_scaling_factor: Annotated[Amount, Field(gt=0)] | None = None
 
     # Tasks that are not built yet
-    classifier_config: JsonObject | None = None
-    preference_tuning_config: JsonObject | None = None
-    vision_language_config: JsonObject | None = None
+    classifier_config: TaskBlock | None = None
+    preference_tuning_config: TaskBlock | None = None
+    vision_language_config: TaskBlock | None = None
 
     # The run
     suspend: Flag = False
@@ -232,11 +255,5 @@ class FineTuneJobSpec(SpecModel):
 
     @property
     def accelerator_types(self) -> list[str]:
-        """Accelerator types that worker_resources names, each once: `["A10G"]`."""
-        names = []
-        for key in self.worker_resources or {}:
-            if key.startswith(ACCELERATOR_TYPE):
-                names.append(key.removeprefix(ACCELERATOR_TYPE))
-            elif key.startswith(ACCELERATOR_SHAPE):
-                names.append(key.removeprefix(ACCELERATOR_SHAPE).partition("x")[2])
-        return list(dict.fromkeys(names))
+        """Accelerator types that worker_resources names, each once: `["A10G"]`; one at most."""
+        return accelerator_types(self.worker_resources or {})

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import math
+import sys
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_api.failure import FailureClass
+
+MOST_EPOCHS = 100_000
+MOST_KEPT_CHECKPOINTS = 1000
+
+
+def _measured(number: float) -> float:
+    return float(f"{number:.7g}")
+
+
+def _finite_perplexity(number: object) -> object:
+    return sys.float_info.max if number == math.inf else number
+
+
+def _instant(time: datetime) -> datetime:
+    return time.astimezone(UTC).replace(microsecond=0)
+
 
 Text = Annotated[str, Field(max_length=1024)]
 LongText = Annotated[str, Field(max_length=32768)]
 Name = Annotated[str, Field(max_length=253)]
 Path = Annotated[str, Field(max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""JSON, and with it a status, has neither infinity nor NaN."""
+Measured = Annotated[Finite, AfterValidator(_measured)]
+"""A measured number to seven significant digits, what fp32 holds."""
+Perplexity = Annotated[Measured, BeforeValidator(_finite_perplexity)]
+"""exp(loss), or the largest number there is where that overflows."""
+Time = Annotated[AwareDatetime, AfterValidator(_instant)]
+"""An instant in UTC and whole seconds, as Kubernetes writes times."""
 
 
 class StatusModel(BaseModel):
     """Base of all status models: camelCase outside, snake_case inside, nothing unknown."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
 
 
 class Phase(StrEnum):
@@ -41,18 +69,26 @@ class Condition(StatusModel):
     """A Kubernetes condition (metav1.Condition)."""
 
     type: Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
+    """What the condition is about."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    """Why, in one word for programs."""
     message: LongText
+    """Why, for people."""
     observed_generation: Count | None = None
-    last_transition_time: datetime
+    """The generation of the spec that this is about."""
+    last_transition_time: Time
+    """When `status` last changed."""
 
 
 class Workers(StatusModel):
     """Worker pods of the Ray cluster."""
 
     desired: Count
+    """How many there should be."""
     ready: Count
+    """How many are ready."""
 
 
 class Plan(StatusModel):
@@ -73,10 +109,13 @@ class Plan(StatusModel):
     steps_per_epoch: Count
     """Optimizer steps in an epoch."""
     total_epochs: Count
+    """Epochs of the run."""
     total_steps: Count
-    checkpoint_epochs: Annotated[list[Count], Field(max_length=100_000)]
+    """Optimizer steps of the run."""
+    checkpoint_epochs: Annotated[list[Count], Field(max_length=MOST_EPOCHS)]
     """0-based indices of the epochs after which validation and checkpoint come."""
     trainable_parameters: Count
+    """Parameters that training changes."""
     total_parameters: Count
     """Of the base model and its adapters."""
 
@@ -84,87 +123,124 @@ class Plan(StatusModel):
 class Progress(StatusModel):
     """How far training is."""
 
-    epoch: Annotated[float, Field(ge=0)]
+    epoch: Annotated[Finite, Field(ge=0)]
     """Epochs completed, a decimal: 2.37."""
     epochs: Text
     """Completed and planned epochs: `2/5`."""
     step: Count
     """Optimizer steps done."""
     percent: Annotated[int, Field(ge=0, le=100)]
-    train_loss: float | None = None
+    """Of the run's optimizer steps."""
+    train_loss: Measured | None = None
     """Loss of the last optimizer step, mean over its trained tokens."""
-    learning_rate: float | None = None
+    learning_rate: Measured | None = None
     """Learning rate of the last optimizer step."""
-    grad_norm: float | None = None
+    grad_norm: Measured | None = None
     """L2 norm of the last step's gradient before clipping."""
-    tokens_per_second: float | None = None
+    tokens_per_second: Measured | None = None
     """Tokens (without padding) of all devices, smoothed over the last steps."""
     tokens_trained: Count
     """Tokens (without padding) that went through the model in training so far."""
-    estimated_completion_time: datetime | None = None
-    last_update_time: datetime
+    estimated_completion_time: Time | None = None
+    """When the run ends, if it goes on at this pace."""
+    last_update_time: Time
+    """When this was true."""
 
 
 class Evaluation(StatusModel):
     """The last validation."""
 
-    epoch: Annotated[float, Field(ge=0)]
+    epoch: Annotated[Finite, Field(ge=0)]
     """Epochs completed when it ran; 0 is the model before training."""
-    loss: float
+    loss: Measured
     """Mean over the trained tokens of the whole validation set."""
-    perplexity: float
+    perplexity: Perplexity
     """exp(loss)."""
 
 
 class Checkpoint(StatusModel):
     """A complete checkpoint in storage."""
 
-    name: Annotated[str, Field(pattern=r"^epoch-\d{1,9}$")]
+    name: Annotated[str, Field(max_length=15, pattern=r"^epoch-\d{1,9}$")]
+    """`epoch-4` after the fifth epoch, as LLMForge counts."""
     path: Path
+    """Where it is."""
     epoch: Count
     """Epochs completed when it was saved."""
     step: Count
     """Optimizer steps done when it was saved."""
-    eval_loss: float | None = None
-    """None without `valid_path`."""
-    perplexity: float | None = None
-    time: datetime
+    eval_loss: Measured | None = None
+    """Validation loss; absent without `valid_path`."""
+    perplexity: Perplexity | None = None
+    """exp(evalLoss)."""
+    time: Time
+    """When it was complete."""
     best: bool = False
+    """It has the lowest validation loss of all; without `valid_path` it is the newest."""
     latest: bool = False
+    """It is the newest."""
+
+
+Checkpoints = Annotated[list[Checkpoint], Field(max_length=MOST_KEPT_CHECKPOINTS + 1)]
+"""The ones that are kept, and the newest."""
 
 
 class Failure(StatusModel):
     """Why the job failed."""
 
     failure_class: Annotated[FailureClass, Field(alias="class")]
+    """Decides whether another attempt makes sense."""
     message: LongText
+    """What happened, and what to do."""
 
 
 class FineTuneJobStatus(StatusModel):
     """The status subresource."""
 
     observed_generation: Count | None = None
+    """The generation of the spec that this status is about."""
     phase: Phase | None = None
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    """The status in one word."""
+    conditions: Annotated[
+        list[Condition],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = []
+    """The status for programs, one entry a type."""
     message: LongText | None = None
+    """The status for people: what is happening, or what is waited for."""
     ray_job_name: Name | None = None
+    """The RayJob of the current attempt."""
     ray_cluster_name: Name | None = None
+    """Its Ray cluster."""
     dashboard_url: Annotated[Text | None, Field(alias="dashboardURL")] = None
+    """Ray's dashboard."""
     workers: Workers | None = None
+    """Worker pods."""
     accelerator_type: Text | None = None
+    """What the workers run on."""
     attempts: Count | None = None
+    """Attempts so far, the current one included."""
     plan: Plan | None = None
+    """What is trained."""
     progress: Progress | None = None
+    """How far training is."""
     evaluation: Evaluation | None = None
-    checkpoints: Annotated[list[Checkpoint], Field(max_length=1000)] = []
+    """The last validation."""
+    checkpoints: Checkpoints = []
+    """Complete checkpoints that are in storage."""
     best_checkpoint: Checkpoint | None = None
+    """The one with the lowest validation loss; without `valid_path` the newest."""
     latest_checkpoint: Checkpoint | None = None
+    """The newest one."""
     model_path: Path | None = None
     """Where the best model is: the path of `bestCheckpoint`."""
     failure: Failure | None = None
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
-    device_seconds: Annotated[float, Field(ge=0)] | None = None
+    """Why the job failed."""
+    start_time: Time | None = None
+    """When the first attempt began."""
+    completion_time: Time | None = None
+    """When the job ended."""
+    device_seconds: Annotated[Finite, Field(ge=0)] | None = None
     """Devices times the seconds they were held."""
 
 
@@ -175,5 +251,5 @@ class ProgressRecord(StatusModel):
     plan: Plan | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None
-    checkpoints: Annotated[list[Checkpoint], Field(max_length=1000)] = []
+    checkpoints: Checkpoints = []
     failure: Failure | None = None

@@ -41,7 +41,7 @@ def test_a_manifest_for_a_public_model_takes_data_that_is_made_here(name: str, i
 @pytest.mark.parametrize(
     ("name", "remarks"),
     [
-        ("hyperparameters.yaml", []),
+        ("hyperparameters.yaml", ["min_update_steps"]),
         ("llama-3-8b-lora-4xA10.yaml", ["liger_kernel", "deepspeed"]),
         ("mistral-7b-prompt-format.yaml", ["deepspeed"]),
         ("gemma-2-27b-lora-8xH100.yaml", ["num_data_blocks_per_device", "deepspeed"]),
