@@ -1,0 +1,221 @@
+"""Generates the CustomResourceDefinition from the models: `python -m finetune_api.crd > crds/finetunejobs.yaml`.
+
+The schema is structural, as the API server demands: pydantic's JSON Schema with references put in place, null left out (in Kubernetes a
+field that is null is absent), and unions that cannot be typed left open, for the operator to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from finetune_api.consistency import effect
+from finetune_api.fields import OPEN, VALIDATIONS
+from finetune_api.manifest import GROUP, KIND, VERSION
+from finetune_api.rules import RULES
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.yaml_text import dump
+
+Schema = dict[str, Any]
+
+PLURAL = "finetunejobs"
+MUTABLE = ("suspend", "run_policy")
+"""All else changes what is trained, and cannot change after creation."""
+
+_IMMUTABLE = "cannot change after creation; make a new FineTuneJob"
+_HEADER = "# Generated from the models by `python -m finetune_api.crd`; do not edit.\n"
+_INT_OR_STRING = "x-kubernetes-int-or-string"
+_KEPT = (
+    "type",
+    "format",
+    "description",
+    "enum",
+    "pattern",
+    "maxLength",
+    "minLength",
+    "maxItems",
+    "minItems",
+    "maxProperties",
+    "minProperties",
+    "required",
+)
+_BOUNDS = {
+    "minimum": ("minimum", False),
+    "ge": ("minimum", False),
+    "exclusiveMinimum": ("minimum", True),
+    "gt": ("minimum", True),
+    "maximum": ("maximum", False),
+    "le": ("maximum", False),
+    "exclusiveMaximum": ("maximum", True),
+    "lt": ("maximum", True),
+}
+"""pydantic's words for bounds, and for each whether it leaves the bound out."""
+_COLUMNS = (
+    ("PHASE", "string", ".status.phase"),
+    ("DEVICES", "integer", ".spec.num_devices"),
+    ("ACCELERATOR", "string", ".status.acceleratorType"),
+    ("EPOCH", "string", ".status.progress.epochs"),
+    ("LOSS", "number", ".status.progress.trainLoss"),
+    ("EVAL-LOSS", "number", ".status.evaluation.loss"),
+    ("AGE", "date", ".metadata.creationTimestamp"),
+)
+_WIDE_COLUMNS = (
+    ("MODEL", "string", ".spec.model_id"),
+    ("STEP", "integer", ".status.progress.step"),
+    ("TOKENS/S", "number", ".status.progress.tokensPerSecond"),
+    # Not a date: kubectl shows a date as the time that has passed since.
+    ("ETA", "string", ".status.progress.estimatedCompletionTime"),
+    ("BEST", "string", ".status.bestCheckpoint.name"),
+    ("ATTEMPTS", "integer", ".status.attempts"),
+)
+
+
+def crd() -> dict[str, JsonValue]:
+    """The CustomResourceDefinition of FineTuneJob."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["ftj"],
+                "categories": ["ml"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [*_columns(_COLUMNS, 0), *_columns(_WIDE_COLUMNS, 1)],
+                    "schema": {"openAPIV3Schema": _resource()},
+                }
+            ],
+        },
+    }
+
+
+def crd_yaml() -> str:
+    """The same as YAML."""
+    return _HEADER + dump(crd())
+
+
+def unchecked_fields() -> list[str]:
+    """Immutable fields that CEL cannot see, because their schema is open.
+
+    The API server refuses to change them only when neither `suspend` nor `run_policy` changes with them: the operator has to look.
+    """
+    return [name for name, field in _spec()["properties"].items() if name not in MUTABLE and not _visible(field)]
+
+
+def _columns(columns: tuple[tuple[str, str, str], ...], priority: int) -> Iterator[JsonValue]:
+    for name, kind, path in columns:
+        yield {"name": name, "type": kind, "jsonPath": path, **({"priority": priority} if priority else {})}
+
+
+def _resource() -> Schema:
+    text = {"type": "string", "maxLength": 253}
+    return {
+        "type": "object",
+        "description": "Fine-tunes a language model: an LLMForge training YAML under `spec`, the state of the run under `status`.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": text,
+            "kind": text,
+            "metadata": {"type": "object"},
+            "spec": _spec() | {VALIDATIONS: [*_rules(), *_immutability()]},
+            "status": _model_schema(FineTuneJobStatus),
+        },
+    }
+
+
+def _spec() -> Schema:
+    schema = _model_schema(FineTuneJobSpec)
+    for name, field in schema["properties"].items():
+        field["description"] = f"{field.get('description', '')} {effect(name)}".strip()
+    return schema
+
+
+def _rules() -> Iterator[Schema]:
+    for rule in RULES:
+        yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{rule.field}"}
+
+
+def _immutability() -> Iterator[Schema]:
+    """A rule for each field that must not change, and one for all, which sees into open fields too."""
+    spec = _spec()
+    for name, field in spec["properties"].items():
+        if name in MUTABLE or not _visible(field):
+            continue
+        same = f"self.{name} == oldSelf.{name}"
+        if name not in spec["required"] and "default" not in field:
+            same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
+        yield {"rule": same, "message": _IMMUTABLE, "fieldPath": f".{name}"}
+    changed = " || ".join(f"self.{name} != oldSelf.{name}" for name in MUTABLE)
+    yield {"rule": f"{changed} || self == oldSelf", "message": f"only {' and '.join(MUTABLE)} can change after creation"}
+
+
+def _visible(schema: Schema) -> bool:
+    """Whether CEL can name a field: a type is known all the way down a list or map; what is open inside an object does not matter."""
+    inside = schema.get("items") or schema.get("additionalProperties")
+    return ("type" in schema or _INT_OR_STRING in schema) and (inside is None or _visible(inside))
+
+
+def _model_schema(model: type[BaseModel]) -> Schema:
+    schema = model.model_json_schema()
+    return _structural(schema, schema.get("$defs", {}))
+
+
+def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    schema = _typed(schema, definitions)
+    structural: Schema = {key: schema[key] for key in _KEPT if key in schema}
+    if "description" in structural:
+        structural["description"] = " ".join(structural["description"].split())
+    if "const" in schema:
+        structural["enum"] = [schema["const"]]
+    for word, (bound, exclusive) in _BOUNDS.items():
+        if word in schema:
+            structural |= {bound: schema[word]} | ({_exclusive(bound): True} if exclusive else {})
+    structural |= {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
+    if "properties" in schema:
+        structural["properties"] = {name: _structural(field, definitions) for name, field in schema["properties"].items()}
+    elif isinstance(schema.get("additionalProperties"), dict) and OPEN not in schema:
+        structural["additionalProperties"] = _structural(schema["additionalProperties"], definitions)
+    if "items" in schema:
+        structural["items"] = _structural(schema["items"], definitions)
+    if schema.get("default") not in (None, {}, []):
+        # The defaults of an object's own fields fill it in.
+        structural["default"] = {} if "properties" in schema else schema["default"]
+    if "type" not in structural and _INT_OR_STRING not in structural:
+        structural[OPEN] = True
+    return structural
+
+
+def _exclusive(bound: str) -> str:
+    return f"exclusive{bound.title()}"
+
+
+def _typed(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """The schema with its reference put in place, and a union of one type and null as that type."""
+    if "$ref" in schema:
+        referred = definitions[schema["$ref"].rpartition("/")[2]]
+        return _typed(referred | {key: value for key, value in schema.items() if key != "$ref"}, definitions)
+    members = [member for member in schema.get("anyOf", []) if member.get("type") != "null"]
+    if members == [{"type": "integer"}, {"type": "number"}]:
+        return schema | {"type": "number"}
+    if len(members) == 1:
+        return _typed(members[0] | {key: value for key, value in schema.items() if key != "anyOf"}, definitions)
+    return schema
+
+
+if __name__ == "__main__":
+    print(crd_yaml(), end="")
