@@ -53,4 +53,6 @@ def test_the_system_message_is_in_user_exactly_with_system_in_user() -> None:
 
 
 def test_braces_of_the_text_are_written_twice() -> None:
-    assert PromptFormat.model_validate(ROLES | {"assistant": '{{"answer": "{instruction}"}}'})
+    text = '{{"answer": "{instruction}"}}'
+
+    assert PromptFormat.model_validate(ROLES | {"assistant": text}).assistant == text
