@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.generation import GenerationConfig, PromptFormat
-from finetune_trainer.chat import ChatFormat, Encoded, Task, chat_format
+from finetune_trainer.chat import ChatFormat, Encoded, Task, chat_format, inside
 from finetune_trainer.rows import Message, Row
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
@@ -140,6 +140,14 @@ def test_an_end_of_turn_outside_of_the_generation_tags_counts_too() -> None:
     )
 
     assert trained_texts(tokenizer, encoded(tokenizer, CONVERSATIONS["one-turn"])) == ["Pong.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("span", "counted"),
+    [((0, 2), "T..."), ((2, 5), ".T.."), ((3, 4), ".T.."), ((1, 3), "TT.."), ((4, 6), ".TT."), ((2, 2), "...."), ((5, 9), "..TT")],
+)
+def test_a_token_that_an_answer_begins_or_ends_in_counts(span: tuple[int, int], counted: str) -> None:
+    assert inside([(0, 2), (2, 5), (5, 7), (7, 9)], [span]) == [sign == "T" for sign in counted]
 
 
 def test_all_tokens_count_in_causal_lm() -> None:
