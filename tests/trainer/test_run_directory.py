@@ -388,7 +388,11 @@ def test_resuming_drops_a_validation_whose_checkpoint_did_not_come_to_be(run: Ru
     assert [line.get("checkpoint", "a step") for line in lines(storage)] == ["a step"]
 
 
-@pytest.mark.parametrize("rest", ['{"step":2,"epo', '{"step":2}'], ids=["half a line", "a line without its end"])
+@pytest.mark.parametrize(
+    "rest",
+    ['{"step":2,"epo', '{"step":2}', '\0\0\0"}\n'],
+    ids=["half a line", "a line without its end", "a block that the machine lost"],
+)
 def test_resuming_drops_a_line_that_a_crash_cut_off(run: RunDirectory, storage: Storage, rest: str) -> None:
     run.append_metrics(step_line(1))
     storage.append_text("metrics.jsonl", rest)
