@@ -8,6 +8,7 @@ from typing import cast
 
 import peft
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -15,6 +16,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.lora import ALL_LINEAR, LoraConfig
 
 SHOWN_MODULES = 12
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -35,31 +37,46 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = F
     config = _peft_config(lora)
     try:
         return cast("peft.PeftModel", peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta))
-    except (ValueError, TypeError, KeyError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, ImportError) as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config: {error}") from error
 
 
 def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
-    """Names in target_modules must exist: PEFT itself says nothing as long as one of them does."""
-    names = [name for name, _ in model.named_modules()]
+    """Modules that are named must exist: PEFT says nothing of target_modules as long as one does, and never of modules_to_save.
+
+    Returns warnings. Raises FineTuneError (InvalidSpec) with the names that there are when no module of a field exists.
+    """
     targets = lora.target_modules
+    warnings = _check_names("modules_to_save", lora.modules_to_save or [], model)
     if isinstance(targets, str):
-        if targets != ALL_LINEAR and not any(re.fullmatch(targets, name) for name in names):
-            raise FineTuneError(
-                FailureClass.INVALID_SPEC, f"spec.lora_config.target_modules: {targets!r} matches no module; {_existing(model)}"
-            )
-        return []
-    absent = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
-    if targets and len(absent) == len(targets):
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC, f"spec.lora_config.target_modules: no module is called {', '.join(absent)}; {_existing(model)}"
-        )
-    warnings = [f"spec.lora_config.target_modules: no module is called {target}; the others get adapters" for target in absent]
+        if targets != ALL_LINEAR:
+            _check_expression(targets, model)
+        return warnings
+    warnings += _check_names("target_modules", targets, model)
     if tied and {"embed_tokens", "lm_head"} & set(targets):
         warnings.append(
             "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties them, and the model grows"
         )
     return warnings
+
+
+def _check_names(field: str, wanted: list[str], model: PreTrainedModel) -> list[str]:
+    names = [name for name, _ in model.named_modules()]
+    absent = [each for each in wanted if not any(name == each or name.endswith(f".{each}") for name in names)]
+    if wanted and len(absent) == len(wanted):
+        what = f"no module is called {', '.join(absent)}; {_existing(model)}"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config.{field}: {what}")
+    return [f"spec.lora_config.{field}: no module is called {each}; the others are trained" for each in absent]
+
+
+def _check_expression(expression: str, model: PreTrainedModel) -> None:
+    where = "spec.lora_config.target_modules"
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {expression!r} is not a regular expression: {error}") from error
+    if not any(pattern.fullmatch(name) for name, _ in model.named_modules()):
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {expression!r} matches no module; {_existing(model)}")
 
 
 def _existing(model: PreTrainedModel) -> str:
@@ -69,14 +86,23 @@ def _existing(model: PreTrainedModel) -> str:
     return f"this model has {shown}"
 
 
-def check_adapter(model: torch.nn.Module, adapter: Path) -> None:
+class _Scale(BaseModel):
+    """What of PEFT's adapter_config.json decides by how much an adapter is multiplied, besides r; left out, PEFT's defaults."""
+
+    lora_alpha: int = 8
+    alpha_pattern: dict[str, int] = {}
+    use_rslora: bool = False
+
+
+def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
     """Raises FineTuneError (ModelNotFound, InvalidSpec) when the adapter in this directory does not fit the model's adapters.
 
     Reads names and shapes only; the model may be without weights.
     """
     where = "spec.initial_adapter_model_ckpt_path"
-    if not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {adapter} holds no {ADAPTER_WEIGHTS}; give an adapter's directory")
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (adapter / file).is_file():
+            raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {adapter} holds no {file}; give an adapter's directory")
     wanted = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -87,6 +113,12 @@ def check_adapter(model: torch.nn.Module, adapter: Path) -> None:
     for name in sorted(name for name in wanted if wanted[name] != there[name]):
         shapes = f"is of shape {there[name]} in the adapter, and spec.lora_config makes it {wanted[name]}; r must be the adapter's"
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {name} {shapes}")
+    ours = model.peft_config["default"]
+    theirs = _Scale.model_validate_json((adapter / ADAPTER_CONFIG).read_text())
+    for field, value in theirs:
+        if getattr(ours, field) != value:
+            what = f"the adapter was trained with {field} {value}, and spec.lora_config has {getattr(ours, field)}; they must be equal"
+            raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {what}")
 
 
 def load_adapter(model: peft.PeftModel, adapter: Path) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import peft
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.fields import HubRepository
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.adapters import check_adapter, check_targets, load_adapter, with_adapters
 from finetune_trainer.model_source import fetch_model, source_name
+
+SHOWN_WEIGHTS = 3
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,22 @@ class Shape:
     warnings: tuple[str, ...]
 
 
+class LoadingInfo(TypedDict):
+    """What transformers says of weights that it did not find as the model needs them."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    """Names, the sizes that were found and the sizes that are needed."""
+
+
 def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     """The model's configuration. Raises FineTuneError (ModelNotFound) when there is none or its architecture is unknown."""
-    source = spec.initial_base_model_ckpt_path or spec.model_id
-    field = "initial_base_model_ckpt_path" if spec.initial_base_model_ckpt_path else "model_id"
-    path = fetch_model(source, f"spec.{field}", weights=False)
+    source, where = _base(spec)
+    path = fetch_model(source, where, weights=False)
     try:
         return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.{field}: {source_name(source)} cannot be read: {reason}") from error
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}") from error
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
@@ -56,9 +66,8 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {reason}"
+            FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {_short(error)}"
         ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         missing = "its tokenizer has neither a pad token nor an end-of-text token; set pad_token in its tokenizer_config.json"
@@ -74,18 +83,23 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     """The sizes of the model that the spec trains.
 
-    Raises FineTuneError (InvalidSpec) when lora_config does not fit the model, or the adapter to go on from does not fit lora_config.
+    Raises FineTuneError: InvalidSpec when lora_config does not fit the model, or the adapter to go on from does not fit lora_config;
+    ModelNotFound when the model is not a causal language model.
     """
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        what = f"a {config.model_type} is not a causal language model that transformers knows"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {what}") from error
     text = config.get_text_config()
     warnings: list[str] = []
     trained: torch.nn.Module = model
     if spec.lora_config is not None:
         warnings = check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
-        trained = with_adapters(model, spec.lora_config, on_meta=True)
+        trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
         if spec.initial_adapter_model_ckpt_path is not None:
-            check_adapter(trained, fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"))
+            check_adapter(adapted, fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"))
     return Shape(
         total_parameters=_count(trained),
         trainable_parameters=_count(trained, trainable=True),
@@ -104,17 +118,13 @@ def load_model(
 
     What was trained is taken from the checkpoint `resumed`, if there is one. Frozen weights are held in `dtype`; what is trained is
     held in fp32, since AdamW's small updates vanish in bf16. New adapters depend on the spec's seed alone.
+    Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
     """
-    if resumed is not None and spec.lora_config is None:
-        weights = resumed
-    else:
-        source = spec.initial_base_model_ckpt_path or spec.model_id
-        weights = fetch_model(source, "spec.initial_base_model_ckpt_path" if spec.initial_base_model_ckpt_path else "spec.model_id")
+    source, where = _base(spec)
+    weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        weights, dtype=held, attn_implementation=attention, trust_remote_code=False
-    )
+    model = _read_weights(weights, where, dtype=held, attention=attention)
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
     if spec.lora_config is None:
@@ -129,6 +139,36 @@ def load_model(
         load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
+
+
+def _base(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
+    """Where the base model's weights come from, and the field that says so."""
+    if spec.initial_base_model_ckpt_path is not None:
+        return spec.initial_base_model_ckpt_path, "spec.initial_base_model_ckpt_path"
+    return spec.model_id, "spec.model_id"
+
+
+def _read_weights(path: Path, where: str, *, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """The model with all its weights; transformers itself makes up those that are not there, and only warns."""
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}") from error
+    # With output_loading_info it gives a pair.
+    model, loading = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
+    absent = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if absent:
+        shown = ", ".join(absent[:SHOWN_WEIGHTS]) + (", ..." if len(absent) > SHOWN_WEIGHTS else "")
+        what = f"has no weights for {shown} in the sizes that its config.json says; give a complete model"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} {what}")
+    return model
 
 
 def uses_flash_attention(spec: FineTuneJobSpec, *, on_gpu: bool) -> bool:
@@ -152,7 +192,7 @@ def save_weights(model: PreTrainedModel | peft.PeftModel, directory: Path, spec:
 
 def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
     config = cast("peft.LoraConfig", model.peft_config["default"])
-    config.base_model_name_or_path = source_name(spec.initial_base_model_ckpt_path or spec.model_id)
+    config.base_model_name_or_path = source_name(_base(spec)[0])
     # PEFT expands all-linear into a set; its order, and with it the file, would differ from run to run.
     if isinstance(config.target_modules, set | list):
         config.target_modules = sorted(config.target_modules)
@@ -160,3 +200,7 @@ def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
 
 def _count(model: torch.nn.Module, *, trainable: bool = False) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from finetune_api.failure import FineTuneError
+from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
 from finetune_trainer.chat import ChatFormat, chat_format
-from finetune_trainer.model import Shape, load_config, load_tokenizer, shape
+from finetune_trainer.model import Shape, load_config, load_tokenizer, pad_token_id, shape
 from finetune_trainer.rows import read_rows
 from finetune_trainer.tokens import TokenizedRows, tokenize_rows, trained_tokens, truncate
 from finetune_trainer.tracking import check_tracker
@@ -65,14 +65,18 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     Raises FineTuneError with every problem found: of the model, of the rows of both files, of the numbers.
     """
     check_tracker(spec)
-    tokenizer = load_tokenizer(spec)
     config = load_config(spec)
+    tokenizer = load_tokenizer(spec)
     model_shape = shape(spec, config)
     chat = chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
     warnings = [*model_shape.warnings, *chat.warnings]
 
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
     tokenized = _all_or_every_problem(lambda path: _tokenize(path, spec, chat, warnings), paths)
+    largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max()) for rows in tokenized))
+    if largest_token >= model_shape.vocabulary:
+        what = f"its tokenizer gives token {largest_token}, and the model knows {model_shape.vocabulary}; they do not belong together"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {spec.model_id}: {what}")
     computed = numbers(
         spec,
         rows=len(tokenized[0]),
