@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
-from finetune_api.lora import UNBUILT_FIELDS, UNBUILT_INITIALISATIONS, LoraConfig
+from finetune_api.lora import UNBUILT_FIELDS, LoraConfig, unbuilt_initialisation
 from finetune_api.rules import RULES, TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec, Logger, LoggerConfig
 
@@ -66,10 +66,10 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
 def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
     """What is not built, and what PEFT's LoraConfig refuses, in words that name our fields."""
     for field, reason in UNBUILT_FIELDS.items():
-        if getattr(lora, field):
+        if getattr(lora, field) != LoraConfig.model_fields[field].get_default(call_default_factory=True):
             yield f"lora_config.{field}", f"{reason}; leave it out"
-    if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights in UNBUILT_INITIALISATIONS:
-        yield "lora_config.init_lora_weights", f"{UNBUILT_INITIALISATIONS[lora.init_lora_weights]}; leave it out"
+    if isinstance(lora.init_lora_weights, str) and (unbuilt := unbuilt_initialisation(lora.init_lora_weights)):
+        yield "lora_config.init_lora_weights", f"{unbuilt}; leave it out"
     if isinstance(lora.target_modules, str):
         for field in ("layers_to_transform", "layers_pattern"):
             if getattr(lora, field) is not None:

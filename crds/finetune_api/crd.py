@@ -210,7 +210,7 @@ def _typed(schema: Schema, definitions: dict[str, Schema]) -> Schema:
         referred = definitions[schema["$ref"].rpartition("/")[2]]
         return _typed(referred | {key: value for key, value in schema.items() if key != "$ref"}, definitions)
     members = [member for member in schema.get("anyOf", []) if member.get("type") != "null"]
-    if members == [{"type": "integer"}, {"type": "number"}]:
+    if schema.get("oneOf") == [{"type": "integer"}, {"type": "number"}]:
         return schema | {"type": "number"}
     if len(members) == 1:
         return _typed(members[0] | {key: value for key, value in schema.items() if key != "anyOf"}, definitions)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 _LONGEST_SHOWN = 60
+_MOST_SUGGESTIONS = 3
+_SHORTEST_PART = 4
 
 _WHOLE = "must be a whole number, is {given}"
 _NUMBER = "must be a number, is {given}"
@@ -100,34 +102,36 @@ def _locate(loc: tuple[int | str, ...], model: type[BaseModel], document: Mappin
             path += f".{part}" if field or re.fullmatch(r"\w+", part) else f"[{part}]"
             current = current.get(part)
             if field is not None and not last:
-                owner = next(_models_in(field.annotation), owner)
+                owner = next(models_in(field.annotation), owner)
         elif isinstance(current, list) and isinstance(part, int) and part < len(current):
             path += f"[{part}]"
             current = current[part]
     return path, owner
 
 
-def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 def _suggestion(key: str, owner: type[BaseModel], model: type[BaseModel], root: str) -> str:
-    """The field that was meant: one of that name elsewhere (a mistake of indentation), or one of the owner's with a similar name."""
+    """What was meant: a field of that name elsewhere (a mistake of indentation), or the owner's with a longer or a similar name."""
     elsewhere = [path for path in _paths(model, root) if path.rpartition(".")[2] == key]
     if len(elsewhere) == 1:
         return f"; did you mean {elsewhere[0]}?"
     names = {_plain(name): name for name in owner.model_fields}
-    close = difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.5)
-    return f"; did you mean {names[close[0]]}?" if close else ""
+    meant = [plain for plain in names if _plain(key) in plain] if len(_plain(key)) >= _SHORTEST_PART else []
+    if not 0 < len(meant) <= _MOST_SUGGESTIONS:
+        meant = difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.5)
+    return f"; did you mean {' or '.join(names[plain] for plain in meant)}?" if meant else ""
 
 
 def _paths(model: type[BaseModel], root: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield f"{root}.{name}"
-        for part in _models_in(field.annotation):
+        for part in models_in(field.annotation):
             yield from _paths(part, f"{root}.{name}")
 
 

@@ -55,13 +55,18 @@ def _number(value: object) -> object:
     return value
 
 
+def _whole_or_decimal(value: object) -> str:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return "whole" if whole or (isinstance(value, str) and value.replace("_", "").isdigit()) else "decimal"
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 """An integer, also written as `"8"` or `150_323_855_360`."""
 
 Number = Annotated[float, BeforeValidator(_number)]
 """A number, also written as `1e-4`, which YAML 1.1 reads as text."""
 
-Amount = Annotated[int | float, BeforeValidator(_number)]
+Amount = Annotated[Annotated[int, Tag("whole")] | Annotated[Number, Tag("decimal")], Discriminator(_whole_or_decimal)]
 """A number that stays an integer when it is one: bytes of memory."""
 
 Flag = Annotated[bool, Strict()]

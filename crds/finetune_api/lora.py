@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 from finetune_api.fields import Flag, Integer, JsonObject, LongText, Number, ShortText, SpecModel, TextList, TextOrList, one_of
 
 ALL_LINEAR = "all-linear"
-INITIALISATIONS = ("gaussian", "olora", "pissa", "pissa_niter_N", "orthogonal", "mica")
-"""PEFT's initialisations that need no pass over the data and no quantized base model; N is a number of iterations."""
+INITIALISATIONS = ("gaussian", "olora", "pissa", "orthogonal", "mica")
+"""PEFT's initialisations that need no pass over the data and no quantized base model, and that an adapter can be loaded with again."""
 NEEDS_DATA = "needs a pass over the data before training, which is not supported yet"
 NEEDS_LOSS = "adds a term to the loss, which is not supported yet"
 UNBUILT_INITIALISATIONS = {
@@ -20,8 +20,9 @@ UNBUILT_INITIALISATIONS = {
     "corda": NEEDS_DATA,
     "lora_ga": NEEDS_DATA,
     "loftq": "quantizes the base model, which is not supported yet",
+    "pissa_niter_N": "starts from a random approximation that nobody who loads the adapter can repeat; pissa can be repeated",
 }
-"""PEFT's other initialisations, and why they are refused."""
+"""PEFT's other initialisations, and why they are refused; N is a number of iterations."""
 UNBUILT_FIELDS = {
     "eva_config": NEEDS_DATA,
     "corda_config": NEEDS_DATA,
@@ -37,9 +38,13 @@ UNBUILT_FIELDS = {
 """Fields of PEFT that are refused, and why."""
 
 
+def unbuilt_initialisation(name: str) -> str | None:
+    """Why an initialisation of PEFT's is refused; None when it is not."""
+    return UNBUILT_INITIALISATIONS.get(re.sub(r"_niter_\d+$", "_niter_N", name))
+
+
 def _initialisation(name: str) -> str:
-    known = re.sub(r"_niter_\d+$", "_niter_N", name)
-    if known not in INITIALISATIONS and name not in UNBUILT_INITIALISATIONS:
+    if name not in INITIALISATIONS and unbuilt_initialisation(name) is None:
         raise PydanticCustomError("initialisation", "must be true, false or one of {known}", {"known": ", ".join(INITIALISATIONS)})
     return name
 
@@ -91,7 +96,7 @@ class LoraConfig(SpecModel):
     fan_in_fan_out: Flag = False
     """True for layers that store weights as (fan in, fan out), such as GPT-2's."""
     init_lora_weights: Initialisation = True
-    """True, false, or the name of an initialisation: gaussian, olora, pissa, pissa_niter_N, orthogonal, mica."""
+    """True, false, or the name of an initialisation: gaussian, olora, pissa, orthogonal, mica."""
     use_rslora: Flag = False
     """Scale by lora_alpha / sqrt(r)."""
     use_dora: Flag = False
