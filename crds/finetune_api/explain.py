@@ -110,6 +110,7 @@ def _locate(loc: tuple[int | str, ...], model: type[BaseModel], document: Mappin
 
 
 def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The models that a field's type is made of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from finetune_api.consistency import effect
+from finetune_api.explain import models_in
 from finetune_api.spec import FineTuneJobSpec
 
 INTRODUCTION = """\
@@ -34,7 +35,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
     yield "|---|---|---|---|"
     nested: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
-        below = _models_in(field.annotation)
+        below = list(models_in(field.annotation))
         nested += [(f"{path}.{name}", each) for each in below]
         yield f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {_description(path, name, field)} |"
     yield ""
@@ -54,12 +55,6 @@ def _default(field: FieldInfo) -> str:
     if default is None or isinstance(default, BaseModel):
         return ""
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _type(annotation: object) -> str:

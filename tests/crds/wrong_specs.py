@@ -178,7 +178,10 @@ CONTRADICTIONS = [
     ),
     (
         "checkpoint_every_n_epochs: 2\ncheckpoint_and_evaluation_frequency: {frequency: 2}",
-        "spec.checkpoint_every_n_epochs: means the same as spec.checkpoint_and_evaluation_frequency, which is set as well; keep one of them",
+        (
+            "spec.checkpoint_every_n_epochs: means the same as spec.checkpoint_and_evaluation_frequency, which is set as well; "
+            "keep one of them"
+        ),
     ),
     ("task: classification", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
     ("task: preference_tuning", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
@@ -189,13 +192,17 @@ CONTRADICTIONS = [
     ),
     (
         "preference_tuning_config: {beta: 0.01}",
-        "spec.preference_tuning_config: asks for the task preference_tuning, which is not supported yet; causal_lm and "
-        "instruction_tuning are",
+        (
+            "spec.preference_tuning_config: asks for the task preference_tuning, which is not supported yet; causal_lm and "
+            "instruction_tuning are"
+        ),
     ),
     (
         "vision_language_config: {}",
-        "spec.vision_language_config: asks for the task vision_language_tuning, which is not supported yet; causal_lm and "
-        "instruction_tuning are",
+        (
+            "spec.vision_language_config: asks for the task vision_language_tuning, which is not supported yet; causal_lm and "
+            "instruction_tuning are"
+        ),
     ),
     ("packing: true", "spec.packing: is not supported yet; leave it out"),
     ("parallelism: fsdp", "spec.parallelism: fsdp is not supported yet; auto and ddp are"),
