@@ -24,7 +24,7 @@ def test_an_adapter_loads_with_peft_alone_however_it_was_begun(initialisation: J
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path / "run/epoch-0"))
 
     cpu = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=0, length=None)
-    assert mean_loss(adapted, VALIDATION_ROWS, 4, cpu) == pytest.approx(column(tmp_path / "run", "evalLoss")[-1], abs=1e-6)
+    assert mean_loss(adapted, VALIDATION_ROWS, 4, cpu) == pytest.approx(column(tmp_path / "run", "evalLoss")[-1], abs=1e-5)
 
 
 def test_an_initialisation_that_cannot_be_repeated_is_refused(tiny_model: Path) -> None:
