@@ -69,7 +69,9 @@ class StatusLine:
         if self.record is not None and self.record.plan is not None and self.record.progress is not None:
             yield _bar(self.record.plan, self.record.progress, options.max_width)
         else:
-            self._spinner.update(text=Text(self.doing, no_wrap=True, overflow="ellipsis"))
+            doing = Text(self.doing)
+            doing.truncate(options.max_width - 2, overflow="ellipsis")
+            self._spinner.update(text=doing)
             yield self._spinner
 
 

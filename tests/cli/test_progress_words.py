@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
+from finetune_cli.progress_words import clock, details, parameters, running_epoch, sizes, validated
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+PLAN = Plan(
+    rows=1200,
+    validation_rows=40,
+    tokens=65000,
+    truncated_rows=0,
+    context_length=512,
+    effective_batch_size=16,
+    steps_per_epoch=75,
+    total_epochs=3,
+    total_steps=225,
+    checkpoint_epochs=[0, 1, 2],
+    trainable_parameters=4_884_480,
+    total_parameters=139_400_000,
+)
+
+
+def progress(epoch: float, **values: float | datetime) -> Progress:
+    return Progress.model_validate(
+        {
+            "epoch": epoch,
+            "epochs": f"{int(epoch)}/3",
+            "step": int(epoch * 75),
+            "percent": int(epoch * 100 / 3),
+            "tokensTrained": 0,
+            "lastUpdateTime": NOW,
+            **values,
+        }
+    )
+
+
+def test_the_sizes_of_a_job_are_one_line() -> None:
+    assert sizes(PLAN) == "1,200 rows with 65,000 tokens, 3 x 75 steps, 4.9M of 139.4M parameters"
+
+
+@pytest.mark.parametrize(("completed", "shown"), [(0, "1/3"), (0.99, "1/3"), (1, "2/3"), (2.5, "3/3"), (3, "3/3")])
+def test_the_epoch_that_runs_is_counted_from_1(completed: float, shown: str) -> None:
+    assert running_epoch(progress(completed), PLAN) == shown
+
+
+def test_before_the_first_step_there_are_no_details() -> None:
+    assert details(progress(0), NOW) == []
+
+
+def test_loss_time_and_speed_are_shown_as_soon_as_they_are_known() -> None:
+    known = progress(1, trainLoss=2.41249, tokensPerSecond=1206.4, estimatedCompletionTime=NOW + timedelta(seconds=102))
+
+    assert details(known, NOW) == ["loss 2.412", "1:42 left", "1,206 tokens/s"]
+    assert details(known, NOW + timedelta(seconds=40))[1] == "1:02 left"
+    assert details(known, NOW + timedelta(hours=1))[1] == "0:00 left"
+
+
+@pytest.mark.parametrize(
+    ("duration", "shown"),
+    [
+        (timedelta(seconds=5.9), "0:05"),
+        (timedelta(seconds=754), "12:34"),
+        (timedelta(seconds=3600), "1:00:00"),
+        (timedelta(hours=23, seconds=59), "23:00:59"),
+        (timedelta(days=2, hours=1), "2 days, 1:00:00"),
+    ],
+)
+def test_durations_are_told_in_whole_seconds(duration: timedelta, shown: str) -> None:
+    assert clock(duration) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(999, "999"), (8192, "8.2k"), (139_400_000, "139.4M"), (70_553_706_496, "70.6B")])
+def test_parameters_are_told_in_the_fields_units(count: int, shown: str) -> None:
+    assert parameters(count) == shown
+
+
+def test_a_validation_names_the_checkpoint_that_holds_its_model() -> None:
+    saved = [
+        Checkpoint(name=f"epoch-{epoch - 1}", path="/runs", epoch=epoch, step=75 * epoch, eval_loss=2.0, perplexity=7.389, time=NOW)
+        for epoch in (1, 2)
+    ]
+    before, after = Evaluation(epoch=0, loss=3.74, perplexity=42.097), Evaluation(epoch=2, loss=2.0, perplexity=7.389)
+    said = "epoch 2: validation loss 2.000, perplexity 7.389"
+
+    assert validated(ProgressRecord(evaluation=before)) == "before training: validation loss 3.740, perplexity 42.1"
+    assert validated(ProgressRecord(evaluation=after, checkpoints=saved)) == f"{said}, saved as epoch-1"
+    assert validated(ProgressRecord(evaluation=after)) == said
+    assert validated(ProgressRecord(checkpoints=saved)) is None
