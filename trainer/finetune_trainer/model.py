@@ -18,7 +18,7 @@ from finetune_api.fields import HubRepository
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.adapters import check_adapter, check_targets, load_adapter, with_adapters
-from finetune_trainer.model_source import fetch_model, source_name
+from finetune_trainer.model_source import fetch_model, source_name, source_revision
 
 SHOWN_WEIGHTS = 3
 
@@ -192,7 +192,8 @@ def save_weights(model: PreTrainedModel | peft.PeftModel, directory: Path, spec:
 
 def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
     config = cast("peft.LoraConfig", model.peft_config["default"])
-    config.base_model_name_or_path = source_name(_base(spec)[0])
+    source, _ = _base(spec)
+    config.base_model_name_or_path, config.revision = source_name(source), source_revision(source)
     # PEFT expands all-linear into a set; its order, and with it the file, would differ from run to run.
     if isinstance(config.target_modules, set | list):
         config.target_modules = sorted(config.target_modules)

@@ -8,19 +8,28 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
 from finetune_trainer.storage import open_storage
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 _WEIGHT_FILES = ["*.safetensors"]
+_SAME_WEIGHTS = ["consolidated*.safetensors"]
+"""Mistral's models hold their weights once more, in a form that transformers does not read."""
 
 
 def hub_name(source: str) -> str | None:
-    """The hub's name for a model (`organisation/name`), or None when `source` is a path."""
+    """The hub's name for a model (`organisation/name`, perhaps with `@revision`), or None when `source` is a path."""
     if scheme(source) == "hf":
         return source.removeprefix("hf://")
     if scheme(source) or Path(source).expanduser().exists() or not _HUB_NAME.fullmatch(source):
@@ -34,8 +43,14 @@ def source_name(source: str | HubRepository) -> str:
         return source.repo_id
     name = hub_name(source)
     if name is not None:
-        return name
+        return name.partition("@")[0]
     return source if scheme(source) in ("s3", "gs") else str(_local(source))
+
+
+def source_revision(source: str | HubRepository) -> str | None:
+    """The revision on the hub that `source` asks for, if it does."""
+    name = hub_name(source) if isinstance(source, str) else None
+    return (name or "").partition("@")[2] or None
 
 
 def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
@@ -75,7 +90,7 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
     name, _, revision = name.partition("@")
     patterns = _DESCRIPTION_FILES + (_WEIGHT_FILES if weights else [])
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=_SAME_WEIGHTS))
     except GatedRepoError as error:
         asked = "ask for access to it on the hub, and set HF_TOKEN to a token that has it"
         raise FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {name} is gated; {asked}") from error
@@ -84,6 +99,8 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
         raise FineTuneError(
             FailureClass.MODEL_NOT_FOUND, f"{where}: {name} is neither a directory here nor a model on the hub; {hint}"
         ) from error
+    except RevisionNotFoundError as error:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {name} has no revision {revision} on the hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         hint = "give a model's directory, or try again with a network"
         raise FineTuneError(
