@@ -11,6 +11,9 @@ SHADOWS := $(wildcard operator/__init__.py tests/operator/__init__.py)
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links
 
+# Threads that spin while they wait slow everything down when processes share the cores.
+export OMP_WAIT_POLICY := PASSIVE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
