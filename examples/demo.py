@@ -61,8 +61,7 @@ def main() -> None:
     base_answer, tuned_answer = answers(manifest.spec, Path(best.path), row)
     console.print(
         Panel(
-            f"[bold]{row.messages[0].content}[/]\n\n"
-            f"base    {base_answer}\n\ntuned   {tuned_answer}\n\npython  {row.messages[1].content}",
+            f"[bold]{row.messages[0].content}[/]\n\nbase    {base_answer}\n\ntuned   {tuned_answer}\n\npython  {row.messages[1].content}",
             title="a question that was held out",
             width=min(100, console.width),
         ),
@@ -89,7 +88,9 @@ def answers(spec: FineTuneJobSpec, adapter: Path, row: Row) -> tuple[str, str]:
 
     def answer(model: PreTrainedModel | PeftModel) -> str:
         with torch.inference_mode():
-            generated = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER_TOKENS, do_sample=False)
+            generated = model.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER_TOKENS, do_sample=False
+            )
         return str(tokenizer.decode(generated[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 
     base = AutoModelForCausalLM.from_pretrained(spec.model_id, dtype=torch.float32)
