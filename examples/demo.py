@@ -14,6 +14,12 @@ import time
 from pathlib import Path
 
 import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.panel import Panel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
 from finetune_api.manifest import read_manifest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.loss_plot import draw_losses
@@ -21,11 +27,6 @@ from finetune_trainer.chat import chat_format
 from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
 from finetune_trainer.model import load_tokenizer
 from finetune_trainer.rows import Row, read_rows
-from peft import PeftModel
-from rich.console import Console
-from rich.panel import Panel
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 QUICKSTART = Path("examples/quickstart.yaml")
 QUESTION = "threading.enumerate"
@@ -81,14 +82,14 @@ def held_out_row(spec: FineTuneJobSpec) -> Row:
 
 def answers(spec: FineTuneJobSpec, adapter: Path, row: Row) -> tuple[str, str]:
     """What the base model and the tuned model say to the row's question, without chance."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(spec)
     chat = chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
     prompt = torch.tensor([chat.prompt(row.messages[:1])])
 
     def answer(model: PreTrainedModel | PeftModel) -> str:
         with torch.inference_mode():
-            generated = model.generate(
+            generated = model.generate(  # type: ignore[operator]
                 input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER_TOKENS, do_sample=False
             )
         return str(tokenizer.decode(generated[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
