@@ -79,6 +79,7 @@ CONVERSATIONS = {
     "CJK": talk("uaua", "你好,世界", "你好!很高兴认识你。", "日本語で", "はい、わかりました。"),
     "emoji": talk("uaua", "👋🏽", "👩‍👩‍👧‍👦🏳️‍🌈", "é or e\u0301?", "e\u0301😀"),
     "right-to-left": talk("ua", "مرحبا", "אבג \u200f\u200e"),
+    "private-use": talk("uaua", "\ue000", "\ue000 \ue001", "\ue001?", "\ue000"),
     "signs": talk("ua", "{{ messages }} {% endfor %}", "{instruction} {{ x }} \\ \x00 \ufffd"),
 }
 
@@ -270,8 +271,9 @@ def test_a_template_that_refuses_a_conversation_says_why() -> None:
     assert "System role not supported" in problem
 
 
-def test_today_is_the_same_day_whenever_a_run_goes_on() -> None:
-    dated = byte_level(template="{{ strftime_now('%d %b %Y') }}\n" + CHATML)
+@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
+def test_today_is_the_same_day_whenever_a_run_goes_on(call: str) -> None:
+    dated = byte_level(template=f"{{{{ {call} }}}}\n{CHATML}")
 
     row = encoded(dated, CONVERSATIONS["one-turn"])
 

@@ -135,10 +135,10 @@ def test_the_first_question_takes_the_system_message_also_when_the_assistant_beg
 
 
 def test_white_space_around_contents_is_stripped_unless_told_otherwise() -> None:
-    messages = [Message("user", " Ping?\n"), Message("assistant", "\tPong. ")]
+    messages = [Message("system", " Be brief. "), Message("user", " Ping?\n"), Message("assistant", "\tPong. ")]
 
-    assert tagged().text(messages) == "[U:Ping?][A:Pong.]"
-    assert tagged(strip_whitespace=False).text(messages) == "[U: Ping?\n][A:\tPong. ]"
+    assert tagged().text(messages) == "[S:Be brief.][U:Ping?][A:Pong.]"
+    assert tagged(strip_whitespace=False).text(messages) == "[S: Be brief. ][U: Ping?\n][A:\tPong. ]"
 
 
 @pytest.mark.parametrize(
