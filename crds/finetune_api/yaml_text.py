@@ -36,7 +36,12 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, _data: object) -> bool:
         return True
 
+    def represent_text(self, text: str) -> ScalarNode:
+        # PyYAML's other styles fold Unicode's line breaks into spaces.
+        return self.represent_scalar(f"{_TAG}str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Loader.add_constructor(f"{_TAG}bool", _Loader.construct_yaml_bool)
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
