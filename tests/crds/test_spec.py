@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from pydantic import BaseModel, ValidationError
-from tests.crds.wrong_specs import RIGHT, WRONG_FIELDS
+from tests.crds.reading import all_models, problems_of, spec_of
+from tests.crds.wrong_specs import WRONG_FIELDS
 
-from finetune_api.explain import models_in
-from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.failure import FineTuneError
 from finetune_api.fields import HubRepository
 from finetune_api.manifest import read_spec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.yaml_text import parse
-
-
-def spec_of(text: str) -> FineTuneJobSpec:
-    """The spec that a text adds to the right one, whose fields it may replace."""
-    right, _ = parse(RIGHT, "right.yaml")
-    added, _ = parse(text, "spec.yaml") if text else ({}, [])
-    return read_spec(right | added)
-
-
-def problems_of(text: str) -> tuple[str, ...]:
-    with pytest.raises(FineTuneError) as raised:
-        spec_of(text)
-    assert raised.value.failure_class is FailureClass.INVALID_SPEC
-    return raised.value.problems
 
 
 @pytest.mark.parametrize(("text", "problem"), WRONG_FIELDS, ids=lambda text: text[:60])
@@ -201,13 +184,6 @@ def test_the_interval_of_checkpoints_has_two_forms(text: str, epochs: int | None
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         setattr(spec_of(""), "seed", 1)  # noqa: B010 (mypy knows that it cannot be assigned)
-
-
-def all_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    yield model
-    for field in model.model_fields.values():
-        for part in models_in(field.annotation):
-            yield from all_models(part)
 
 
 @pytest.mark.parametrize("model", dict.fromkeys(all_models(FineTuneJobSpec)))

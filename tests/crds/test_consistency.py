@@ -1,0 +1,131 @@
+"""What fields say together, and what a person is told of fields that change nothing."""
+
+from __future__ import annotations
+
+import pytest
+from tests.crds.reading import problems_of, spec_of
+from tests.crds.wrong_specs import CONTRADICTIONS, WRONG_ACCELERATORS
+
+from finetune_api.consistency import WITHOUT_EFFECT, warnings
+from finetune_api.rules import RULES, Rule
+from finetune_api.spec import FineTuneJobSpec
+
+UNDERSTOOD = "accelerator_type:TYPE, anyscale/accelerator_shape:NxTYPE and memory are understood"
+
+
+def warnings_of(text: str) -> list[str]:
+    return list(warnings(spec_of(f"lora_config: {{}}\n{text}")))
+
+
+@pytest.mark.parametrize(("text", "problem"), CONTRADICTIONS, ids=lambda text: text[:60])
+def test_a_contradiction_is_a_problem_that_names_the_field_and_the_way_out(text: str, problem: str) -> None:
+    assert problems_of(text) == (problem,)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
+def test_every_rule_is_among_the_contradictions(rule: Rule) -> None:
+    assert f"spec.{rule.field}: {rule.problem}" in [problem for _, problem in CONTRADICTIONS]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
+def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) -> None:
+    assert rule.field in FineTuneJobSpec.model_fields
+    assert f"self.{rule.field}" in rule.cel
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "min_num_update_steps: 5",
+        "no_gradient_checkpoint: false",
+        "checkpoint_every_n_epochs: 1\nmax_num_checkpoints: 3",
+        "task: instruction_tuning",
+        "packing: false\nparallelism: ddp",
+        "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://bucket/adapter",
+        "logger: {provider: wandb, provider_config: {project: p, tags: [a]}}",
+        "logger: {provider: mlflow, provider_config: {tracking_uri: file:///runs}}",
+    ],
+)
+def test_either_spelling_and_what_is_built_is_right(text: str) -> None:
+    assert isinstance(spec_of(text), FineTuneJobSpec)
+
+
+@pytest.mark.parametrize(("resources", "problem"), WRONG_ACCELERATORS)
+def test_accelerators_are_named_once_and_asked_for_by_at_most_one(resources: str, problem: str) -> None:
+    assert problems_of(f"worker_resources: {resources}") == (f"spec.worker_resources: {problem}",)
+
+
+def test_all_that_is_wrong_with_accelerators_is_told() -> None:
+    [problem] = problems_of("worker_resources: {'accelerator_type:': 2}")
+
+    assert problem.startswith("spec.worker_resources: must name a type")
+    assert problem.endswith("accelerator_type: is 2")
+
+
+@pytest.mark.parametrize(
+    ("resources", "types"),
+    [
+        ("{}", []),
+        ("{memory: 1}", []),
+        ("{'accelerator_type:A10G': 0.001}", ["A10G"]),
+        ("{'accelerator_type:A100-80G': 1}", ["A100-80G"]),
+        ("{'anyscale/accelerator_shape:4xA10G': 0.001}", ["A10G"]),
+        ("{'anyscale/accelerator_shape:8xA100-80G': 1, 'accelerator_type:A100-80G': 1}", ["A100-80G"]),
+    ],
+)
+def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str]) -> None:
+    assert spec_of(f"worker_resources: {resources}").accelerator_types == types
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("liger_kernel: {enabled: true}", "spec.liger_kernel has no effect: the trainer uses PyTorch's own kernels"),
+        ("output_dir: /mnt/local_storage", "spec.output_dir has no effect: storage.path decides where runs are written"),
+        (
+            "num_data_blocks_per_device: 16",
+            "spec.num_data_blocks_per_device has no effect: rows are tokenized once and held in memory, not streamed in blocks",
+        ),
+        ("dataset_size_scaling_factor: 1000", "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here"),
+        (
+            "deepspeed: {config_path: zero_2.json}",
+            "spec.deepspeed has no effect: DeepSpeed is not used; parallelism decides how devices share the work",
+        ),
+        (
+            "worker_resources: {g5.4xlarge: 1}",
+            f"spec.worker_resources[g5.4xlarge] has no effect: {UNDERSTOOD}",
+        ),
+        (
+            "trainer_resources: {custom: 1}",
+            f"spec.trainer_resources[custom] has no effect: {UNDERSTOOD}",
+        ),
+        (
+            "num_epochs: 3\nmin_update_steps: 100",
+            "spec.min_update_steps has no effect: num_epochs is set, and decides how long the run is",
+        ),
+        (
+            "num_epochs: 3\nmin_num_update_steps: 100",
+            "spec.min_num_update_steps has no effect: num_epochs is set, and decides how long the run is",
+        ),
+        ("eval_first: true", "spec.eval_first has no effect: there is no valid_path to evaluate on"),
+    ],
+)
+def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instead(text: str, warning: str) -> None:
+    assert warnings_of(text) == [warning]
+
+
+def test_there_is_no_warning_without_a_reason() -> None:
+    assert (
+        warnings_of("valid_path: v\neval_first: true\nmin_update_steps: 5\nworker_resources: {memory: 5, CPU: 2, 'accelerator_type:L4': 1}")
+        == []
+    )
+
+
+def test_a_field_without_effect_that_is_null_is_not_worth_a_word() -> None:
+    assert warnings_of("\n".join(f"{field}: null" for field in WITHOUT_EFFECT)) == []
+
+
+def test_training_every_parameter_is_said_because_a_forgotten_block_has_burnt_people() -> None:
+    [warning] = warnings(spec_of(""))
+
+    assert warning == "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for LoRA"

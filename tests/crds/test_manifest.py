@@ -1,0 +1,278 @@
+"""Files that a person gives: FineTuneJobs and bare LLMForge YAML, read, refused, and written again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import JsonValue
+from tests.crds.wrong_specs import RIGHT
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import Manifest, read_manifest, read_spec
+from finetune_api.yaml_text import parse
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+
+JOB = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata:
+  name: my-job
+  namespace: team-a
+  labels: {team: a}
+spec:
+  model_id: m
+  train_path: t.jsonl
+  lora_config: {}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "job.yaml"
+
+
+def read(file: Path, text: str) -> Manifest:
+    file.write_text(text, encoding="utf-8")
+    return read_manifest(file)
+
+
+def problems_of(file: Path, text: str | bytes) -> list[str]:
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(FineTuneError) as raised:
+        read_manifest(file)
+    assert raised.value.failure_class is FailureClass.INVALID_SPEC
+    return [problem.replace(str(file), file.name) for problem in raised.value.problems]
+
+
+def test_a_finetunejob_keeps_its_name_and_place(file: Path) -> None:
+    manifest = read(file, JOB)
+
+    assert manifest.document["metadata"] == {"name": "my-job", "namespace": "team-a", "labels": {"team": "a"}}
+    assert manifest.spec.model_id == "m"
+    assert manifest.warnings == ()
+
+
+def test_a_finetunejob_that_kubectl_shows_is_read_again(file: Path) -> None:
+    shown = JOB.replace("  name: my-job", "  name: my-job\n  uid: 5f0c\n  generation: 2\n  creationTimestamp: 2026-05-04T12:00:00Z\n")
+
+    assert read(file, shown + "status: {phase: Running}\n").spec == read(file, JOB).spec
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama-3.yaml", "llama-3"),
+        ("8xA100_80G.yml", "8xa100-80g"),
+        ("My Job (final).yaml", "my-job-final"),
+        ("___.yaml", "finetune"),
+        ("x" * 80 + ".yaml", "x" * 63),
+        ("é.yaml", "finetune"),
+    ],
+)
+def test_a_bare_llmforge_yaml_is_called_as_its_file(tmp_path: Path, name: str, expected: str) -> None:
+    assert read(tmp_path / name, RIGHT).metadata.name == expected
+
+
+def test_remarks_on_keys_and_on_fields_come_together(file: Path) -> None:
+    manifest = read(file, f"{RIGHT}lora_config: {{}}\noutput_dir: /mnt\ntrain_path: t.jsonl\n")
+
+    assert [warning.replace(str(file), file.name) for warning in manifest.warnings] == [
+        "job.yaml:5: train_path is given twice with the same value",
+        "spec.output_dir has no effect: storage.path decides where runs are written",
+    ]
+
+
+def test_a_byte_order_mark_does_no_harm(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + RIGHT.encode())
+
+    assert read_manifest(file).spec.model_id == "m"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FineTuneError) as raised:
+        read_manifest(tmp_path / "absent.yaml")
+
+    assert raised.value.problems == (f"{tmp_path}/absent.yaml: No such file or directory",)
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FineTuneError) as raised:
+        read_manifest(tmp_path)
+
+    assert raised.value.problems == (f"{tmp_path}: Is a directory",)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "job.yaml: is empty"),
+        (b"model_id: \xff\n", "job.yaml: is not UTF-8 text"),
+        (RIGHT.encode("utf-16"), "job.yaml: is not UTF-8 text"),
+        (b"- model_id: m\n", "job.yaml: must be a map of fields, is a list"),
+        (b"model_id: [m\n", "job.yaml:2:1: expected ',' or ']', but got '<stream end>'"),
+        (JOB.encode() + b"---\n" + JOB.encode(), "job.yaml:12:1: a second document begins here; give each a file of its own"),
+        (b"model_id: m\nmodel_id: n\n", "job.yaml:2: model_id is given twice with different values; keep one"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_problem_with_its_place(file: Path, content: bytes, problem: str) -> None:
+    assert problems_of(file, content) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("finetune.dev/v1alpha1", "finetune.dev/v1", "apiVersion: must be finetune.dev/v1alpha1, is finetune.dev/v1"),
+        ("apiVersion: finetune.dev/v1alpha1\n", "", "apiVersion: must be finetune.dev/v1alpha1, is missing"),
+        ("kind: FineTuneJob", "kind: RayJob", "kind: must be FineTuneJob, is RayJob"),
+        ("kind: FineTuneJob\n", "", "kind: must be FineTuneJob, is missing"),
+        ("  name: my-job\n", "", "metadata.name: is required"),
+        ("name: my-job", "name: 8", "metadata.name: must be a text, is 8; put it in quotes"),
+        (
+            "name: my-job",
+            "name: My_Job",
+            "metadata.name: must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends, is 'My_Job'",
+        ),
+        (
+            "name: my-job",
+            "name: job..1",
+            "metadata.name: must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends, is 'job..1'",
+        ),
+        ("name: my-job", f"name: {'x' * 254}", "metadata.name: must have at most 253 characters"),
+        (
+            "namespace: team-a",
+            "namespace: team.a",
+            "metadata.namespace: must be lower-case letters, digits and `-`, with a letter or digit at both ends, is 'team.a'",
+        ),
+        ("labels: {team: a}", "labels: {team: 1}", "metadata.labels.team: must be a text, is 1; put it in quotes"),
+        ("labels: {team: a}", "labels: [team]", "metadata.labels: must be a map of fields, is a list"),
+        ("spec:", "specs:", "specs: is not a field of a FineTuneJob, which has apiVersion, kind, metadata and spec"),
+        ("  lora_config: {}\n", "lora_config: {}\n", "lora_config: is a field of spec; indent it below spec"),
+        ("  lora_config: {}", "  lora_config: {r: 0}", "spec.lora_config.r: must be at least 1, is 0"),
+    ],
+)
+def test_a_wrong_frame_is_told_by_its_key(file: Path, old: str, new: str, problem: str) -> None:
+    assert problem in problems_of(file, JOB.replace(old, new))
+
+
+def test_a_frame_that_is_wrong_all_over_is_told_at_once(file: Path) -> None:
+    assert problems_of(file, "kind: RayJob\nmetadata: []\nspec: {num_devices: 0}\nreplicas: 2\n") == [
+        "apiVersion: must be finetune.dev/v1alpha1, is missing",
+        "kind: must be FineTuneJob, is RayJob",
+        "replicas: is not a field of a FineTuneJob, which has apiVersion, kind, metadata and spec",
+        "metadata.name: is required",
+        "spec.model_id: is required",
+        "spec.train_path: is required",
+        "spec.num_devices: must be at least 1, is 0",
+    ]
+
+
+@pytest.mark.parametrize("spec", ["", "[]", "text"])
+def test_a_finetunejob_needs_a_spec(file: Path, spec: str) -> None:
+    text = f"apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {{name: j}}\nspec: {spec}\n"
+
+    assert problems_of(file, text) == ["spec: is required, a map of fields"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_the_same_when_it_is_written_and_read_again(example: Path, file: Path) -> None:
+    manifest = read_manifest(example)
+    again = read(file, manifest.to_yaml())
+
+    assert (again.metadata, again.spec) == (manifest.metadata, manifest.spec)
+    assert again.spec.model_fields_set == manifest.spec.model_fields_set
+    assert again.to_yaml() == manifest.to_yaml()
+
+
+def test_numbers_are_written_as_numbers_and_null_is_not_written(file: Path) -> None:
+    text = """
+learning_rate: '1e-4'
+num_devices: '8'
+trainer_resources: {memory: 150_323_855_360}
+context_length: null
+custom_model_tag: '1e5'
+"""
+    written = read(file, RIGHT + text).to_yaml()
+
+    assert yaml.safe_load(written)["spec"] == {
+        "model_id": "m",
+        "train_path": "t.jsonl",
+        "learning_rate": 0.0001,
+        "num_devices": 8,
+        "trainer_resources": {"memory": 150_323_855_360},
+        "custom_model_tag": "1e5",
+    }
+    assert "custom_model_tag: '1e5'\n" in written
+
+
+def test_only_what_was_set_is_written(file: Path) -> None:
+    assert read(file, f"{RIGHT}lora_config: {{}}\n").to_yaml() == (
+        "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata:\n  name: job\nspec:\n"
+        "  model_id: m\n  train_path: t.jsonl\n  lora_config: {}\n"
+    )
+
+
+texts = st.text(min_size=1, max_size=20).filter(lambda text: "://" not in text)
+plain: st.SearchStrategy[JsonValue] = (
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10)
+)
+maps: st.SearchStrategy[JsonValue] = st.dictionaries(st.text(max_size=10), plain | st.lists(plain, max_size=3), max_size=3)
+fields: dict[str, st.SearchStrategy[Any]] = {
+    "context_length": st.integers(8, 2**24),
+    "learning_rate": st.floats(1e-12, 1),
+    "num_devices": st.integers(1, 4096),
+    "num_epochs": st.integers(1, 100_000),
+    "task": st.sampled_from(["causal_lm", "instruction_tuning"]),
+    "lr_scheduler_type": st.sampled_from(["cosine", "linear", "constant"]),
+    "padding": st.sampled_from(["longest", "max_length"]),
+    "gradient_checkpointing": st.booleans(),
+    "seed": st.integers(0, 2**32 - 1),
+    "suspend": st.booleans(),
+    "custom_model_tag": texts,
+    "valid_path": texts,
+    "initial_base_model_ckpt_path": texts | st.fixed_dictionaries({"repo_id": texts}),
+    "worker_resources": st.dictionaries(st.sampled_from(["memory", "CPU"]), st.integers(1, 2**53) | st.floats(0.5, 64)),
+    "generation_config": st.fixed_dictionaries({}, optional={"stopping_sequences": st.lists(texts, max_size=3)}),
+    "lora_config": st.fixed_dictionaries(
+        {},
+        optional={
+            "r": st.integers(1, 65536),
+            "lora_dropout": st.floats(0, 0.9),
+            "target_modules": texts | st.lists(texts, max_size=4),
+            "exclude_modules": texts | st.lists(texts, max_size=4),
+            "init_lora_weights": st.booleans() | st.sampled_from(["gaussian", "pissa", "olora"]),
+            "trainable_token_indices": st.lists(st.integers(0, 1000))
+            | st.dictionaries(texts, st.lists(st.integers(0, 1000), max_size=3), max_size=2),
+            "velora_config": maps,
+        },
+    ),
+    "liger_kernel": st.fixed_dictionaries({}, optional={"enabled": st.booleans(), "kwargs": maps}),
+    "run_policy": st.fixed_dictionaries({}, optional={"backoff_limit": st.integers(0, 100)}),
+    "cluster": st.fixed_dictionaries(
+        {},
+        optional={
+            "env": st.lists(maps, max_size=2),
+            "affinity": maps,
+            "labels": st.dictionaries(texts, st.text(max_size=10), max_size=2),
+            "worker": st.fixed_dictionaries(
+                {"resources": st.fixed_dictionaries({"limits": st.dictionaries(texts, st.integers(0, 99) | st.just("500m"), max_size=2)})}
+            ),
+        },
+    ),
+}
+specs = st.fixed_dictionaries({"model_id": texts, "train_path": texts}, optional=fields)
+
+
+@given(document=specs)
+def test_every_spec_is_the_same_when_it_is_written_and_read_again(document: dict[str, JsonValue]) -> None:
+    spec = read_spec(document)
+    manifest = Manifest.model_validate({"metadata": {"name": "job"}, "spec": spec})
+    written, _ = parse(manifest.to_yaml(), "job.yaml")
+
+    assert written["spec"] == document
+    assert read_spec(document) == spec
