@@ -23,13 +23,14 @@ from transformers.utils.logging import disable_progress_bar
 from finetune_api.manifest import read_manifest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.loss_plot import draw_losses
+from finetune_cli.quiet import quieten_libraries
 from finetune_trainer.chat import chat_format
 from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
 from finetune_trainer.model import load_tokenizer
 from finetune_trainer.rows import Row, read_rows
 
 QUICKSTART = Path("examples/quickstart.yaml")
-QUESTION = "threading.enumerate"
+QUESTION = "os.getpid"
 """The held-out row whose question is asked: the one about this function."""
 ANSWER_TOKENS = 40
 PICTURE = Path("finetune-runs/quickstart-loss.png")
@@ -37,6 +38,7 @@ PICTURE = Path("finetune-runs/quickstart-loss.png")
 
 def main() -> None:
     """Trains, then shows losses, answers and the picture."""
+    quieten_libraries()
     started = time.monotonic()
     console = Console()
     manifest = read_manifest(QUICKSTART)
