@@ -75,6 +75,10 @@ def test_only_a_newline_ends_a_row(file: Path, separator: str) -> None:
     assert rows[0].messages[0].content == content
 
 
+def test_files_that_were_joined_may_have_a_bom_in_the_middle(file: Path) -> None:
+    assert [row.line for row in rows_in(file, f"\ufeff{GOOD}\n\ufeff{GOOD}\n")] == [1, 2]
+
+
 def test_a_system_message_is_moved_to_the_front(file: Path) -> None:
     rows = rows_in(file, row(QUESTION, {"role": "system", "content": "Be brief."}, ANSWER))
 
@@ -224,8 +228,9 @@ def test_all_bad_messages_of_a_row_are_told_at_once(file: Path) -> None:
     assert [problem.split(": ")[1] for problem in problems] == ["messages[0].role", "messages[0].content", "messages[2].content"]
 
 
-def test_a_long_value_is_not_repeated_in_full(file: Path) -> None:
-    problems = problems_in(file, row(QUESTION, {"role": "x" * 10_000, "content": "y"}))
+@pytest.mark.parametrize("value", ["x" * 10_000, 10**4000], ids=["text", "number"])
+def test_a_long_value_is_not_repeated_in_full(file: Path, value: str | int) -> None:
+    problems = problems_in(file, row(QUESTION, {"role": value, "content": "y"}))
 
     assert len(problems[0]) < 300
 

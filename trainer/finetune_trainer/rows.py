@@ -55,7 +55,7 @@ def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
         # Not str.splitlines, which also splits at characters that JSON allows inside a string.
         for number, raw in enumerate(stream, start=1):
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = raw.decode("utf-8-sig")
                 if not text.strip():
                     continue
                 messages, unknown = _messages(text, task)
