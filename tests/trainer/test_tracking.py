@@ -274,7 +274,7 @@ def test_a_tracker_that_is_slow_holds_up_no_step(database: Path, experiment: str
     assert len(history(database, only_run(database, experiment), "loss")) == 10
 
 
-def test_lines_that_waited_arrive_though_they_are_more_than_fit_into_a_request(database: Path, experiment: str) -> None:
+def test_all_lines_that_waited_arrive(database: Path, experiment: str) -> None:
     with open_tracker(mlflow_spec(database, experiment), "job") as tracker, locked(database):
         for step in range(1, 401):
             tracker.log(step_line(step))

@@ -16,10 +16,6 @@ from finetune_trainer.published_fields import published_fields
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PARAMS_AT_ONCE = 100
-"""What MLflow takes in one request."""
-
-
 FAILURE_CLASSES = {
     "INVALID_PARAMETER_VALUE": FailureClass.INVALID_SPEC,
     "PERMISSION_DENIED": FailureClass.ACCESS_DENIED,
@@ -65,8 +61,7 @@ def start_mlflow_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> 
     with _explained(config):
         client = MlflowClient(tracking_uri=config.tracking_uri)
         run = client.create_run(_experiment(client, config), run_name=spec.custom_model_tag or name)
-        for start in range(0, len(params), PARAMS_AT_ONCE):
-            client.log_batch(run.info.run_id, params=params[start : start + PARAMS_AT_ONCE], synchronous=True)
+        client.log_batch(run.info.run_id, params=params, synchronous=True)
     return MlflowRun(client, run.info.run_id)
 
 

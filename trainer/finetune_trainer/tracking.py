@@ -17,9 +17,6 @@ from finetune_trainer.metrics import EvaluationLine, StepLine
 from finetune_trainer.mlflow_run import start_mlflow_run
 from finetune_trainer.wandb_run import start_wandb_run
 
-LINES_AT_ONCE = 100
-"""Lines that are sent together at most: mlflow takes 1000 numbers in a request, and a line has fewer than ten."""
-
 CLOSING_SECONDS = 60.0
 """How long the end of training waits for a tracker that is slow or gone."""
 
@@ -119,7 +116,7 @@ class _InBackground:
         closed = False
         while not closed:
             taken = [self._lines.get()]
-            while len(taken) < LINES_AT_ONCE and not self._lines.empty():
+            while not self._lines.empty():
                 taken.append(self._lines.get())
             closed = taken[-1] is None
             with self._warning():
