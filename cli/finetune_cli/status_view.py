@@ -21,7 +21,7 @@ PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.S
 
 def document(manifest: Manifest, status: FineTuneJobStatus) -> dict[str, JsonValue]:
     """The FineTuneJob with its status."""
-    return {**manifest.document, "status": json.loads(status.model_dump_json(by_alias=True, exclude_none=True, exclude_unset=True))}
+    return {**manifest.document, "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)}
 
 
 def as_json(manifest: Manifest, status: FineTuneJobStatus) -> str:
