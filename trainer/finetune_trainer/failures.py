@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
-from ray.train import TrainingFailedError
+import torch.distributed as dist
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.status import Failure
@@ -15,6 +15,9 @@ LESS_MEMORY = (
     "lower spec.train_batch_size_per_device (and raise spec.gradient_accumulation_steps by as much: the result stays the same), "
     "lower spec.context_length, or keep spec.gradient_checkpointing on"
 )
+
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo, which has no exceptions of its own, says on the workers that are left when one dies."""
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -25,12 +28,12 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(failure_class=FailureClass.OUT_OF_MEMORY, message=f"a worker ran out of memory; {LESS_MEMORY}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
         return Failure(failure_class=FailureClass.STORAGE_ERROR, message=f"{error.filename or 'storage'}: {error.strerror}")
-    if isinstance(error, RayActorError | WorkerCrashedError):
+    if isinstance(error, RayActorError | WorkerCrashedError | dist.DistError) or any(words in str(error) for words in PEER_GONE):
         return Failure(failure_class=FailureClass.NODE_LOST, message=f"a worker died; if the machine was short of memory, {LESS_MEMORY}")
     return Failure(failure_class=FailureClass.UNKNOWN, message=f"{type(error).__name__}: {error}"[:8192])
 
 
-def failure_of_run(error: TrainingFailedError | RayError) -> Failure:
+def failure_of_run(error: BaseException) -> Failure:
     """The failure of a run whose workers could not say themselves what was wrong."""
     causes = getattr(error, "worker_failures", None)
     return failure_of(next(iter(causes.values())) if causes else error)

@@ -1,0 +1,200 @@
+"""One job from the first step to the last: interrupted on a terminal, ended by SIGTERM, finished, and asked for again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
+from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
+
+from finetune_api.failure import FailureClass
+from finetune_api.status import FineTuneJobStatus, Phase
+
+STEPS = 120
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the four commands showed."""
+
+    directory: Path
+    interrupted: Ended
+    """On a terminal, with its control sequences."""
+    terminated: Ended
+    finished: Ended
+    again: Ended
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Story:
+    directory = tmp_path_factory.mktemp("story")
+    small_job(directory, tiny_model, num_epochs=STEPS // 3, checkpoint_every_n_epochs=STEPS // 6, eval_first=True)
+    arguments = ["run", "job.yaml", "--storage", "runs"]
+    return Story(
+        directory,
+        interrupted=interrupted(directory, *arguments),
+        terminated=terminated(directory, *arguments),
+        finished=process(*arguments, "-o", "json", cwd=directory),
+        again=process(*arguments, cwd=directory),
+    )
+
+
+def interrupted(directory: Path, *arguments: str) -> Ended:
+    """Ctrl-C on a terminal, once the bar shows a loss."""
+    with Terminal(*arguments, cwd=directory, columns=72) as terminal:
+        terminal.read_until(r"epoch \d+/\d+ .*loss")
+        terminal.press(CTRL_C)
+        return Ended(terminal.exit_code(), terminal.seen, "")
+
+
+def terminated(directory: Path, *arguments: str) -> Ended:
+    """SIGTERM where there is no terminal, once a line tells of a step."""
+    training = subprocess.Popen([FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert training.stdout is not None
+    out = ""
+    while not re.search(r"^epoch .* step ", out, re.MULTILINE):
+        line = training.stdout.readline()
+        assert line, training.communicate()
+        out += line
+    training.send_signal(signal.SIGTERM)
+    rest, err = training.communicate(timeout=240)
+    return Ended(training.returncode, out + rest, err)
+
+
+def run_directory(story: Story) -> Path:
+    """The only one in the storage."""
+    [job_yaml] = story.directory.glob("runs/*/*/job.yaml")
+    return job_yaml.parent
+
+
+def status_of(ended: Ended) -> FineTuneJobStatus:
+    return FineTuneJobStatus.model_validate(json_of(ended)["status"])
+
+
+def yaml_of(ended: Ended) -> object:
+    """The FineTuneJob in what a command wrote for people, up to the empty line that ends it."""
+    return yaml.safe_load(ended.out[ended.out.index("apiVersion:") :].partition("\n\n")[0])
+
+
+def test_on_a_terminal_a_bar_shows_epoch_steps_loss_and_time_left(story: Story) -> None:
+    assert re.search(rf"epoch \d+/40 .*━.* \d+/{STEPS}  loss \d\.\d+  \d+:\d\d left", CONTROL_SEQUENCE.sub("", story.interrupted.out))
+
+
+def test_the_bar_is_drawn_over_itself_and_the_terminal_gets_its_cursor_back(story: Story) -> None:
+    shown = story.interrupted.out
+
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert [line for line in screen(shown) if "━" in line] == [], "no line that stays holds a bar"
+    assert [line for line in screen(shown) if line.startswith(("starting", "⠋"))] == []
+
+
+def test_ctrl_c_leaves_a_snapshot_says_how_to_go_on_and_is_exit_code_130(story: Story) -> None:
+    shown = screen(story.interrupted.out)
+
+    assert story.interrupted.code == 130
+    assert any(re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to go on from there", line) for line in shown)
+    assert "  phase: Suspended" in shown
+    assert not any("Traceback" in line for line in shown)
+
+
+def test_without_a_terminal_there_are_plain_lines(story: Story) -> None:
+    assert "\x1b" not in story.terminated.out
+    assert "━" not in story.terminated.out
+    assert re.search(rf"^epoch \d+/40  step \d+/{STEPS}$|^epoch \d+/40  step \d+/{STEPS}  loss ", story.terminated.out, re.MULTILINE)
+
+
+def test_sigterm_leaves_a_snapshot_too(story: Story) -> None:
+    assert (story.terminated.code, story.terminated.err) == (130, "")
+    assert re.search(r"^going on from .*/snapshot-\d+$", story.terminated.out, re.MULTILINE)
+    assert re.search(r"^Suspended: stopped after step \d+ of 120; run again to go on from there$", story.terminated.out, re.MULTILINE)
+
+
+def test_run_again_it_goes_on_to_the_end(story: Story) -> None:
+    status = status_of(story.finished)
+
+    assert story.finished.code == 0
+    assert re.search(r"^going on from .*/snapshot-\d+$", story.finished.err, re.MULTILINE)
+    assert status.phase is Phase.SUCCEEDED
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.epochs) == (STEPS, "40/40")
+    lines = [json.loads(line) for line in (run_directory(story) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1)), "every step once"
+    assert lines[0]["evalLoss"] > lines[-1]["evalLoss"]
+
+
+def test_the_status_names_the_checkpoints_that_are_there(story: Story) -> None:
+    status = status_of(story.finished)
+
+    assert [checkpoint.name for checkpoint in status.checkpoints] == ["epoch-19", "epoch-39"]
+    assert all((Path(checkpoint.path) / "adapter_model.safetensors").is_file() for checkpoint in status.checkpoints)
+    assert status.best_checkpoint is not None
+    assert status.model_path == status.best_checkpoint.path
+
+
+def test_the_result_is_the_finetunejob_with_its_status(story: Story) -> None:
+    document = json_of(story.finished)
+    job = yaml.safe_load((story.directory / "job.yaml").read_text())
+
+    assert list(document) == ["apiVersion", "kind", "metadata", "spec", "status"]
+    assert {name: document[name] for name in job} == job
+
+
+def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_the_run(story: Story) -> None:
+    said = [
+        r"training on (CPU \(\d+ cores\)|\d+ .+)",
+        r"going on from .+",
+        r"12 rows with [\d,]+ tokens, 40 x 3 steps, 8.2k of 213.3k parameters",
+        r"(before training|epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+(, saved as epoch-\d+)?",
+        r"epoch \d+/40  step +\d+/120(  loss [\d.]+)?(  [\d:]+ left)?(  [\d,]+ tokens/s)?",
+    ]
+    assert json_of(story.finished)
+    assert [line for line in story.finished.err.splitlines() if not any(re.fullmatch(pattern, line) for pattern in said)] == []
+
+
+def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) -> None:
+    before, again = json_of(story.finished), yaml_of(story.again)
+    assert isinstance(again, dict)
+
+    assert (story.again.code, story.again.err) == (0, "")
+    assert "holds this run, finished; delete it to train again" in story.again.out
+    assert FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
+    assert {name: again[name] for name in ("metadata", "spec")} == {name: before[name] for name in ("metadata", "spec")}
+
+
+def test_people_get_a_summary_after_the_status(story: Story) -> None:
+    summary = story.again.out[story.again.out.index("Succeeded: ") :]
+    lines = [" ".join(line.split()) for line in summary.splitlines()]
+
+    assert "epochs 40/40" in lines
+    assert f"run directory {run_directory(story)}" in lines
+    assert "checkpoint epoch step validation loss perplexity" in lines
+    for checkpoint in status_of(story.finished).checkpoints:
+        marks = ", ".join(mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds)
+        numbers = f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
+        assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
+
+
+def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken/model.safetensors")
+    weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], torch.inf)
+    save_file(weights, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
+
+    ended = process("run", small_job(tmp_path, tmp_path / "broken", learning_rate=0.01), "-o", "json", cwd=tmp_path)
+    status = status_of(ended)
+
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].startswith("error: the loss of step 1 is nan")
+    assert "lower spec.learning_rate (it is 0.01)" in ended.err
+    assert (status.phase, status.failure and status.failure.failure_class) == (Phase.FAILED, FailureClass.DIVERGED)
+    assert status.checkpoints == []

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import errno
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
+from ray.train import WorkerGroupError
+from tests.trainer.training_jobs import LORA, Course, in_processes, job_of
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.failures import LESS_MEMORY, failure_of, failure_of_run
+from finetune_trainer.loop import TrainingJob, train
+
+
+def test_what_a_person_can_act_on_stays_as_it_was_said() -> None:
+    failure = failure_of(FineTuneError(FailureClass.INVALID_DATA, "train.jsonl:1: no", "train.jsonl:2: neither"))
+    assert failure.failure_class is FailureClass.INVALID_DATA
+    assert failure.message == "train.jsonl:1: no\ntrain.jsonl:2: neither"
+
+
+def out_of_memory_on_the_cpu() -> BaseException:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)
+    return raised.value
+
+
+def killed_by_ray() -> BaseException:
+    error: BaseException = OutOfMemoryError("a worker was killed")  # type: ignore[no-untyped-call]
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), out_of_memory_on_the_cpu(), killed_by_ray()],
+    ids=["CUDA", "Python", "CPU", "Ray"],
+)
+def test_without_memory_the_message_says_what_to_lower(error: BaseException) -> None:
+    failure = failure_of(error)
+    assert failure.failure_class is FailureClass.OUT_OF_MEMORY
+    assert failure.message == f"a worker ran out of memory; {LESS_MEMORY}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG])
+def test_a_disk_that_takes_nothing_is_a_storage_error(number: int) -> None:
+    failure = failure_of(OSError(number, "Nothing more", "/runs/metrics.jsonl"))
+    assert failure.failure_class is FailureClass.STORAGE_ERROR
+    assert failure.message == "/runs/metrics.jsonl: Nothing more"
+
+
+@pytest.mark.parametrize("error", [WorkerCrashedError(), ActorDiedError()])
+def test_a_worker_that_ray_lost_is_a_lost_node(error: BaseException) -> None:
+    failure = failure_of(error)
+    assert failure.failure_class is FailureClass.NODE_LOST
+    assert failure.message == f"a worker died; if the machine was short of memory, {LESS_MEMORY}"
+
+
+def train_and_tell(job: TrainingJob, words: Path, rank: int, num_devices: int) -> None:
+    """The first worker kills itself after two steps; the other writes down what it makes of that."""
+    try:
+        train(job, Course(die_after=2).worker(rank, num_devices, []))
+    except RuntimeError as error:
+        words.write_text(failure_of(error).failure_class)
+
+
+def test_a_worker_whose_peer_was_killed_calls_it_a_lost_node(tiny_model: Path, tmp_path: Path) -> None:
+    job = job_of(tiny_model, tmp_path / "run", LORA, num_devices=2)
+    ended = in_processes(2, partial(train_and_tell, job, tmp_path / "words"))
+    assert ended[0] == -signal.SIGKILL
+    assert (tmp_path / "words").read_text() == FailureClass.NODE_LOST
+
+
+def test_what_is_not_known_is_told_in_its_own_words() -> None:
+    failure = failure_of(KeyError("q_proj"))
+    assert failure.failure_class is FailureClass.UNKNOWN
+    assert failure.message == "KeyError: 'q_proj'"
+
+
+def test_words_without_end_are_cut() -> None:
+    assert len(failure_of(ValueError("x" * 100_000)).message) == 8192
+
+
+def test_a_run_fails_as_its_worker_did() -> None:
+    failed = WorkerGroupError("a worker failed", {1: WorkerCrashedError()})
+    assert failure_of_run(failed).failure_class is FailureClass.NODE_LOST
+    assert failure_of_run(ActorDiedError()).failure_class is FailureClass.NODE_LOST
