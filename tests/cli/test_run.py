@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
+from tests.trainer.training_jobs import column
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import FineTuneJobStatus, Phase
@@ -182,6 +183,19 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
         marks = ", ".join(mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds)
         numbers = f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
+
+
+def test_two_workers_see_the_same_losses_as_one(tmp_path: Path, tiny_model: Path) -> None:
+    doubled = small_job(tmp_path, tiny_model, train_batch_size_per_device=2).rename(tmp_path / "doubled.yaml")
+    job = small_job(tmp_path, tiny_model, train_batch_size_per_device=2, gradient_accumulation_steps=2)
+    alone = process("run", job, "--storage", "alone", "-o", "json", cwd=tmp_path)
+    both = process("run", doubled, "--storage", "both", "--devices", "2", "-o", "json", cwd=tmp_path)
+
+    assert (alone.code, both.code) == (0, 0), (alone.err, both.err)
+    for name in ("loss", "gradNorm", "evalLoss"):
+        expected, found = ([column(file.parent, name) for file in tmp_path.glob(f"{runs}/*/*/metrics.jsonl")] for runs in ("alone", "both"))
+        assert len(expected) == len(found) == 1
+        assert found[0] == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path, tiny_model: Path) -> None:

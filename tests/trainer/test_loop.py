@@ -294,3 +294,13 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_before_its_checkpoint
     assert raised.value.failure_class is FailureClass.DIVERGED
     assert saved_in(job.run_directory) == set()
     assert column(job.run_directory, "evalLoss") == []
+
+
+def test_a_compiled_model_sees_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
+    rows = rows_of([24] * 8)
+    eager = job_of(tiny_model, tmp_path / "eager", LORA, train=rows, validation=None)
+    compiled = job_of(tiny_model, tmp_path / "compiled", LORA, train=rows, validation=None, torch_compile={"enabled": True})
+    train_here(eager)
+    train_here(compiled)
+    assert column(compiled.run_directory, "loss") == pytest.approx(column(eager.run_directory, "loss"), abs=1e-5)
+    assert saved_in(compiled.run_directory) == saved_in(eager.run_directory)
