@@ -17,10 +17,10 @@ export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost test lint format lock clean
+.PHONY: help demo demo-cost test e2e cluster cluster-down lint format lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a small language model on this machine, and see what it learnt
 	$(ENV)/bin/python examples/make_inputs.py
@@ -30,7 +30,17 @@ demo-cost:
 	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes; on 2 cores."
 
 test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
+	$(ENV)/bin/python -m tests.cluster.main build
 	$(ENV)/bin/python -m pytest $(ARGS)
+
+e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
+	$(ENV)/bin/python -m pytest tests/e2e $(ARGS)
+
+cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
+	@$(ENV)/bin/python -m tests.cluster.main up
+
+cluster-down: $(ENV)/dev.installed ## stop it
+	@$(ENV)/bin/python -m tests.cluster.main down
 
 lint: $(ENV)/dev.installed $(ENV)/project.installed ## check style, types and imports
 	@test -z "$(SHADOWS)" || { echo "remove $(SHADOWS): it would shadow Python's own module operator" >&2; exit 1; }

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from kubernetes.client import CoreV1Api, V1Namespace, V1ObjectMeta
+from kubernetes.config import new_client_from_config
+from tests.cluster.control_plane import ControlPlane, free_address
+from tests.cluster.processes import Processes
+from tests.cluster.programs import find
 
 from make_inputs import TRAIN, VALIDATION, make_data, make_model
 from make_tiny_model import make_tiny_model
@@ -45,3 +53,24 @@ def stdlib_train() -> Path:
 def stdlib_validation() -> Path:
     """32 of the same kind, with no answer that is in `stdlib_train`."""
     return make_data() / VALIDATION
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real Kubernetes API, without nodes, for all tests of this run."""
+    directory = tmp_path_factory.mktemp("control-plane")
+    control_plane = ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address())
+    control_plane.start()
+    yield control_plane
+    control_plane.remove()
+
+
+@pytest.fixture
+def namespace(api_server: ControlPlane) -> Iterator[str]:
+    """A namespace of the test's own; it goes, with all that is in it, when the test is over."""
+    name = f"test-{uuid4().hex[:8]}"
+    with new_client_from_config(str(api_server.kubeconfig)) as client:
+        core = CoreV1Api(client)
+        core.create_namespace(V1Namespace(metadata=V1ObjectMeta(name=name)))
+        yield name
+        core.delete_namespace(name)

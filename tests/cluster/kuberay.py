@@ -1,0 +1,41 @@
+"""KubeRay, at the version of `programs/go.mod`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.processes import Program
+from tests.cluster.programs import Say, kuberay_manifests
+
+OPERATOR = "ray-operator"
+CRDS = ("rayclusters.ray.io", "rayjobs.ray.io", "rayservices.ray.io")
+
+
+def apply_crds(kubectl: Kubectl, say: Say) -> None:
+    """Its resource definitions, and waits until they are served. They are too large for anything but server-side apply."""
+    kubectl("apply", "--server-side", "--force-conflicts", "--kustomize", kuberay_manifests(say) / "crd", seconds=120)
+    _wait_for_crds(kubectl)
+
+
+def apply_operator(kubectl: Kubectl, say: Say) -> None:
+    """KubeRay inside the cluster, with its image from its registry."""
+    kubectl("apply", "--server-side", "--force-conflicts", "--kustomize", kuberay_manifests(say) / "default", seconds=120)
+    _wait_for_crds(kubectl)
+    kubectl("rollout", "status", "deployment/kuberay-operator", "--timeout=300s", seconds=310)
+
+
+def operator_beside(program: Path, kubeconfig: Path) -> Program:
+    """KubeRay as a process beside the cluster; Ray's dashboards are reached through the API server. Its CRDs must be there."""
+    arguments = [f"--kubeconfig={kubeconfig}", "--enable-leader-election=false", "--use-kubernetes-proxy"]
+    return Program(OPERATOR, [program, *arguments])
+
+
+def installed(kubectl: Kubectl) -> bool:
+    """Whether its resource definitions are there."""
+    names = kubectl("get", "crd", "--output=name")
+    return all(f"/{name}" in names for name in CRDS)
+
+
+def _wait_for_crds(kubectl: Kubectl) -> None:
+    kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in CRDS), seconds=70)
