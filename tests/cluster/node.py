@@ -28,6 +28,12 @@ ETCD_PORTS = (2379, 2380)
 HIDDEN = (Path("/run"), Path("/var/lib"), Path("/var/log"))
 """Where programs of a node write beside what they are told; the sandbox has its own."""
 
+SOCKET = Path("/run/containerd.sock")
+"""In the sandbox, whose /run is its own; a socket's path may have no more than 104 characters."""
+
+KUBELET = Path("/var/lib/kubelet")
+"""In the sandbox again, for its sockets; what pods keep there is on the disk below the cluster's directory."""
+
 COMMANDS = {
     "containerd": "containerd",
     "ctr": "containerd",
@@ -48,8 +54,9 @@ class Node:
     def __init__(self, directory: Path, find: Find) -> None:
         self._directory = directory
         self._find = find
-        self.sandbox = Sandbox(_name_of(directory))
-        self._images = cache_directory() / "containerd"
+        name = _name_of(directory)
+        self.sandbox = Sandbox(name)
+        self._images = cache_directory() / "containerd" / name
 
     @property
     def kubeconfig(self) -> Path:
@@ -111,7 +118,7 @@ class Node:
 
     def ctr(self, *arguments: str | Path, seconds: float = 120) -> str:
         """Runs containerd's command line client on the kubelet's containers and images."""
-        return self.sandbox.run("ctr", "--address", self._socket, "--namespace", "k8s.io", *arguments, seconds=seconds)
+        return self.sandbox.run("ctr", "--address", SOCKET, "--namespace", "k8s.io", *arguments, seconds=seconds)
 
     def start_program(self, name: str) -> None:
         """Starts one that has been stopped."""
@@ -121,16 +128,15 @@ class Node:
             self.processes.start(self._programs()[name])
             wait_for(f"{name} to stay", lambda: self.processes.process(name), seconds=5, seen=lambda: self.processes.log(name))
 
-    @property
-    def _socket(self) -> Path:
-        return self._directory / "containerd.sock"
-
     def _start(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._images.mkdir(parents=True, exist_ok=True)
         self.sandbox.create()
         for hidden in HIDDEN:
             self.sandbox.run("mount", "-t", "tmpfs", "tmpfs", hidden)
+        (self._directory / "kubelet").mkdir()
+        self.sandbox.run("mkdir", KUBELET)
+        self.sandbox.run("mount", "--bind", self._directory / "kubelet", KUBELET)
         self._make_network()
         self._start_containerd()
 
@@ -167,7 +173,7 @@ class Node:
         self._write("cni/10-pods.conflist", json.dumps(network))
 
     def _start_containerd(self) -> None:
-        self._write("containerd.toml", _containerd(self._directory, self._images, self._socket))
+        self._write("containerd.toml", _containerd(self._directory, self._images))
         self._start_containerd_once()
         left = self.ctr("containers", "list", "--quiet").split()
         if left:  # of a node that was killed; the kubelet would look after them
@@ -199,9 +205,7 @@ class Node:
         self._write("resolv.conf", "")
         self._write(
             "kubelet.yaml",
-            yaml.safe_dump(
-                _kubelet(self._directory, self._socket, self.sandbox.cgroup, authority.certificate, serving.certificate, serving.key)
-            ),
+            yaml.safe_dump(_kubelet(self._directory, self.sandbox.cgroup, authority.certificate, serving.certificate, serving.key)),
         )
         self._write("Corefile", _corefile(self._directory / "coredns.kubeconfig"))
 
@@ -215,7 +219,7 @@ class Node:
                 f"--kubeconfig={kubelet}",
                 f"--hostname-override={NODE}",
                 f"--node-ip={NODE_ADDRESS}",
-                f"--root-dir={directory / 'kubelet'}",
+                f"--root-dir={KUBELET}",
             ],
             "kube-scheduler": [
                 f"--kubeconfig={scheduler}",
@@ -262,13 +266,13 @@ def _name_of(directory: Path) -> str:
     return f"{zlib.crc32(str(directory.resolve()).encode()):08x}"
 
 
-def _containerd(directory: Path, images: Path, socket: Path) -> str:
+def _containerd(directory: Path, images: Path) -> str:
     return f"""\
 version = 2
 root = "{images}"
 state = "{directory / "containerd"}"
 [grpc]
-address = "{socket}"
+address = "{SOCKET}"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{PAUSE_IMAGE}"
 restrict_oom_score_adj = true
@@ -282,7 +286,7 @@ conf_dir = "{directory / "cni"}"
 """
 
 
-def _kubelet(directory: Path, socket: Path, cgroup: str, authority: Path, certificate: Path, key: Path) -> dict[str, object]:
+def _kubelet(directory: Path, cgroup: str, authority: Path, certificate: Path, key: Path) -> dict[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -290,7 +294,7 @@ def _kubelet(directory: Path, socket: Path, cgroup: str, authority: Path, certif
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(certificate),
         "tlsPrivateKeyFile": str(key),
-        "containerRuntimeEndpoint": f"unix://{socket}",
+        "containerRuntimeEndpoint": f"unix://{SOCKET}",
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{cgroup}",
         "failCgroupV1": False,

@@ -77,7 +77,7 @@ class NodeCluster(Cluster):
             self.node.start()
             try:
                 kuberay.apply_crds(self.kubectl, self.say)
-                self.start_kuberay()
+                self.start_program(kuberay.OPERATOR)
             except BaseException:
                 self.node.stop(keep_logs=True)
                 raise
@@ -90,9 +90,12 @@ class NodeCluster(Cluster):
     def provide(self, archive: Path) -> None:
         self.node.provide(archive)
 
-    def start_kuberay(self) -> None:
-        """Starts it where it does not run."""
-        self.node.processes.start(kuberay.operator_beside(find("ray-operator", self.say), self.node.kubeconfig))
+    def start_program(self, name: str) -> None:
+        """Starts a program of the cluster that has been stopped."""
+        if name == kuberay.OPERATOR:
+            self.node.processes.start(kuberay.operator_beside(find("ray-operator", self.say), self.node.kubeconfig))
+        else:
+            self.node.start_program(name)
 
 
 class KindCluster(Cluster):

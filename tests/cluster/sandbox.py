@@ -40,17 +40,17 @@ class Sandbox:
     """Process, mount and network namespaces, and control groups, all known by `name`: nothing has to be remembered to find them."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
     @property
     def interface(self) -> str:
         """The machine's end of the link."""
-        return f"ft-{self._name}"[:15]
+        return f"ft-{self.name}"[:15]
 
     @property
     def cgroup(self) -> str:
         """The control group below which everything runs."""
-        return f"finetune-{self._name}"
+        return f"finetune-{self.name}"
 
     def create(self) -> Link:
         """Makes the namespaces and the link. Raises ClusterError where the system does not allow it."""

@@ -1,0 +1,64 @@
+"""Pods run, find each other, train with Ray, and are replaced when they are lost."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+from tests.cluster.faults import kill_pod
+from tests.cluster.images import Image
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.waiting import wait_for
+from tests.e2e.ray_jobs import ray_job, workers_service
+
+
+def at(resource: dict[str, JsonValue] | None, *path: str) -> JsonValue:
+    """What a resource holds at a path; None where there is nothing."""
+    found: JsonValue = resource
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def names(kubectl: Kubectl, namespace: str, selector: str, phase: str = "Running") -> set[str]:
+    return {str(at(pod, "metadata", "name")) for pod in kubectl.all("pods", namespace, selector) if at(pod, "status", "phase") == phase}
+
+
+def test_a_ray_job_of_the_trainers_image_runs_on_two_workers_that_see_each_other(kubectl: Kubectl, namespace: str, trainer: Image) -> None:
+    kubectl.apply(workers_service(namespace))
+    kubectl.apply(ray_job("job", namespace, trainer.name))
+
+    def ended() -> str | None:
+        status = at(kubectl.get("rayjob", "job", namespace), "status", "jobStatus")
+        return str(status) if status in ("SUCCEEDED", "FAILED", "STOPPED") else None
+
+    status = wait_for("the RayJob to end", ended, seconds=420, seen=lambda: kubectl.story(namespace), every=1)
+    log = kubectl("logs", "--namespace", namespace, "--selector=job-name=job", "--tail=-1")
+
+    assert status == "SUCCEEDED", kubectl.story(namespace)
+    assert "'accelerator_type:A10G': 2.0" in log
+    assert log.rstrip().splitlines()[-1].endswith("SUCCEEDED") or "trained" in log
+    workers = kubectl.all("pods", namespace, "ray.io/node-type=worker")
+    addresses = sorted(str(at(pod, "status", "podIP")) for pod in workers)
+    assert len(set(addresses)) == 2
+    for rank in range(2):
+        assert any(f"worker {rank} at {address} sees {addresses}" in log for address in addresses), log
+
+
+def test_a_worker_that_is_killed_is_replaced(kubectl: Kubectl, namespace: str, trainer: Image) -> None:
+    kubectl.apply(workers_service(namespace))
+    kubectl.apply(ray_job("job", namespace, trainer.name, seconds=600))
+    workers = "ray.io/node-type=worker"
+
+    def two() -> set[str] | None:
+        running = names(kubectl, namespace, workers)
+        return running if len(running) == 2 else None
+
+    before = wait_for("two workers", two, seconds=240, seen=lambda: kubectl.story(namespace), every=1)
+    victim = min(before)
+    kill_pod(kubectl, namespace, victim)
+
+    def replaced() -> set[str] | None:
+        running = names(kubectl, namespace, workers)
+        return running if len(running) == 2 and victim not in running else None
+
+    after = wait_for("another worker in its place", replaced, seconds=240, seen=lambda: kubectl.story(namespace), every=1)
+    assert len(after - before) >= 1
