@@ -56,6 +56,7 @@ format: $(ENV)/dev.installed ## write the code as `make lint` wants it
 lock: $(ENV)/build.installed ## bring locks/ in step with pyproject.toml; ARGS=--upgrade takes the newest versions
 	$(COMPILE) $(ARGS) --all-extras --group dev --group examples pyproject.toml --output-file locks/dev.txt
 	$(COMPILE) $(ARGS) --extra trainer --group examples --constraint locks/dev.txt pyproject.toml --output-file locks/trainer.txt
+	$(COMPILE) $(ARGS) --extra trainer --group image --constraint locks/dev.txt pyproject.toml --output-file locks/image.txt
 	$(COMPILE) $(ARGS) --group build --constraint locks/dev.txt --output-file locks/build.txt
 
 clean: ## remove what make and the examples made here, the environment included

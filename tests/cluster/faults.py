@@ -22,11 +22,16 @@ def kill_pod(kubectl: Kubectl, namespace: str, name: str) -> None:
 @contextmanager
 def stopped(cluster: NodeCluster, program: str) -> Iterator[None]:
     """A program of the cluster (`etcd`, `kube-apiserver`, `ray-operator`, ...) does not run meanwhile."""
-    cluster.node.processes.stop(program)
+    cluster.node.processes.kill(program)
     try:
         yield
     finally:
         cluster.start_program(program)
+        if program in ("etcd", "kube-apiserver"):
+            # They lose their leadership meanwhile, and begin anew; without that they would try again after up to a minute.
+            for follower in ("kube-controller-manager", "kube-scheduler"):
+                cluster.node.processes.kill(follower)
+                cluster.start_program(follower)
 
 
 @contextmanager

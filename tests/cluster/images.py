@@ -28,7 +28,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from tests.cluster.cache import alone_in, cache_directory
 from tests.cluster.failure import ClusterError
@@ -103,15 +103,20 @@ def trainer_image(say: Say) -> Image:
     with alone_in(images_directory()):
         builder = _builder()
         base = base_image(builder, say)
-        image = Image(f"{REPOSITORY}:{fingerprint(ROOT, f'{base} {builder.identity(base)}')}")
-        if builder.identity(image.name) is None:
+        on = f"{base} {builder.identity(base)}"
+        image = _image_of(on)
+        while builder.identity(image.name) is None:
             say(f"building {image.name} on {base}; 3 to 8 minutes and 10 GB when the dependencies have changed, else seconds")
             started = time.monotonic()
             builder.build(image.name, ROOT / DOCKERFILE, ROOT, {"BASE": base}, say)
             say(f"built {image.name} in {time.monotonic() - started:.0f} s")
+            built, image = image, _image_of(on)
+            if built != image:  # somebody wrote to the files meanwhile: it may be made of either
+                builder.remove(built.name)
         others = [name for name in builder.names(REPOSITORY) if name != image.name]
         for name in others[KEPT - 1 :]:
-            builder.remove(name)
+            with suppress(ClusterError):  # a container of somebody's may have it
+                builder.remove(name)
         return image
 
 
@@ -270,7 +275,10 @@ class Buildah:
         self._storage = directory / "storage"
 
     def identity(self, name: str) -> str | None:
-        return next((each["id"] for each in self._images() if name in (each["names"] or ())), None)
+        try:
+            return self._run("inspect", "--type=image", "--format={{.FromImageID}}", name, seconds=60).strip()
+        except ClusterError:
+            return None
 
     def pull(self, name: str) -> None:
         self._run("pull", "--quiet", name, seconds=PULL_SECONDS)
@@ -283,7 +291,8 @@ class Buildah:
         self._run("build", *options, f"--file={dockerfile}", f"--tag={name}", context, seconds=BUILD_SECONDS, say=say)
 
     def names(self, repository: str) -> list[str]:
-        images = sorted(self._images(), key=lambda each: float(each["created"]), reverse=True)
+        listed = json.loads(self._run("images", "--json", seconds=60) or "[]")
+        images = sorted(listed, key=lambda each: float(each["created"]), reverse=True)
         return [name for each in images for name in each["names"] or () if name.startswith(f"{repository}:")]
 
     def remove(self, name: str) -> None:
@@ -295,10 +304,6 @@ class Buildah:
         described = json.loads(self._run("inspect", "--type=image", name, seconds=60))
         with file.open("wb") as out:
             write_oci_archive(out, name, described["Manifest"].encode(), described["Config"].encode(), self._storage, known)
-
-    def _images(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = json.loads(self._run("images", "--json", "--no-trunc", seconds=60) or "[]")
-        return listed
 
     def _run(self, *arguments: str | Path, seconds: float, say: Say | None = None) -> str:
         with _scratch(self._directory / "scratch") as scratch:
@@ -322,8 +327,8 @@ def write_oci_archive(out: IO[bytes], name: str, manifest: bytes, config: bytes,
         _blob(digest): manifest,
         _blob(parts["config"]["digest"]): config,
     }
-    for path, content in files.items():
-        _add(out, path, len(content), [content])
+    for path, text in files.items():
+        _add(out, path, len(text), [text])
     stored = {each.get("diff-digest"): each["id"] for each in json.loads((storage / "overlay-layers" / "layers.json").read_text())}
     for layer in {each["digest"]: each for each in parts["layers"]}.values():
         if layer["digest"] not in known:
@@ -380,6 +385,10 @@ def _builder() -> Builder:
     return Buildah(images_directory())
 
 
+def _image_of(base: str) -> Image:
+    return Image(f"{REPOSITORY}:{fingerprint(ROOT, base)}")
+
+
 def _public_base() -> str:
     found = re.search(r"^ARG BASE=(\S+)$", (ROOT / DOCKERFILE).read_text(), re.MULTILINE)
     assert found, f"{DOCKERFILE} names no base"
@@ -409,13 +418,12 @@ def _make_local_base(builder: Builder, name: str, say: Say) -> None:
     with _scratch(images_directory() / "base") as scratch:
         started = time.monotonic()
         options = ["--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", f"--components={','.join(source.components)}"]
-        command = [*ALONE, "debootstrap", *options, _release(), scratch / "rootfs", source.address]
-        _output(command, seconds=BASE_SECONDS, say=say)
+        _output([*ALONE, "debootstrap", *options, _release(), scratch / "rootfs", source.address], seconds=BASE_SECONDS, say=say)
         say(f"installed Debian {_release()} from {source.address} in {time.monotonic() - started:.0f} s")
         (scratch / "context").mkdir()
-        excluded = [f"--exclude=./{pattern}" for pattern in LEFT_OUT]
         archive = scratch / "context" / "rootfs.tar"
-        _output(["tar", "--create", f"--file={archive}", f"--directory={scratch / 'rootfs'}", *excluded, "."], seconds=300)
+        content = [f"--directory={scratch / 'rootfs'}", *(f"--exclude=./{pattern}" for pattern in LEFT_OUT), "."]
+        _output(["tar", "--create", "--numeric-owner", f"--file={archive}", *content], seconds=300)
         dockerfile = scratch / "Dockerfile"
         dockerfile.write_text(BASE_DOCKERFILE)
         builder.build(name, dockerfile, archive.parent, {}, say)

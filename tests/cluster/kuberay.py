@@ -1,4 +1,4 @@
-"""KubeRay, at the version of `programs/go.mod`."""
+"""KubeRay, at the version of `go/go.mod`."""
 
 from __future__ import annotations
 

@@ -107,14 +107,17 @@ class Node:
             if not (keep_logs and entry.name == "processes"):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
-    def provide(self, archive: Path) -> None:
-        """Makes the images of an archive available to pods; those that are there are not imported again."""
-        mark = self._images / "imported" / f"{archive.name}-{archive.stat().st_mtime_ns}"
-        if mark.exists():
-            return
+    def images(self) -> set[str]:
+        """The names of the images that pods can have."""
+        return set(self.ctr("images", "list", "--quiet").split())
+
+    def layers(self) -> set[str]:
+        """Digests of what need not be imported again."""
+        return set(self.ctr("content", "list", "--quiet").split())
+
+    def import_images(self, archive: Path) -> None:
+        """Makes the images of an archive available to pods."""
         self.ctr("images", "import", archive, seconds=900)
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
 
     def ctr(self, *arguments: str | Path, seconds: float = 120) -> str:
         """Runs containerd's command line client on the kubelet's containers and images."""
@@ -180,7 +183,7 @@ class Node:
             self.ctr("containers", "delete", *left)
             self.processes.stop("containerd")
             self._start_containerd_once()
-        self.provide(pause_archive(self._find("pause")))
+        self.import_images(pause_archive(self._find("pause")))
 
     def _start_containerd_once(self) -> None:
         self.processes.start(self._programs()["containerd"])

@@ -1,4 +1,4 @@
-"""The programs that a cluster is made of: found on this machine, or built from Go modules at the versions of `programs/go.mod`."""
+"""The programs that a cluster is made of: found on this machine, or built from Go modules at the versions of `go/go.mod`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.cluster.cache import alone_in, cache_directory
 from tests.cluster.failure import ClusterError
 
-SOURCES = Path(__file__).with_name("programs")
+SOURCES = Path(__file__).with_name("go")
 GO_LOCK = Path(__file__).parents[2] / "locks" / "go.txt"
 """Go itself, as a package of PyPI."""
 BUILD_SECONDS = 45 * 60
@@ -46,7 +46,7 @@ BUILDS = (CONTROL_PLANE, NODE, PAUSE, KUBERAY, HELM)
 
 
 def version_of(module: str) -> str:
-    """The version of a Go module in `programs/go.mod`, such as `v1.35.4`."""
+    """The version of a Go module in `go/go.mod`, such as `v1.35.4`."""
     found = re.search(rf"^\s*{re.escape(module)} (v\S+)", (SOURCES / "go.mod").read_text(), re.MULTILINE)
     assert found, f"{module} is not in {SOURCES / 'go.mod'}"
     return found[1]
@@ -79,7 +79,7 @@ def kuberay_manifests(say: Say) -> Path:
 
 
 def _module_directory(module: str, say: Say) -> Path:
-    """The unpacked source of a module of `programs/go.mod`."""
+    """The unpacked source of a module of `go/go.mod`."""
     environment = _go_environment()
     _run([_go(say), "mod", "download", module], environment)
     return Path(_run([_go(say), "list", "-m", "-f", "{{.Dir}}", module], environment).strip())

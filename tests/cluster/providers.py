@@ -13,6 +13,7 @@ import yaml
 from tests.cluster import kuberay
 from tests.cluster.cache import alone_in
 from tests.cluster.failure import ClusterError
+from tests.cluster.images import Image, export, images_directory
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.node import Node
 from tests.cluster.programs import Say, find
@@ -49,8 +50,8 @@ class Cluster(ABC):
         """Removes what `up` made, also when `up` was killed; nothing when there is nothing."""
 
     @abstractmethod
-    def provide(self, archive: Path) -> None:
-        """Makes the image in an archive of `docker save` available to pods."""
+    def provide(self, image: Image) -> None:
+        """Makes an image that was built here available to pods."""
 
     @property
     def kubeconfig(self) -> Path:
@@ -87,8 +88,17 @@ class NodeCluster(Cluster):
         with alone_in(self.directory.with_name(f"{self.directory.name}-lock")):
             self.node.stop()
 
-    def provide(self, archive: Path) -> None:
-        self.node.provide(archive)
+    def provide(self, image: Image) -> None:
+        names = self.node.images()
+        if image.name not in names:
+            archive = images_directory() / "to-import.tar"
+            export(image, archive, self.say, known=self.node.layers())
+            self.node.import_images(archive)
+            archive.unlink()
+        repository = image.name.rpartition(":")[0]
+        for name in names - {image.name}:
+            if name.startswith(f"{repository}:"):
+                self.node.ctr("images", "remove", name)
 
     def start_program(self, name: str) -> None:
         """Starts a program of the cluster that has been stopped."""
@@ -123,8 +133,11 @@ class KindCluster(Cluster):
         _run("kind", "delete", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}", seconds=180)
         self.kubeconfig.unlink(missing_ok=True)
 
-    def provide(self, archive: Path) -> None:
+    def provide(self, image: Image) -> None:
+        archive = images_directory() / "to-load.tar"
+        export(image, archive, self.say)
         _run("kind", "load", "image-archive", str(archive), f"--name={KIND_NAME}", seconds=900)
+        archive.unlink()
 
 
 class ExistingCluster(Cluster):
@@ -154,8 +167,8 @@ class ExistingCluster(Cluster):
     def down(self) -> None:
         return
 
-    def provide(self, archive: Path) -> None:
-        raise ClusterError(f"{archive.name}: push its image to a registry that the cluster of {self.context} can pull from")
+    def provide(self, image: Image) -> None:
+        raise ClusterError(f"{image.name}: push it to a registry that the cluster of {self.context} can pull from")
 
 
 def choose(environment: Mapping[str, str], say: Say) -> Cluster:

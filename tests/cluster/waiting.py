@@ -19,14 +19,14 @@ def wait_for(
     seen: Callable[[], str] = str,
     every: float = 0.2,
 ) -> T:
-    """Calls `found` until it returns something (None and False are nothing), for at most `seconds`, and returns that.
+    """Calls `found` until it returns something true, for at most `seconds`, and returns that.
 
     `seen` describes what is there instead. Raises ClusterError with it when time is up.
     """
     deadline = time.monotonic() + seconds
     while True:
         result = found()
-        if result is not None and result is not False:
+        if result:
             return result
         if time.monotonic() >= deadline:
             raise ClusterError("\n".join(filter(None, (f"waited {seconds:.0f} s for {what}", seen()))))

@@ -9,21 +9,28 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from tests.cluster.cache import cache_directory
-from tests.cluster.images import Image, export, trainer_image
+from tests.cluster.images import Image, trainer_image
 from tests.cluster.kubectl import Kubectl
+from tests.cluster.programs import Say
 from tests.cluster.providers import Cluster, NodeCluster, choose
-
-STARTED = time.monotonic()
-
-
-def say(line: str) -> None:
-    """Past pytest's capturing: building and loading images takes minutes."""
-    print(f"[{time.monotonic() - STARTED:5.1f} s] {line}", file=sys.__stderr__, flush=True)
+from tests.cluster.waiting import wait_for
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def say(request: pytest.FixtureRequest) -> Say:
+    """Past pytest's capturing: building and loading images takes minutes."""
+    started = time.monotonic()
+    capturing = request.config.pluginmanager.getplugin("capturemanager")
+
+    def line(text: str) -> None:
+        with capturing.global_and_fixture_disabled():
+            print(f"[{time.monotonic() - started:5.1f} s] {text}", file=sys.stderr, flush=True)
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def cluster(say: Say) -> Iterator[Cluster]:
     """The cluster that the environment names, as it was found: what was not up goes down again."""
     chosen = choose(os.environ, say)
     made = chosen.up()
@@ -46,12 +53,10 @@ def kubectl(cluster: Cluster) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
-def trainer(cluster: Cluster) -> Image:
+def trainer(cluster: Cluster, say: Say) -> Image:
     """The trainer's image, built from its Dockerfile, where pods find it."""
-    image = trainer_image(cache_directory() / "images", say)
-    archive = export(image, cache_directory() / "images" / f"{image.name.replace('/', '-').replace(':', '-')}.tar")
-    say(f"{image.name} is built")
-    cluster.provide(archive)
+    image = trainer_image(say)
+    cluster.provide(image)
     say(f"{image.name} is where pods find it")
     return image
 
@@ -62,6 +67,7 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     name = f"e2e-{uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels)}})
+    wait_for("its service account", lambda: kubectl.get("serviceaccount", "default", name), seconds=60)
     yield name
     # Without waiting: a RayJob whose operator is down would hold it for ever.
     kubectl("delete", "namespace", name, "--wait=false")

@@ -48,6 +48,7 @@ def expanded(requirements: list[str]) -> Iterator[Requirement]:
 WANTED = {
     "build": [*PYPROJECT["build-system"]["requires"], *GROUPS["build"]],
     "trainer": [*PROJECT["dependencies"], *EXTRAS["trainer"], *GROUPS["examples"]],
+    "image": [*PROJECT["dependencies"], *EXTRAS["trainer"], *GROUPS["image"]],
     "dev": [*PROJECT["dependencies"], *chain(*EXTRAS.values()), *GROUPS["examples"], *GROUPS["dev"]],
 }
 
@@ -81,11 +82,13 @@ def test_what_trains_is_what_was_tested() -> None:
     assert {name: versions for name, versions in pins("trainer").items() if dev.get(name) != versions} == {}
 
 
-def test_the_build_tools_fit_beside_what_was_tested() -> None:
+def test_the_image_and_the_build_tools_fit_beside_what_was_tested() -> None:
     dev = pins("dev")
 
+    assert {name: versions for name, versions in pins("image").items() if dev.get(name, versions) != versions} == {}
     assert {name: versions for name, versions in pins("build").items() if dev.get(name, versions) != versions} == {}
 
 
-def test_the_trainer_carries_neither_the_operator_nor_the_tests() -> None:
-    assert pins("trainer").keys() & {"kopf", "kubernetes", "kubernetes-asyncio", "moto", "pytest", "trl"} == set()
+@pytest.mark.parametrize("lock", ["trainer", "image"])
+def test_the_trainer_carries_neither_the_operator_nor_the_tests(lock: str) -> None:
+    assert pins(lock).keys() & {"kopf", "kubernetes", "kubernetes-asyncio", "moto", "pytest", "trl"} == set()
