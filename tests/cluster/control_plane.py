@@ -17,6 +17,9 @@ from tests.cluster.kubeconfig import write_kubeconfig
 from tests.cluster.processes import Processes, Program
 from tests.cluster.waiting import wait_for
 
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
+"""In the order in which they start."""
+
 SERVICE_CIDR = "10.96.0.0/16"
 API_SERVICE_ADDRESS = "10.96.0.1"
 
@@ -84,7 +87,7 @@ class ControlPlane:
         self.client_kubeconfig(authority, "admin", organizations=["system:masters"], path=self.kubeconfig)
         self.client_kubeconfig(authority, "kube-controller-manager", common_name="system:kube-controller-manager")
         (self._directory / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
-        for name in ("etcd", "kube-apiserver", "kube-controller-manager"):
+        for name in PROGRAMS:
             self.start_program(name)
         return authority
 
@@ -121,7 +124,7 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Stops everything. The directory stays."""
-        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+        for name in reversed(PROGRAMS):
             self._processes.stop(name)
 
     def remove(self) -> None:

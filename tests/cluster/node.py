@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from tests.cluster.cache import cache_directory
 from tests.cluster.certificates import Authority
+from tests.cluster.control_plane import PROGRAMS as CONTROL_PLANE
 from tests.cluster.control_plane import Address, ControlPlane, Find
 from tests.cluster.failure import ClusterError
 from tests.cluster.kubeconfig import CONTEXT
@@ -84,7 +85,7 @@ class Node:
         """Whether it is up: every program runs."""
         if self.sandbox.first_process() is None:
             return False
-        return all(self.processes.process(name) is not None for name in self._programs())
+        return all(self.processes.process(name) is not None for name in (*CONTROL_PLANE, *self._programs()))
 
     def start(self) -> None:
         """Starts everything; the node is ready when this returns. Raises ClusterError, with nothing left behind."""
@@ -125,7 +126,7 @@ class Node:
 
     def start_program(self, name: str) -> None:
         """Starts one that has been stopped."""
-        if name in ("etcd", "kube-apiserver", "kube-controller-manager"):
+        if name in CONTROL_PLANE:
             self.control_plane.start_program(name)
         else:
             self.processes.start(self._programs()[name])

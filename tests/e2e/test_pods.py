@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from pydantic import JsonValue
+from tests.cluster.failure import ClusterError
 from tests.cluster.faults import kill_pod
 from tests.cluster.images import Image
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.waiting import wait_for
-from tests.e2e.ray_jobs import ray_job, workers_service
+from tests.e2e.ray_jobs import pod_spec, ray_job, workers_service
 
 
 def at(resource: dict[str, JsonValue] | None, *path: str) -> JsonValue:
@@ -41,6 +43,22 @@ def test_a_ray_job_of_the_trainers_image_runs_on_two_workers_that_see_each_other
     assert len(set(addresses)) == 2
     for rank in range(2):
         assert any(f"worker {rank} at {address} sees {addresses}" in log for address in addresses), log
+
+
+def test_a_wait_in_vain_shows_pods_events_and_logs(kubectl: Kubectl, namespace: str, trainer: Image) -> None:
+    speaker = pod_spec(trainer.name, command=["python3", "-c", "print('last words'); raise SystemExit(3)"])
+    absent = pod_spec("localhost/absent:1")
+    for name, spec in (("speaker", speaker), ("absent", absent)):
+        kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+    wait_for("the pods to fail", lambda: "last words" in kubectl.story(namespace) and "Failed" in kubectl.story(namespace), seconds=60)
+
+    with pytest.raises(ClusterError) as raised:
+        wait_for("both to run", lambda: len(names(kubectl, namespace, "")) == 2, seconds=1, seen=lambda: kubectl.story(namespace))
+
+    said = str(raised.value)
+    assert said.startswith(f"waited 1 s for both to run\npods in {namespace}:\n")
+    assert "log of speaker:\n  last words" in said
+    assert 'Failed to pull image "localhost/absent:1"' in said
 
 
 def test_a_worker_that_is_killed_is_replaced(kubectl: Kubectl, namespace: str, trainer: Image) -> None:

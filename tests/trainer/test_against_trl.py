@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from tests.trainer.training_jobs import FULL, LORA, Fields, column, job_of, largest_difference, some_rows, train_here, trained_weights
+from tests.trainer.trl_settings import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.batches import row_order
@@ -68,28 +68,7 @@ def sft_trainer(job: TrainingJob, model: PreTrainedModel | peft.PeftModel, direc
     orders = [row_order(job.spec.seed, epoch, len(job.train)) for epoch in range(job.numbers.total_epochs)]
     return SFTTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(directory),
-            num_train_epochs=1,
-            per_device_train_batch_size=job.numbers.train_batch_size_per_device,
-            gradient_accumulation_steps=job.numbers.gradient_accumulation_steps,
-            learning_rate=job.numbers.learning_rate,
-            lr_scheduler_type=job.numbers.lr_scheduler_type,
-            warmup_steps=job.numbers.num_warmup_steps,
-            max_grad_norm=job.spec.max_grad_norm,
-            weight_decay=job.spec.weight_decay,
-            optim="adamw_torch",
-            train_sampling_strategy="sequential",
-            max_length=None,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            logging_steps=1,
-            logging_first_step=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        args=settings(job, directory),
         train_dataset=dataset(job.train, np.concatenate(orders)),
         processing_class=AutoTokenizer.from_pretrained(job.spec.model_id),
     )

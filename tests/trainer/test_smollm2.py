@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tests.trainer.training_jobs import column
+from tests.trainer.trl_settings import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_api.manifest import read_spec
@@ -93,26 +93,7 @@ def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(job: Trai
     model = peft.get_peft_model(load(smollm2), peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(tmp_path),
-            num_train_epochs=1,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=4,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            max_grad_norm=job.spec.max_grad_norm,
-            weight_decay=job.spec.weight_decay,
-            optim="adamw_torch",
-            train_sampling_strategy="sequential",
-            max_length=None,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        args=settings(job, tmp_path),
         train_dataset=Dataset.from_dict(
             {
                 "prompt": [prompt_of(read[index], tokenizer) for index in order],

@@ -1,0 +1,35 @@
+"""TRL's settings for a job: what SFTTrainer must be told to take the same steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trl.trainer.sft_config import SFTConfig
+
+from finetune_trainer.loop import TrainingJob
+
+
+def settings(job: TrainingJob, directory: Path) -> SFTConfig:
+    """For rows that are given in the order of all epochs, end to end."""
+    return SFTConfig(
+        output_dir=str(directory),
+        num_train_epochs=1,
+        per_device_train_batch_size=job.numbers.train_batch_size_per_device,
+        gradient_accumulation_steps=job.numbers.gradient_accumulation_steps,
+        learning_rate=job.numbers.learning_rate,
+        lr_scheduler_type=job.numbers.lr_scheduler_type,
+        warmup_steps=job.numbers.num_warmup_steps,
+        max_grad_norm=job.spec.max_grad_norm,
+        weight_decay=job.spec.weight_decay,
+        optim="adamw_torch",
+        train_sampling_strategy="sequential",
+        max_length=None,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        logging_first_step=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
