@@ -64,7 +64,11 @@ def small_volume(cluster: NodeCluster, name: str, size: int) -> Iterator[Path]:
 
 def fill(cluster: NodeCluster, volume: Path) -> None:
     """Leaves no room in a `small_volume`."""
-    cluster.node.sandbox.run("sh", "-c", f"cat /dev/zero >{volume}/filling 2>/dev/null || true")
+    try:
+        cluster.node.sandbox.run("sh", "-c", f"cat /dev/zero >{volume}/filling")
+    except ClusterError as error:
+        if "No space left on device" not in str(error):
+            raise
 
 
 def _documents(text: str) -> Iterator[dict[str, object]]:
