@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
+from tests.cluster.commands import run
 from tests.cluster.failure import ClusterError
 
 
@@ -23,19 +23,11 @@ class Kubectl:
         """What kubectl writes. Raises ClusterError when it fails or takes too long."""
         chosen = [f"--context={self.context}"] if self.context else []
         command: list[str | Path] = [self.program, f"--kubeconfig={self.kubeconfig}", *chosen, *arguments]
-        words = f"kubectl {' '.join(map(str, arguments))}"
-        try:
-            ended = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ClusterError(f"{words} took longer than {seconds:.0f} s") from error
-        if ended.returncode:
-            raise ClusterError(f"{words}: {ended.stderr.strip()[-2000:]}")
-        return ended.stdout
+        return run(command, seconds=seconds, stdin=stdin, shown=f"kubectl {' '.join(map(str, arguments))}")
 
-    def apply(self, manifest: dict[str, JsonValue], *, namespace: str | None = None) -> None:
+    def apply(self, manifest: dict[str, JsonValue]) -> None:
         """Applies one resource, on the server's side."""
-        where = [f"--namespace={namespace}"] if namespace else []
-        self("apply", "--server-side", "--force-conflicts", *where, "-f", "-", stdin=json.dumps(manifest))
+        self("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(manifest))
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, JsonValue] | None:
         """A resource; None when there is none."""

@@ -85,7 +85,8 @@ class Node:
         """Whether it is up: every program runs."""
         if self.sandbox.first_process() is None:
             return False
-        return all(self.processes.process(name) is not None for name in (*CONTROL_PLANE, *self._programs()))
+        processes = self.processes
+        return all(processes.process(name) is not None for name in (*CONTROL_PLANE, *self._programs()))
 
     def start(self) -> None:
         """Starts everything; the node is ready when this returns. Raises ClusterError, with nothing left behind."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,6 @@ class Program:
 
     name: str
     command: Sequence[str | Path]
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Processes:
                     stdout=log,
                     stderr=log,
                     cwd=self.directory,
-                    env=dict(program.environment) or None,
                     start_new_session=True,
                 )
             except OSError as error:

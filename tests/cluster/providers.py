@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from tests.cluster import kuberay
 from tests.cluster.cache import alone_in
+from tests.cluster.commands import run
 from tests.cluster.failure import ClusterError
 from tests.cluster.images import Image, export, images_directory
 from tests.cluster.kubectl import Kubectl
@@ -116,13 +117,15 @@ class KindCluster(Cluster):
         return Kubectl(find("kubectl", self.say), state_directory() / "kind.kubeconfig")
 
     def up(self) -> bool:
-        if KIND_NAME in _run("kind", "get", "clusters").split():
+        if KIND_NAME in run(["kind", "get", "clusters"]).split():
             return False
         self.kubeconfig.parent.mkdir(parents=True, exist_ok=True)
         image = os.environ.get(KIND_NODE_IMAGE)
         chosen = [f"--image={image}"] if image else []
         try:
-            _run("kind", "create", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}", "--wait=180s", *chosen, seconds=900)
+            run(
+                ["kind", "create", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}", "--wait=180s", *chosen], seconds=900
+            )
             kuberay.apply_operator(self.kubectl, self.say)
         except BaseException:
             self.down()
@@ -130,13 +133,13 @@ class KindCluster(Cluster):
         return True
 
     def down(self) -> None:
-        _run("kind", "delete", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}", seconds=180)
+        run(["kind", "delete", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}"], seconds=180)
         self.kubeconfig.unlink(missing_ok=True)
 
     def provide(self, image: Image) -> None:
         archive = images_directory() / "to-load.tar"
         export(image, archive, self.say)
-        _run("kind", "load", "image-archive", str(archive), f"--name={KIND_NAME}", seconds=900)
+        run(["kind", "load", "image-archive", str(archive), f"--name={KIND_NAME}"], seconds=900)
         archive.unlink()
 
 
@@ -194,15 +197,3 @@ def _docker_works() -> bool:
         return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False
-
-
-def _run(*command: str, seconds: float = 60) -> str:
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except FileNotFoundError as error:
-        raise ClusterError(f"{command[0]} is not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{' '.join(command)} took longer than {seconds:.0f} s") from error
-    if ended.returncode:
-        raise ClusterError(f"{' '.join(command)}: {ended.stderr.strip()[-2000:]}")
-    return ended.stdout

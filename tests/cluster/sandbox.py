@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from tests.cluster.commands import run
 from tests.cluster.failure import ClusterError
 from tests.cluster.waiting import wait_for
 
@@ -71,9 +72,9 @@ class Sandbox:
 
         first = wait_for("new namespaces", first_process, seconds=10)
         link = self._free_link()
-        _command("ip", "link", "add", self.interface, "type", "veth", "peer", "name", "machine", "netns", str(first.pid))
-        _command("ip", "address", "add", f"{link.machine}/30", "dev", self.interface)
-        _command("ip", "link", "set", self.interface, "up")
+        run(["ip", "link", "add", self.interface, "type", "veth", "peer", "name", "machine", "netns", str(first.pid)])
+        run(["ip", "address", "add", f"{link.machine}/30", "dev", self.interface])
+        run(["ip", "link", "set", self.interface, "up"])
         for words in (
             ["ip", "link", "set", "lo", "up"],
             ["ip", "address", "add", f"{link.sandbox}/30", "dev", "machine"],
@@ -87,7 +88,7 @@ class Sandbox:
     @property
     def link(self) -> Link:
         """The addresses of a sandbox that exists."""
-        [shown] = json.loads(_command("ip", "-json", "address", "show", "dev", self.interface))
+        [shown] = json.loads(run(["ip", "-json", "address", "show", "dev", self.interface]))
         [machine] = [address for address in shown["addr_info"] if address["family"] == "inet"]
         network = ipaddress.ip_interface(f"{machine['local']}/{machine['prefixlen']}").network
         return Link(*map(str, network.hosts()))
@@ -107,9 +108,9 @@ class Sandbox:
             raise ClusterError("the cluster's processes are gone; `make cluster` starts it again")
         return ("nsenter", f"--target={first.pid}", "--mount", "--net", "--pid", "--")
 
-    def run(self, *command: str | Path, seconds: float = 60, stdin: bytes | None = None) -> str:
+    def run(self, *command: str | Path, seconds: float = 60) -> str:
         """Runs a command in the sandbox and returns what it writes. Raises ClusterError when it fails."""
-        return _command(*self.entering(), *command, seconds=seconds, stdin=stdin)
+        return run([*self.entering(), *command], seconds=seconds)
 
     def remove(self) -> None:
         """Ends everything in the sandbox; its mounts, interfaces and rules go with it."""
@@ -121,7 +122,7 @@ class Sandbox:
         wait_for("the control groups to be empty", self._remove_cgroups, seconds=30, seen=self._cgroups_left)
 
     def _free_link(self) -> Link:
-        shown = json.loads(_command("ip", "-json", "address"))
+        shown = json.loads(run(["ip", "-json", "address"]))
         taken = [
             ipaddress.ip_interface(f"{address['local']}/{address['prefixlen']}").network for each in shown for address in each["addr_info"]
         ]
@@ -168,15 +169,3 @@ def check_system(commands: dict[str, str]) -> None:
         problems.append(f"programs are missing: apt-get install {' '.join(packages)}")
     if problems:
         raise ClusterError("; ".join(problems))
-
-
-def _command(*words: str | Path, seconds: float = 60, stdin: bytes | None = None) -> str:
-    try:
-        ended = subprocess.run(words, input=stdin, capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{' '.join(map(str, words))} took longer than {seconds:.0f} s") from error
-    except FileNotFoundError as error:
-        raise ClusterError(f"{words[0]} is not installed") from error
-    if ended.returncode:
-        raise ClusterError(f"{' '.join(map(str, words))}: {ended.stderr.decode(errors='replace').strip()[-2000:]}")
-    return ended.stdout.decode()

@@ -38,7 +38,7 @@ INSTRUCTION = re.compile(r"^([A-Z]+) (.*)", re.MULTILINE)
 
 @dataclass
 class Shelf:
-    """A builder that has images, and can pull some."""
+    """A builder that has images, and can pull some; choosing a base asks for nothing else of it, and fails here if it does."""
 
     here: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
