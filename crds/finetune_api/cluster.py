@@ -21,7 +21,7 @@ def _quantity(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     text = str(value) if isinstance(value, float) else value
-    if not isinstance(text, str) or not re.match(_QUANTITY, text):
+    if not isinstance(text, str) or not re.fullmatch(_QUANTITY, text):
         raise PydanticCustomError("quantity", _QUANTITY_WORDS)
     return text
 
@@ -96,7 +96,7 @@ class Cluster(SpecModel):
     image_pull_secrets: Annotated[list[Reference], Field(max_length=16)] | None = None
     """Secrets that a private registry asks for."""
     service_account_name: Name | None = None
-    """Service account of the workers; the head's is made by the operator."""
+    """Service account of all pods, for workload identity; one without rights is made for the job, if left out."""
     env: Annotated[list[JsonObject], Field(max_length=256)] | None = None
     """Environment variables, `{name, value}` or `{name, valueFrom}`."""
     env_from: Annotated[list[JsonObject], Field(max_length=64)] | None = None

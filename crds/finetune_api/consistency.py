@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
-from finetune_api.lora import UNBUILT_FIELDS, LoraConfig, unbuilt_initialisation
+from finetune_api.lora import QUANTIZES, LoraConfig, unbuilt_initialisation
 from finetune_api.rules import RULES, TASK_BLOCKS
-from finetune_api.spec import FineTuneJobSpec, Logger, LoggerConfig
+from finetune_api.spec import FineTuneJobSpec
 
 WITHOUT_EFFECT = {
     "liger_kernel": "the trainer uses PyTorch's own kernels",
@@ -17,8 +17,6 @@ WITHOUT_EFFECT = {
     "deepspeed": "DeepSpeed is not used; parallelism decides how devices share the work",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
-
-WANDB_KEYS = ("project", "group", "name", "tags")
 
 _PASSED_RESOURCES = ("memory", "CPU", "GPU")
 
@@ -41,8 +39,6 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
         yield from _lora(spec.lora_config)
     elif spec.initial_adapter_model_ckpt_path is not None:
         yield "initial_adapter_model_ckpt_path", "needs spec.lora_config; without it every parameter is trained and there is no adapter"
-    if spec.logger is not None:
-        yield from _logger(spec.logger)
 
 
 def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
@@ -65,9 +61,8 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
 
 def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
     """What is not built, and what PEFT's LoraConfig refuses, in words that name our fields."""
-    for field, reason in UNBUILT_FIELDS.items():
-        if getattr(lora, field) != LoraConfig.model_fields[field].get_default(call_default_factory=True):
-            yield f"lora_config.{field}", f"{reason}; leave it out"
+    if lora.loftq_config:
+        yield "lora_config.loftq_config", f"{QUANTIZES}; leave it out"
     if isinstance(lora.init_lora_weights, str) and (unbuilt := unbuilt_initialisation(lora.init_lora_weights)):
         yield "lora_config.init_lora_weights", f"{unbuilt}; leave it out"
     if isinstance(lora.target_modules, str):
@@ -78,12 +73,3 @@ def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
         yield "lora_config.layers_pattern", "needs spec.lora_config.layers_to_transform"
     if lora.lora_bias and isinstance(lora.init_lora_weights, str):
         yield "lora_config.lora_bias", "needs spec.lora_config.init_lora_weights to be true or false"
-    if lora.lora_bias and lora.use_dora:
-        yield "lora_config.lora_bias", "does not go with spec.lora_config.use_dora; keep one of them"
-
-
-def _logger(logger: Logger) -> Iterator[tuple[str, str]]:
-    for key in LoggerConfig.model_fields:
-        owner = "wandb" if key in WANDB_KEYS else "mlflow"
-        if getattr(logger.provider_config, key) is not None and owner != logger.provider:
-            yield f"logger.provider_config.{key}", f"belongs to {owner}; the provider is {logger.provider}"

@@ -87,6 +87,8 @@ ShortText = Annotated[str, Field(min_length=1, max_length=256)]
 LongText = Annotated[str, Field(min_length=1, max_length=4096)]
 JsonObject = Annotated[dict[str, JsonValue], Field(max_length=256)]
 """An object whose keys are not typed here."""
+UnbuiltBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
+"""Settings of something that is not built yet: refused, whatever they are. Open as a whole, since CEL does not see a map of open values."""
 
 
 class SpecModel(BaseModel):

@@ -5,11 +5,24 @@ from __future__ import annotations
 from string import Formatter
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from finetune_api.fields import Flag, SpecModel
+from finetune_api.fields import VALIDATIONS, Flag, SpecModel
 
 TemplateText = Annotated[str, Field(max_length=16384)]
+
+_LAST_NEEDS_FIRST = "system_in_last_user needs system_in_user: true"
+_CEL: list[JsonValue] = [
+    {"rule": rule, "message": message}
+    for rule, message in {
+        "self.system.contains('{instruction}')": "system must contain {instruction}",
+        "self.user.contains('{instruction}')": "user must contain {instruction}",
+        "self.assistant.contains('{instruction}')": "assistant must contain {instruction}",
+        "!self.system_in_user || self.user.contains('{system}')": "user must contain {system}",
+        "!self.system_in_last_user || self.system_in_user": _LAST_NEEDS_FIRST,
+    }.items()
+]
+"""What the API server can tell without reading the templates as Python does: braces written twice deceive it."""
 
 
 class PromptFormat(SpecModel):
@@ -18,6 +31,8 @@ class PromptFormat(SpecModel):
     `{instruction}` stands for the content of a message, `{system}` for the system message where `system_in_user` is set. They are
     filled in by Python's `str.format`, so that a brace that is part of the text is written twice.
     """
+
+    model_config = ConfigDict(json_schema_extra={VALIDATIONS: _CEL})
 
     system: TemplateText
     """Text of a system message; must contain `{instruction}`."""
@@ -46,7 +61,7 @@ class PromptFormat(SpecModel):
         needed = {"system": ("instruction",), "user": in_user, "assistant": ("instruction",)}
         problems = [problem for role, names in needed.items() for problem in _misplaced(role, getattr(self, role), names)]
         if self.system_in_last_user and not self.system_in_user:
-            problems.append("system_in_last_user needs system_in_user: true")
+            problems.append(_LAST_NEEDS_FIRST)
         if problems:
             raise ValueError("; ".join(problems))
         return self

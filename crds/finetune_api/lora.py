@@ -8,34 +8,48 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from finetune_api.fields import Flag, Integer, JsonObject, LongText, Number, ShortText, SpecModel, TextList, TextOrList, one_of
+from finetune_api.fields import (
+    Flag,
+    Integer,
+    JsonObject,
+    LongText,
+    Number,
+    ShortText,
+    SpecModel,
+    TextList,
+    TextOrList,
+    UnbuiltBlock,
+    one_of,
+)
 
 ALL_LINEAR = "all-linear"
 INITIALISATIONS = ("gaussian", "olora", "pissa", "orthogonal", "mica")
 """PEFT's initialisations that need no pass over the data and no quantized base model, and that an adapter can be loaded with again."""
 NEEDS_DATA = "needs a pass over the data before training, which is not supported yet"
 NEEDS_LOSS = "adds a term to the loss, which is not supported yet"
+QUANTIZES = "quantizes the base model, which is not supported yet"
 UNBUILT_INITIALISATIONS = {
     "eva": NEEDS_DATA,
     "corda": NEEDS_DATA,
     "lora_ga": NEEDS_DATA,
-    "loftq": "quantizes the base model, which is not supported yet",
+    "loftq": QUANTIZES,
     "pissa_niter_N": "starts from a random approximation that nobody who loads the adapter can repeat; pissa can be repeated",
 }
 """PEFT's other initialisations, and why they are refused; N is a number of iterations."""
-UNBUILT_FIELDS = {
+UNBUILT_BLOCKS = {
     "eva_config": NEEDS_DATA,
     "corda_config": NEEDS_DATA,
     "lora_ga_config": NEEDS_DATA,
-    "loftq_config": "quantizes the base model, which is not supported yet",
-    "use_qalora": "needs a quantized base model, which is not supported yet",
     "megatron_config": "is for Megatron's layers, which are not supported",
     "arrow_config": "routes between adapters that are trained already",
     "monteclora_config": NEEDS_LOSS,
     "kasa_config": NEEDS_LOSS,
+}
+UNBUILT_SWITCHES = {
+    "use_qalora": "needs a quantized base model, which is not supported yet",
     "inference_mode": "would leave the adapter untrained",
 }
-"""Fields of PEFT that are refused, and why."""
+"""Fields of PEFT that are refused, and why; so is a `loftq_config` that says something."""
 
 
 def unbuilt_initialisation(name: str) -> str | None:
@@ -55,6 +69,7 @@ Indices = Annotated[list[Index], Field(max_length=65536)]
 Initialisation = Annotated[
     Annotated[Flag, Tag("flag")] | Annotated[ShortText, AfterValidator(_initialisation), Tag("text")],
     one_of(f"true, false or one of {', '.join(INITIALISATIONS)}"),
+    Field(json_schema_extra={"enum": [True, False, *INITIALISATIONS]}),
 ]
 Layers = Annotated[Annotated[Index, Tag("number")] | Annotated[Indices, Tag("list")], one_of("a layer's index or a list of them")]
 TokenIndices = Annotated[
@@ -125,25 +140,25 @@ class LoraConfig(SpecModel):
     """Quantization-aware adapters (QA-LoRA)."""
     qalora_group_size: Annotated[Integer, Field(ge=1, le=65536)] = 16
     """Group size of QA-LoRA."""
-    megatron_config: JsonObject | None = None
+    megatron_config: UnbuiltBlock | None = None
     """Arguments of Megatron's parallel layers."""
     megatron_core: ShortText = "megatron.core"
     """The module that holds Megatron's layers."""
     loftq_config: JsonObject = Field(default_factory=dict)
     """Arguments of the initialisation loftq."""
-    eva_config: JsonObject | None = None
+    eva_config: UnbuiltBlock | None = None
     """Arguments of the initialisation eva."""
-    corda_config: JsonObject | None = None
+    corda_config: UnbuiltBlock | None = None
     """Arguments of the initialisation corda."""
-    lora_ga_config: JsonObject | None = None
+    lora_ga_config: UnbuiltBlock | None = None
     """Arguments of the initialisation lora_ga."""
     velora_config: JsonObject | None = None
     """Arguments of VeLoRA, which compresses activations."""
-    monteclora_config: JsonObject | None = None
+    monteclora_config: UnbuiltBlock | None = None
     """Arguments of MonteCLoRA, which samples adapters."""
-    kasa_config: JsonObject | None = None
+    kasa_config: UnbuiltBlock | None = None
     """Arguments of KaSA, which adapts singular values."""
-    arrow_config: JsonObject | None = None
+    arrow_config: UnbuiltBlock | None = None
     """Arguments of Arrow, which routes between adapters."""
     use_bdlora: JsonObject | None = None
     """Arguments of block-diagonal adapters (BD-LoRA)."""

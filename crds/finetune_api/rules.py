@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.lora import UNBUILT_BLOCKS, UNBUILT_SWITCHES
+from finetune_api.spec import FineTuneJobSpec, LoggerConfig
 
 BUILT_TASKS = ("causal_lm", "instruction_tuning")
 TASK_BLOCKS = {
@@ -22,13 +23,16 @@ SPELLINGS = {
 }
 """Older spellings and their newer ones."""
 
+WANDB_KEYS = ("project", "group", "name", "tags")
+"""Keys of a logger's configuration that wandb takes; the others are mlflow's."""
+
 
 @dataclass(frozen=True)
 class Rule:
     """What a spec must not say."""
 
     field: str
-    """Where the problem is shown: a field below `spec`."""
+    """Where the problem is shown: a path below `spec`."""
     problem: str
     """What is wrong, and what would be right."""
     broken: Callable[[FineTuneJobSpec], bool]
@@ -54,6 +58,29 @@ def _no_block(block: str, task: str) -> Rule:
     )
 
 
+def _no_lora(field: str, reason: str, absent: str) -> Rule:
+    return Rule(
+        field=f"lora_config.{field}",
+        problem=f"{reason}; leave it out",
+        broken=lambda spec: spec.lora_config is not None and getattr(spec.lora_config, field) not in (None, False),
+        cel=f"!has(self.lora_config) || {absent}",
+    )
+
+
+def _trackers_own(key: str) -> Rule:
+    owner, other = ("wandb", "mlflow") if key in WANDB_KEYS else ("mlflow", "wandb")
+
+    def broken(spec: FineTuneJobSpec) -> bool:
+        return spec.logger is not None and spec.logger.provider == other and getattr(spec.logger.provider_config, key) is not None
+
+    return Rule(
+        field=f"logger.provider_config.{key}",
+        problem=f"belongs to {owner}; the provider is {other}",
+        broken=broken,
+        cel=f"!has(self.logger) || self.logger.provider != '{other}' || !has(self.logger.provider_config.{key})",
+    )
+
+
 RULES = (
     *(_one_spelling(older, newer) for older, newer in SPELLINGS.items()),
     Rule(
@@ -75,4 +102,13 @@ RULES = (
         broken=lambda spec: spec.parallelism == "fsdp",
         cel="self.parallelism != 'fsdp'",
     ),
+    *(_no_lora(block, reason, f"!has(self.lora_config.{block})") for block, reason in UNBUILT_BLOCKS.items()),
+    *(_no_lora(switch, reason, f"!self.lora_config.{switch}") for switch, reason in UNBUILT_SWITCHES.items()),
+    Rule(
+        field="lora_config.lora_bias",
+        problem="does not go with spec.lora_config.use_dora; keep one of them",
+        broken=lambda spec: spec.lora_config is not None and spec.lora_config.lora_bias and spec.lora_config.use_dora,
+        cel="!has(self.lora_config) || !self.lora_config.lora_bias || !self.lora_config.use_dora",
+    ),
+    *(_trackers_own(key) for key in LoggerConfig.model_fields),
 )

@@ -13,7 +13,6 @@ from pydantic import Field
 from finetune_api.accelerators import ResourceAmounts, WorkerResources, accelerator_types
 from finetune_api.cluster import Cluster, RunPolicy, Storage
 from finetune_api.fields import (
-    OPEN,
     Amount,
     CheckpointPath,
     DataPath,
@@ -26,6 +25,7 @@ from finetune_api.fields import (
     ShortText,
     SpecModel,
     TextList,
+    UnbuiltBlock,
 )
 from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
@@ -36,8 +36,6 @@ Scheduler = Literal["cosine", "linear", "constant"]
 BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
 Steps = Annotated[Integer, Field(ge=0, le=10**9)]
 Epochs = Annotated[Integer, Field(ge=1, le=MOST_EPOCHS)]
-TaskBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
-"""Settings of a task that is not built yet: refused, whatever they are."""
 
 
 class CheckpointFrequency(SpecModel):
@@ -217,9 +215,9 @@ class FineTuneJobSpec(SpecModel):
     dataset_size_scaling_factor: Annotated[Amount, Field(gt=0)] | None = None
 
     # Tasks that are not built yet
-    classifier_config: TaskBlock | None = None
-    preference_tuning_config: TaskBlock | None = None
-    vision_language_config: TaskBlock | None = None
+    classifier_config: UnbuiltBlock | None = None
+    preference_tuning_config: UnbuiltBlock | None = None
+    vision_language_config: UnbuiltBlock | None = None
 
     # The run
     suspend: Flag = False

@@ -26,7 +26,10 @@ def _finite_perplexity(number: object) -> object:
 
 
 def _instant(time: datetime) -> datetime:
-    return time.astimezone(UTC).replace(microsecond=0)
+    try:
+        return time.astimezone(UTC).replace(microsecond=0)
+    except OverflowError as error:
+        raise ValueError("the time is out of range") from error
 
 
 Text = Annotated[str, Field(max_length=1024)]
@@ -232,12 +235,14 @@ class FineTuneJobStatus(StatusModel):
     """The one with the lowest validation loss; without `valid_path` the newest."""
     latest_checkpoint: Checkpoint | None = None
     """The newest one."""
+    run_directory: Path | None = None
+    """Where checkpoints and metrics.jsonl are."""
     model_path: Path | None = None
     """Where the best model is: the path of `bestCheckpoint`."""
     failure: Failure | None = None
     """Why the job failed."""
     start_time: Time | None = None
-    """When the first attempt began."""
+    """When the first attempt began, or the first since the job was last suspended, as in a Kubernetes Job."""
     completion_time: Time | None = None
     """When the job ended."""
     device_seconds: Annotated[Finite, Field(ge=0)] | None = None
@@ -248,6 +253,8 @@ class ProgressRecord(StatusModel):
     """What the trainer says of itself: the part of a status that only training knows."""
 
     version: Literal[1] = 1
+    attempt: Annotated[int, Field(ge=1, le=1000)] = 1
+    """The attempt that wrote it; a failure is that attempt's."""
     plan: Plan | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None

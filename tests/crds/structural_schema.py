@@ -80,7 +80,7 @@ def _rule_problems(schema: Schema) -> Iterator[str]:
             yield "has a rule with an escape that CEL does not know"
         if rule.keys() - {"rule", "message", "fieldPath"}:
             yield "has a rule with unknown keys"
-        if "fieldPath" in rule and rule["fieldPath"].removeprefix(".") not in schema["properties"]:
+        if "fieldPath" in rule and rule["fieldPath"] not in dict(walk(schema)):
             yield f"has a rule for {rule['fieldPath']}, which is not there"
 
 
@@ -103,13 +103,13 @@ def refusals(schema: Schema, value: object, path: str = "") -> Iterator[str]:
         if not isinstance(value, int | str) or isinstance(value, bool):
             yield f"{path}: is neither a whole number nor a text"
         return
+    if "enum" in schema and not any(value == choice and type(value) is type(choice) for choice in schema["enum"]):
+        yield f"{path}: is none of {schema['enum']}"
     if "type" not in schema:
         return
     if not isinstance(value, TYPES[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
         yield f"{path}: is not of type {schema['type']}"
         return
-    if "enum" in schema and value not in schema["enum"]:
-        yield f"{path}: is none of {schema['enum']}"
     yield from _out_of_bounds(schema, value, path)
     if isinstance(value, dict):
         yield from (f"{path}.{name}: is required" for name in schema.get("required", ()) if value.get(name) is None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import BaseModel
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.wrong_specs import CONTRADICTIONS, WRONG_ACCELERATORS
 
 from finetune_api.consistency import WITHOUT_EFFECT, warnings
+from finetune_api.explain import models_in
 from finetune_api.rules import RULES, Rule
 from finetune_api.spec import FineTuneJobSpec
 
@@ -29,7 +31,12 @@ def test_every_rule_is_among_the_contradictions(rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
 def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) -> None:
-    assert rule.field in FineTuneJobSpec.model_fields
+    *path, field = rule.field.split(".")
+    model: type[BaseModel] = FineTuneJobSpec
+    for name in path:
+        [model] = models_in(model.model_fields[name].annotation)
+
+    assert field in model.model_fields
     assert f"self.{rule.field}" in rule.cel
 
 

@@ -247,8 +247,6 @@ LEFT_TO_THE_OPERATOR = {
     "lora_config: {target_modules: 5}",
     "lora_config: {target_modules: [q_proj, 5]}",
     "lora_config: {target_modules: ''}",
-    "lora_config: {init_lora_weights: gausian}",
-    "lora_config: {init_lora_weights: 1}",
     "lora_config: {layers_to_transform: all}",
     "lora_config: {layers_to_transform: [0, -1]}",
     "lora_config: {trainable_token_indices: 5}",

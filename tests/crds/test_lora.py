@@ -102,16 +102,7 @@ def test_what_peft_refuses_is_refused_with_the_names_of_the_fields(text: str, pr
         ("init_lora_weights: corda", "init_lora_weights: needs a pass over the data before training, which is not supported yet"),
         ("init_lora_weights: lora_ga", "init_lora_weights: needs a pass over the data before training, which is not supported yet"),
         ("init_lora_weights: loftq", "init_lora_weights: quantizes the base model, which is not supported yet"),
-        ("eva_config: {rho: 1.0}", "eva_config: needs a pass over the data before training, which is not supported yet"),
-        ("corda_config: {}", "corda_config: needs a pass over the data before training, which is not supported yet"),
-        ("lora_ga_config: {}", "lora_ga_config: needs a pass over the data before training, which is not supported yet"),
         ("loftq_config: {loftq_bits: 4}", "loftq_config: quantizes the base model, which is not supported yet"),
-        ("use_qalora: true", "use_qalora: needs a quantized base model, which is not supported yet"),
-        ("megatron_config: {a: 1}", "megatron_config: is for Megatron's layers, which are not supported"),
-        ("arrow_config: {}", "arrow_config: routes between adapters that are trained already"),
-        ("monteclora_config: {}", "monteclora_config: adds a term to the loss, which is not supported yet"),
-        ("kasa_config: {}", "kasa_config: adds a term to the loss, which is not supported yet"),
-        ("inference_mode: true", "inference_mode: would leave the adapter untrained"),
     ],
 )
 def test_what_is_not_built_is_refused_with_the_reason(text: str, problem: str) -> None:

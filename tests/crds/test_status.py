@@ -76,6 +76,7 @@ FULL = FineTuneJobStatus(
     checkpoints=[CHECKPOINT],
     best_checkpoint=CHECKPOINT,
     latest_checkpoint=CHECKPOINT,
+    run_directory="s3://b/r",
     model_path="s3://b/r/epoch-1",
     failure=Failure(failure_class=FailureClass.NODE_LOST, message="a node went away"),
     start_time=NOON,
@@ -109,7 +110,8 @@ def test_an_empty_status_says_nothing() -> None:
 def test_the_fields_are_those_of_the_contract() -> None:
     fields = """
         observedGeneration phase conditions message rayJobName rayClusterName dashboardURL workers acceleratorType attempts plan progress
-        evaluation checkpoints bestCheckpoint latestCheckpoint modelPath failure startTime completionTime deviceSeconds
+        evaluation checkpoints bestCheckpoint latestCheckpoint runDirectory modelPath failure startTime completionTime
+        deviceSeconds
     """
 
     assert {field.alias for field in FineTuneJobStatus.model_fields.values()} == set(fields.split())

@@ -12,6 +12,8 @@ DATA_PATH = (
 MODEL_PATH = "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://OWNER/NAME, pvc://CLAIM/path or file:///path"
 STORAGE_PATH = "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, pvc://CLAIM/path or file:///path"
 QUANTITY = "must be a quantity such as 2, 500m or 16Gi"
+NEEDS_DATA = "needs a pass over the data before training, which is not supported yet; leave it out"
+NEEDS_LOSS = "adds a term to the loss, which is not supported yet; leave it out"
 TASKS = "'causal_lm', 'instruction_tuning', 'classification', 'preference_tuning' or 'vision_language_tuning'"
 
 WRONG_FIELDS = [
@@ -217,6 +219,57 @@ CONTRADICTIONS = [
     (
         "logger: {provider: mlflow, provider_config: {tags: [x]}}",
         "spec.logger.provider_config.tags: belongs to wandb; the provider is mlflow",
+    ),
+    (
+        "logger: {provider: mlflow, provider_config: {project: x}}",
+        "spec.logger.provider_config.project: belongs to wandb; the provider is mlflow",
+    ),
+    (
+        "logger: {provider: mlflow, provider_config: {group: x}}",
+        "spec.logger.provider_config.group: belongs to wandb; the provider is mlflow",
+    ),
+    (
+        "logger: {provider: mlflow, provider_config: {name: x}}",
+        "spec.logger.provider_config.name: belongs to wandb; the provider is mlflow",
+    ),
+    (
+        "logger: {provider: wandb, provider_config: {tracking_uri: x}}",
+        "spec.logger.provider_config.tracking_uri: belongs to mlflow; the provider is wandb",
+    ),
+    (
+        "logger: {provider: wandb, provider_config: {create_experiment_if_not_exists: true}}",
+        "spec.logger.provider_config.create_experiment_if_not_exists: belongs to mlflow; the provider is wandb",
+    ),
+    (
+        "lora_config: {eva_config: {rho: 1.0}}",
+        f"spec.lora_config.eva_config: {NEEDS_DATA}",
+    ),
+    (
+        "lora_config: {corda_config: {}}",
+        f"spec.lora_config.corda_config: {NEEDS_DATA}",
+    ),
+    (
+        "lora_config: {lora_ga_config: {}}",
+        f"spec.lora_config.lora_ga_config: {NEEDS_DATA}",
+    ),
+    (
+        "lora_config: {megatron_config: {a: 1}}",
+        "spec.lora_config.megatron_config: is for Megatron's layers, which are not supported; leave it out",
+    ),
+    ("lora_config: {arrow_config: {}}", "spec.lora_config.arrow_config: routes between adapters that are trained already; leave it out"),
+    (
+        "lora_config: {monteclora_config: {}}",
+        f"spec.lora_config.monteclora_config: {NEEDS_LOSS}",
+    ),
+    ("lora_config: {kasa_config: {}}", f"spec.lora_config.kasa_config: {NEEDS_LOSS}"),
+    (
+        "lora_config: {use_qalora: true}",
+        "spec.lora_config.use_qalora: needs a quantized base model, which is not supported yet; leave it out",
+    ),
+    ("lora_config: {inference_mode: true}", "spec.lora_config.inference_mode: would leave the adapter untrained; leave it out"),
+    (
+        "lora_config: {lora_bias: true, use_dora: true}",
+        "spec.lora_config.lora_bias: does not go with spec.lora_config.use_dora; keep one of them",
     ),
 ]
 """Fields that contradict each other or ask for what is not built, and the line for the first of them."""

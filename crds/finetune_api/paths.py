@@ -1,0 +1,54 @@
+"""Where a run is, and where the pods of a job see what `pvc://CLAIM/path` and `configmap://NAME/KEY` name."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from finetune_api.fields import scheme
+
+MOUNTS = PurePosixPath("/finetune")
+"""Everything that the operator mounts is below it."""
+JOB_DIRECTORY = MOUNTS / "job"
+"""On the head: the directory with `JOB_FILE`."""
+JOB_FILE = "job.yaml"
+"""The FineTuneJob that is to be trained, as a manifest."""
+
+
+def claim_of(path: str) -> str | None:
+    """The claim that a `pvc://` path is on; None for other paths."""
+    return path.removeprefix("pvc://").partition("/")[0] if scheme(path) == "pvc" else None
+
+
+def config_map_of(path: str) -> str | None:
+    """The config map that a `configmap://` path is in; None for other paths."""
+    return path.removeprefix("configmap://").partition("/")[0] if scheme(path) == "configmap" else None
+
+
+def claim_mount(claim: str) -> PurePosixPath:
+    """The directory where all pods of a job see a claim."""
+    return MOUNTS / "claims" / claim
+
+
+def config_map_mount(name: str) -> PurePosixPath:
+    """The directory where all pods of a job see a config map: a file for each key."""
+    return MOUNTS / "config-maps" / name
+
+
+def mounted(path: str) -> PurePosixPath | None:
+    """The path inside the pods of a `pvc://` or `configmap://` path; None for other paths. `.` and `..` stay below the mount."""
+    claim, config_map = claim_of(path), config_map_of(path)
+    if claim is None and config_map is None:
+        return None
+    root = claim_mount(claim) if claim is not None else config_map_mount(config_map or "")
+    inside = [part for part in path.partition("://")[2].split("/")[1:] if part not in ("", ".", "..")]
+    return root.joinpath(*inside)
+
+
+def run_directory_name(namespace: str, name: str, uid: str) -> str:
+    """Where in the storage a job's run is, relative to it."""
+    return f"{namespace}/{name}-{uid}"
+
+
+def run_directory(storage: str, namespace: str, name: str, uid: str) -> str:
+    """Where a job's run is, as users see it."""
+    return f"{storage.rstrip('/')}/{run_directory_name(namespace, name, uid)}"
