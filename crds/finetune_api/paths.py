@@ -49,6 +49,13 @@ def run_directory_name(namespace: str, name: str, uid: str) -> str:
     return f"{namespace}/{name}-{uid}"
 
 
-def run_directory(storage: str, namespace: str, name: str, uid: str) -> str:
-    """Where a job's run is, as users see it."""
-    return f"{storage.rstrip('/')}/{run_directory_name(namespace, name, uid)}"
+def child(path: str, name: str) -> str:
+    """The path of what is in a directory. The options of a bucket's path, `?region=...`, stay at its end."""
+    directory, mark, options = path.partition("?") if scheme(path) in ("s3", "gs") else (path, "", "")
+    return f"{directory.rstrip('/')}/{name}{mark}{options}"
+
+
+def parent(path: str, name: str) -> str:
+    """The opposite of `child`: the directory that has `name` in it."""
+    directory, mark, options = path.partition("?") if scheme(path) in ("s3", "gs") else (path, "", "")
+    return f"{directory.removesuffix(f'/{name}')}{mark}{options}"

@@ -105,6 +105,7 @@ def trainer_image(say: Say) -> Image:
         base = base_image(builder, say)
         on = f"{base} {builder.identity(base)}"
         image = _image_of(on)
+        stale: list[str] = []
         while builder.identity(image.name) is None:
             say(f"building {image.name} on {base}; 3 to 8 minutes and 10 GB when the dependencies have changed, else seconds")
             started = time.monotonic()
@@ -112,7 +113,9 @@ def trainer_image(say: Say) -> Image:
             say(f"built {image.name} in {time.monotonic() - started:.0f} s")
             built, image = image, _image_of(on)
             if built != image:  # somebody wrote to the files meanwhile: it may be made of either
-                builder.remove(built.name)
+                stale.append(built.name)
+        for name in stale:  # not before the right one is built, which takes their layers over
+            builder.remove(name)
         others = [name for name in builder.names(REPOSITORY) if name != image.name]
         for name in others[KEPT - 1 :]:
             with suppress(ClusterError):  # a container of somebody's may have it

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
 from pydantic import JsonValue
 from tests.trainer.model_directories import copy_of, set_keys
 from tests.trainer.training_jobs import FULL, column, job_of, spec_of, train_here
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import read_spec
 from finetune_trainer.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model import load_config, load_model, shape
 
@@ -68,6 +70,17 @@ def test_targeted_embeddings_of_a_tied_model_are_a_warning(tiny_model: Path, tie
     assert warnings_of(tied_tiny_model, lora) == (
         "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties them, and the model grows",
     )
+
+
+def test_defaults_that_an_api_server_has_filled_in_make_the_same_adapters(tiny_model: Path) -> None:
+    filled_in = read_spec({"model_id": "m", "train_path": "t", "lora_config": {}}).lora_config
+    assert filled_in is not None
+    written_out = {name: value for name, value in filled_in.model_dump(mode="json").items() if value is not None}
+
+    adapted = [load_model(spec_of(tiny_model, FULL, lora_config=lora), dtype="fp32", on_gpu=False) for lora in ({}, written_out)]
+
+    plain, explicit = (each.peft_config["default"].to_dict() for each in adapted if isinstance(each, PeftModel))
+    assert explicit == plain
 
 
 def test_what_peft_cannot_adapt_is_an_error_in_pefts_words(tiny_model: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
-from ray.train import WorkerGroupError
+from ray.train import PreemptionInfo, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 from tests.trainer.training_jobs import LORA, Course, in_processes, job_of
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -87,3 +89,29 @@ def test_a_run_fails_as_its_worker_did() -> None:
     failed = WorkerGroupError("a worker failed", {1: WorkerCrashedError()})
     assert failure_of_run(failed).failure_class is FailureClass.NODE_LOST
     assert failure_of_run(ActorDiedError()).failure_class is FailureClass.NODE_LOST
+
+
+def silent_worker() -> Exception:
+    error: Exception = WorkerHealthCheckTimeoutError("it does not answer")  # type: ignore[no-untyped-call]
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkerGroupError("a worker failed", {1: WorkerHealthCheckFailedError("it does not answer", ActorDiedError())}),
+        WorkerGroupError("a worker failed", {1: silent_worker()}),
+        ControllerError(ActorDiedError()),
+        PreemptionError(PreemptionInfo(None, {"node": [0]})),
+    ],
+    ids=["dead", "silent", "of the controller", "taken away"],
+)
+def test_a_worker_that_is_gone_is_a_lost_node_however_ray_train_says_so(error: BaseException) -> None:
+    assert failure_of_run(error).failure_class is FailureClass.NODE_LOST
+
+
+def test_what_a_worker_raised_keeps_its_class_in_ray_trains_wrapping() -> None:
+    raised = FineTuneError(FailureClass.STORAGE_ERROR, "/runs: No space left on device")
+    failure = failure_of_run(WorkerGroupError("a worker failed", {0: UserExceptionWithTraceback(raised, "Traceback")}))
+    assert failure.failure_class is FailureClass.STORAGE_ERROR
+    assert failure.message == "/runs: No space left on device"

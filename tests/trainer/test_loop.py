@@ -178,7 +178,7 @@ def test_another_seed_gives_another_order_and_other_adapters(tiny_model: Path, t
 
 
 def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
-    """After each checkpoint, and once more at the end: the directories that are there, and the checkpoints that are reported."""
+    """At each report in which either has changed: the directories that are there, and the checkpoints that are reported."""
     seen: list[tuple[set[str], list[str]]] = []
 
     def look(record: ProgressRecord) -> None:
@@ -198,15 +198,24 @@ def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_
     assert seen == [
         ({"epoch-0"}, ["epoch-0"]),
         ({"epoch-0", "epoch-1"}, ["epoch-0", "epoch-1"]),
+        ({"epoch-0", "epoch-1", "epoch-2"}, ["epoch-0", "epoch-2"]),
         ({"epoch-0", "epoch-2"}, ["epoch-0", "epoch-2"]),
+        ({"epoch-0", "epoch-2", "epoch-3"}, ["epoch-0", "epoch-3"]),
         ({"epoch-0", "epoch-3"}, ["epoch-0", "epoch-3"]),
-        ({"epoch-0"}, ["epoch-0"]),
-    ]
+        ({"epoch-0", "epoch-3"}, ["epoch-0"]),
+    ], "what goes is reported before it goes"
+    assert saved_in(tmp_path) == {"epoch-0"}
 
 
 def test_a_newest_checkpoint_that_is_the_best_replaces_the_one_before(tiny_model: Path, tmp_path: Path) -> None:
     seen = checkpoints_seen(job_of(tiny_model, tmp_path, FULL, num_epochs=3, validation=TRAINING_ROWS, num_checkpoints_to_keep=1))
-    assert seen == [({name}, [name]) for name in ("epoch-0", "epoch-1", "epoch-2")]
+    assert seen == [
+        ({"epoch-0"}, ["epoch-0"]),
+        ({"epoch-0", "epoch-1"}, ["epoch-1"]),
+        ({"epoch-1"}, ["epoch-1"]),
+        ({"epoch-1", "epoch-2"}, ["epoch-2"]),
+        ({"epoch-2"}, ["epoch-2"]),
+    ]
 
 
 def test_of_equally_good_checkpoints_the_earlier_stay(tiny_model: Path, tmp_path: Path) -> None:

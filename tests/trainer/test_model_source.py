@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import boto3
 import pytest
@@ -13,6 +13,7 @@ from tests.trainer.hub_server import hub_with
 from tests.trainer.model_directories import copy_of
 from tests.trainer.training_jobs import LORA, job_of, spec_of, train_here
 
+from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository
 from finetune_trainer.model import load_model, save_weights
@@ -64,6 +65,7 @@ def test_a_checkpoint_names_its_base_so_that_it_is_found_from_anywhere(tmp_path:
     assert source_name("hf://someone/model@v1") == "someone/model"
     assert source_name(HubRepository(repo_id="someone/model")) == "someone/model"
     assert source_name("s3://bucket/llama") == "s3://bucket/llama"
+    assert source_name("pvc://models/llama") == "pvc://models/llama"
 
 
 # Directories
@@ -97,6 +99,14 @@ def test_a_directory_without_configuration_or_without_weights_is_no_model(tiny_m
 
 def test_what_is_mounted_on_a_cluster_only_is_no_model_here() -> None:
     assert "pvc://models/llama is mounted on a cluster only" in str(failure_of("pvc://models/llama"))
+
+
+def test_a_model_on_a_claim_is_used_where_it_is_mounted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MOUNTS", PurePosixPath(tmp_path))
+    (tmp_path / "claims").mkdir()
+    here = copy_of(tiny_model, tmp_path / "claims" / "models")
+    assert fetch_model("pvc://models", FIELD) == here
+    assert str(failure_of("pvc://models/llama")).startswith("spec.model_id: pvc://models/llama is not there")
 
 
 # Object storage

@@ -15,9 +15,10 @@ from typing import NoReturn
 import pytest
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.paths import run_directory_name
 from finetune_api.status import Checkpoint, ProgressRecord
 from finetune_trainer.metrics import EvaluationLine, StepLine
-from finetune_trainer.run_directory import RunDirectory, run_directory_name
+from finetune_trainer.run_directory import RunDirectory
 from finetune_trainer.storage import Storage, open_storage
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

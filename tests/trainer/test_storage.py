@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ import torch
 from pyarrow import fs
 from safetensors.torch import save_file
 
+from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer import object_storage
 from finetune_trainer.object_storage import connect
@@ -116,7 +117,8 @@ def test_an_error_while_reading_names_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("pvc://claim/train.jsonl", "cannot be used here"),
+        ("pvc://claim/train.jsonl", "is mounted on a cluster only"),
+        ("configmap://rows/train.jsonl", "is mounted on a cluster only"),
         ("s3://bucket/my rows.jsonl", "Cannot parse URI"),
         ("s3://bucket/rows?colour=red", "Unexpected query parameter"),
         ("s3:///train.jsonl", "has no bucket"),
@@ -130,6 +132,43 @@ def test_a_path_that_cannot_be_is_an_invalid_spec(path: str, reason: str) -> Non
     assert failure.failure_class == FailureClass.INVALID_SPEC
     assert str(failure).startswith(f"{path}: ")
     assert reason in str(failure)
+
+
+@pytest.fixture
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pod in which a claim and a config map are mounted."""
+    monkeypatch.setattr(paths, "MOUNTS", PurePosixPath(tmp_path))
+    for directory in ("claims/data", "config-maps/rows"):
+        (tmp_path / directory).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("pvc://data/train.jsonl", "claims/data/train.jsonl"),
+        ("pvc://data/../train.jsonl", "claims/data/train.jsonl"),
+        ("configmap://rows/train.jsonl", "config-maps/rows/train.jsonl"),
+    ],
+)
+def test_an_input_is_read_from_a_mount(mounts: Path, path: str, file: str) -> None:
+    (mounts / file).write_bytes(ROWS)
+
+    assert lines_of(path) == ROWS.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("path", ["pvc://data/absent.jsonl", "configmap://rows/absent.jsonl"])
+@pytest.mark.usefixtures("mounts")
+def test_an_input_that_is_not_in_its_mount_is_named_as_the_user_did(path: str) -> None:
+    failure = failure_of(path)
+
+    assert failure.failure_class == FailureClass.INVALID_DATA
+    assert str(failure) == f"{path}: no such file; give the path of a file that exists"
+
+
+@pytest.mark.usefixtures("mounts")
+def test_another_claim_than_the_mounted_one_cannot_be_used() -> None:
+    assert failure_of("pvc://other/train.jsonl").failure_class == FailureClass.INVALID_SPEC
 
 
 def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
@@ -415,6 +454,27 @@ def test_deleting_what_is_not_there_is_fine(storage_path: str) -> None:
     storage.delete("epoch-1/complete.json")
 
     assert storage.files() == {}
+
+
+def test_a_claim_is_shown_as_the_user_wrote_it_and_written_where_it_is_mounted(mounts: Path) -> None:
+    storage = open_storage("pvc://data/runs/").child("default/qwen-3f2a")
+    storage.write_text("job.yaml", "kind: FineTuneJob")
+
+    assert storage.path == "pvc://data/runs/default/qwen-3f2a"
+    assert storage.child("epoch-0").path == "pvc://data/runs/default/qwen-3f2a/epoch-0"
+    assert (mounts / "claims/data/runs/default/qwen-3f2a/job.yaml").read_text() == "kind: FineTuneJob"
+    assert open_storage(storage.path).read_text("job.yaml") == "kind: FineTuneJob"
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_whole_claim_can_be_storage() -> None:
+    assert open_storage("pvc://data").child("default").path == "pvc://data/default"
+    assert open_storage("pvc://data/").child("default").path == "pvc://data/default"
+
+
+def test_where_a_claim_is_not_mounted_it_is_no_storage() -> None:
+    with pytest.raises(FineTuneError, match=r"^pvc://claim/runs: pvc:// cannot be used here \(it is mounted on a cluster only\)"):
+        open_storage("pvc://claim/runs")
 
 
 def test_a_relative_path_is_shown_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

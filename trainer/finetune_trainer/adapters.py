@@ -8,6 +8,7 @@ from typing import cast
 
 import peft
 import torch
+from peft.tuners.lora.config import LoraRuntimeConfig
 from pydantic import BaseModel
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -26,6 +27,8 @@ def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
     Raises FineTuneError (InvalidSpec) with PEFT's words where PEFT refuses a combination.
     """
     fields = lora.model_dump(exclude_unset=True, exclude_none=True)
+    if "runtime_config" in fields:  # an API server fills its default in
+        fields["runtime_config"] = LoraRuntimeConfig(**fields["runtime_config"])
     try:
         return peft.LoraConfig(**{"target_modules": ALL_LINEAR, **fields, "task_type": "CAUSAL_LM"})
     except (ValueError, TypeError, ImportError) as error:

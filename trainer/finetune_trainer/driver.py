@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,14 +15,22 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
+from ray.train.v2.api.config import FailureConfig
 from transformers.utils.logging import disable_progress_bar
 
+from finetune_api.failure import FailureClass
+from finetune_api.numbers import resolved_dtype
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.failures import failure_of, failure_of_run
 from finetune_trainer.loop import Outcome, TrainingJob, Worker, train
+from finetune_trainer.prepare import Prepared
 from finetune_trainer.progress_board import Board, BoardReporter, Notice, open_board, read_board
+from finetune_trainer.run_directory import RunDirectory
 
 POLL_SECONDS = 0.2
+DRAIN_POLL_SECONDS = 1.0
+SECONDS_TO_SAVE = 120
+"""For a snapshot, on the nodes that stay, after another is gone."""
 
 QUIET_RAY = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -36,6 +46,10 @@ QUIET_RAY = {
 }
 """Ray's settings for both places; they must be in the environment before Ray starts."""
 
+TAKEN_AWAY = "a node is being taken away; a snapshot was saved, and another attempt goes on from it"
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class WorkerConfig:
@@ -45,6 +59,22 @@ class WorkerConfig:
     board: Board
     threads: int
     """Threads of its arithmetic."""
+
+
+def job_to_train(name: str, prepared: Prepared, run: RunDirectory, *, on_gpu: bool) -> TrainingJob:
+    """The job as all workers get it; it goes on from what is newest in the run directory."""
+    return TrainingJob(
+        name=name,
+        spec=prepared.spec,
+        numbers=prepared.numbers,
+        plan=prepared.plan,
+        train=prepared.train,
+        validation=prepared.validation,
+        fingerprint=prepared.fingerprint,
+        run_directory=run.path,
+        resume_from=run.newest(),
+        dtype=resolved_dtype(prepared.spec, on_gpu=on_gpu),
+    )
 
 
 def follow(
@@ -59,7 +89,8 @@ def follow(
     """Trains `job` on `job.numbers.num_devices` workers and returns the last word on it, and why it failed if it did.
 
     Ray must be running. `report` is called in this thread with each new record; after `stop` is set the run ends at its next
-    step. `threads` are those of each worker's arithmetic, `resources` what Ray must give each.
+    step. So it does when a node is about to go, and that is a failure (NodeLost). `threads` are those of each worker's arithmetic,
+    `resources` what Ray must give each.
     """
     board = open_board()
     ended: list[BaseException | None] = []
@@ -73,7 +104,12 @@ def follow(
                     scaling_config=ray.train.ScalingConfig(
                         num_workers=job.numbers.num_devices, use_gpu=on_gpu, resources_per_worker=resources
                     ),
-                    run_config=ray.train.RunConfig(name="finetune", storage_path=scratch),
+                    run_config=ray.train.RunConfig(
+                        name="finetune",
+                        storage_path=scratch,
+                        # Ray Train would start again from where this attempt began.
+                        failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, preemption_grace_s=SECONDS_TO_SAVE),
+                    ),
                 ).fit()
             ended.append(None)
         except BaseException as error:  # noqa: BLE001 - it crosses to the thread that follows, which names it
@@ -83,25 +119,51 @@ def follow(
     fitting = threading.Thread(target=fit, name="ray-train", daemon=True)
     fitting.start()
     notice = Notice()
-    asked = False
+    drain = _Drain()
+    asked = taken_away = False
     try:
         while fitting.is_alive():
             fitting.join(POLL_SECONDS)
             seen, notice = notice.version, read_board(board)
             if notice.version > seen and notice.record is not None:
                 report(notice.record)
-            if stop.is_set() and not asked:
-                asked = True
+            if not asked and (stop.is_set() or drain.seen()):
+                asked, taken_away = True, not stop.is_set()
                 ray.get(board.stop.remote())
         notice = read_board(board)
     except RayError as lost:
         return notice, failure_of_run(lost)
+    if taken_away and notice.outcome == Outcome.STOPPED:
+        return notice, Failure(failure_class=FailureClass.NODE_LOST, message=TAKEN_AWAY)
     error = ended[0]
     if error is None:
         return notice, None
-    if notice.failure is not None:
-        return notice, notice.failure
-    return notice, failure_of_run(error)
+    failure = notice.failure or failure_of_run(error)
+    if failure.failure_class is FailureClass.UNKNOWN:
+        _log.error("%s", error)
+    return notice, failure
+
+
+class _Drain:
+    """Whether a node of the cluster is about to go: its pod was told to end, and Ray lets it finish what it does for some seconds."""
+
+    def __init__(self) -> None:
+        self._looked_at = -DRAIN_POLL_SECONDS
+        self._can_look = True
+
+    def seen(self) -> bool:
+        """Looks once a second."""
+        now = time.monotonic()
+        if not self._can_look or now - self._looked_at < DRAIN_POLL_SECONDS:
+            return False
+        self._looked_at = now
+        try:
+            # Ray has no public way that costs the workers nothing; its own libraries look here.
+            return bool(ray._private.state.state.get_draining_nodes())
+        except Exception as error:  # noqa: BLE001 - training goes on without the warning
+            _log.warning("cannot see whether nodes are about to go: %s", error)
+            self._can_look = False
+            return False
 
 
 def train_worker(loop_config: dict[str, WorkerConfig]) -> None:

@@ -109,15 +109,19 @@ class Lead:
         )
 
     def save(self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]) -> None:
-        """A checkpoint or a snapshot; only when it is complete do those go that are no longer kept."""
+        """A checkpoint or a snapshot; only when it is complete do those go that are no longer kept, and when that was reported."""
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
             write(staging)
             if checkpoint:
                 self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation))
             else:
                 self._run.commit_snapshot(step, staging)
-        self._run.prune(kept(self._run.checkpoints(), self._to_keep, finished=False))
-        self._checkpoints = self._run.checkpoints()
+        complete = self._run.checkpoints()
+        keep = kept(complete, self._to_keep, finished=False)
+        self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]
+        if len(keep) < len(complete):
+            self._report(self._progress_record(step, evaluation))
+        self._run.prune(keep)
 
     def tell(self, step: int, evaluation: Evaluation | None) -> None:
         """A progress record."""
@@ -129,8 +133,8 @@ class Lead:
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
         self._run.finish(self._progress_record(step, evaluation))
-        self._run.prune(keep)
         self.tell(step, evaluation)
+        self._run.prune(keep)
 
     def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:
         return Checkpoint(

@@ -7,14 +7,11 @@ import hashlib
 import json
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 import ray
@@ -22,15 +19,16 @@ import ray
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import scheme
 from finetune_api.manifest import Manifest
-from finetune_api.numbers import resolved_dtype
+from finetune_api.paths import run_directory_name
 from finetune_api.retention import best
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
-from finetune_trainer.driver import follow, quieten_ray
+from finetune_trainer.driver import follow, job_to_train, quieten_ray
 from finetune_trainer.loop import Outcome, TrainingJob
 from finetune_trainer.machine import Machine, fit_to_machine, this_machine
 from finetune_trainer.prepare import Prepared, prepare
-from finetune_trainer.run_directory import RunDirectory, run_directory_name
+from finetune_trainer.run_directory import RunDirectory
+from finetune_trainer.stop_signals import stop_on_signals
 from finetune_trainer.storage import open_storage
 from finetune_trainer.storage_failure import explained
 
@@ -105,29 +103,17 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listen
         listener.say(f"warning: {remark}")
     with _alone_in(run):
         run.claim(manifest.model_copy(update={"spec": _asked(manifest.spec, devices)}).to_yaml(), run.path.rpartition("/")[2])
-        resume_from = run.newest()
-        if resume_from is not None:
-            listener.say(f"going on from {run.checkpoint_path(resume_from)}")
+        job = job_to_train(manifest.metadata.name, prepared, run, on_gpu=machine.gpus > 0)
+        if job.resume_from is not None:
+            listener.say(f"going on from {run.checkpoint_path(job.resume_from)}")
         listener.prepared(prepared)
-        job = TrainingJob(
-            name=manifest.metadata.name,
-            spec=spec,
-            numbers=prepared.numbers,
-            plan=prepared.plan,
-            train=prepared.train,
-            validation=prepared.validation,
-            fingerprint=prepared.fingerprint,
-            run_directory=run.path,
-            resume_from=resume_from,
-            dtype=resolved_dtype(spec, on_gpu=machine.gpus > 0),
-        )
         return LocalRun(_train(job, prepared, machine, listener), run.path)
 
 
 def _train(job: TrainingJob, prepared: Prepared, machine: Machine, listener: Listener) -> FineTuneJobStatus:
     devices = job.numbers.num_devices
     started = datetime.now(UTC)
-    with _ray(machine, prepared), _signals(listener) as stop:  # Ray puts a SIGTERM handler of its own in place
+    with _ray(machine, prepared), stop_on_signals(listener.say) as stop:  # Ray puts a SIGTERM handler of its own in place
         notice, failure = follow(
             job,
             on_gpu=machine.gpus > 0,
@@ -210,22 +196,3 @@ def _ray(machine: Machine, prepared: Prepared) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _signals(listener: Listener) -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        listener.say("stopping: this step is finished and a snapshot saved; once more stops at once")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

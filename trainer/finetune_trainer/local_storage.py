@@ -12,19 +12,23 @@ from finetune_trainer.storage_failure import explained, explained_writing
 
 
 class LocalStorage:
-    """A `Storage` on this machine. What is unfinished is called `.NAME.partial`."""
+    """A `Storage` on this machine. What is unfinished is called `.NAME.partial`.
 
-    def __init__(self, root: Path) -> None:
+    `shown` is the path as users see it where that is not the directory's own: `pvc://CLAIM/path`.
+    """
+
+    def __init__(self, root: Path, *, shown: str | None = None) -> None:
         self._root = root
+        self._shown = shown
 
     @property
     def path(self) -> str:
-        """The absolute path."""
-        return str(self._root)
+        """The absolute path, or the one that is shown instead."""
+        return self._shown or str(self._root)
 
     def child(self, name: str) -> LocalStorage:
         """A directory in it."""
-        return LocalStorage(self._root / name)
+        return LocalStorage(self._root / name, shown=f"{self._shown}/{name}" if self._shown else None)
 
     def files(self) -> dict[str, int]:
         """The names of all files with their sizes, unfinished ones as well."""

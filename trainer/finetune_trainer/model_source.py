@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
+from finetune_trainer.mounts import mounted_here
 from finetune_trainer.storage import open_storage
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -38,13 +39,13 @@ def hub_name(source: str) -> str | None:
 
 
 def source_name(source: str | HubRepository) -> str:
-    """What a checkpoint names as its base model: the hub's name, or an absolute path that works from anywhere."""
+    """What a checkpoint names as its base model: the hub's name, or a path that works from anywhere, as far as that can be."""
     if isinstance(source, HubRepository):
         return source.repo_id
     name = hub_name(source)
     if name is not None:
         return name.partition("@")[0]
-    return source if scheme(source) in ("s3", "gs") else str(_local(source))
+    return source if scheme(source) in ("s3", "gs", "pvc", "configmap") else str(_local(source))
 
 
 def source_revision(source: str | HubRepository) -> str | None:
@@ -66,9 +67,10 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
         return _from_hub(name, where, weights=weights)
     if scheme(source) in ("s3", "gs"):
         return _from_storage(source, where)
-    if scheme(source) in ("pvc", "configmap"):
+    on_mount = mounted_here(source)
+    if on_mount is None and scheme(source) in ("pvc", "configmap"):
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} is mounted on a cluster only; give a path on this machine")
-    path = _local(source)
+    path = on_mount or _local(source)
     if not path.is_dir():
         what = (
             "is a file, not a model's directory"

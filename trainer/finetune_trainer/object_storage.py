@@ -42,7 +42,9 @@ def connect(path: str) -> tuple[fs.FileSystem, str]:
         shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{shown}: credentials do not belong in a path; use the environment")
     if parts.scheme not in ("s3", "gs"):
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {parts.scheme}:// cannot be used here; give a plain path, s3:// or gs://")
+        hint = " (it is mounted on a cluster only)" if parts.scheme in ("pvc", "configmap") else ""
+        what = f"{parts.scheme}:// cannot be used here{hint}; give a plain path, s3:// or gs://"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {what}")
     if not parts.netloc:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: has no bucket; write {parts.scheme}://BUCKET/PATH")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

@@ -63,7 +63,8 @@ Board = ActorHandle[ProgressBoard]
 
 def open_board() -> Board:
     """A board on the driver's node, which holds no resources."""
-    return cast("Board", ray.remote(num_cpus=0)(ProgressBoard).remote())
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return cast("Board", ray.remote(num_cpus=0, label_selector=here)(ProgressBoard).remote())
 
 
 def read_board(board: Board) -> Notice:

@@ -49,11 +49,6 @@ class Completion(BaseModel):
     """All other files, with their sizes in bytes."""
 
 
-def run_directory_name(namespace: str, name: str, uid: str) -> str:
-    """Where in the storage a job's run is, relative to it."""
-    return f"{namespace}/{name}-{uid}"
-
-
 class RunDirectory:
     """The run directory as the one process that writes to it sees it; others may read.
 

@@ -1,4 +1,7 @@
-"""Where inputs are read from and runs are written to: local paths, `s3://` and `gs://`, and for inputs `hf://` as well."""
+"""Where inputs are read from and runs are written to: local paths, `s3://` and `gs://`, and for inputs `hf://` as well.
+
+In a cluster's pods so are `pvc://CLAIM/path` and `configmap://NAME/KEY`, where they are mounted.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.local_storage import LocalStorage
+from finetune_trainer.mounts import mounted_here
 from finetune_trainer.object_storage import ObjectStorage, connect
 from finetune_trainer.storage_failure import explained, failure
 
@@ -81,12 +85,15 @@ class Storage(Protocol):
 
 
 def open_storage(path: str) -> Storage:
-    """The directory at a local path, `file://`, `s3://` or `gs://`.
+    """The directory at a local path, `file://`, `s3://`, `gs://` or, where the claim is mounted, `pvc://`.
 
     Raises FineTuneError: InvalidSpec when the path is not one of these, StorageError when a bucket's region cannot be found.
     """
     if _is_local(path):
         return LocalStorage(_local(path).absolute())
+    directory = mounted_here(path)
+    if directory is not None:
+        return LocalStorage(directory, shown=path.rstrip("/"))
     with explained(path):
         filesystem, key = connect(path)
     return ObjectStorage(path, filesystem, key.rstrip("/"))
@@ -94,7 +101,10 @@ def open_storage(path: str) -> Storage:
 
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
-    """Opens a file that a spec names, for reading bytes: a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
+    """Opens a file that a spec names, for reading bytes.
+
+    It is a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or where they are mounted `pvc://` and
+    `configmap://`.
 
     Raises FineTuneError naming the path: InvalidData when there is no such file, AccessDenied, InvalidSpec when the path itself is
     wrong, StorageError for the rest, also when reading breaks off inside the `with` block.
@@ -122,6 +132,9 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 def _open(path: str) -> BinaryIO:
     if _is_local(path):
         return _local(path).open("rb")
+    file = mounted_here(path)
+    if file is not None:
+        return file.open("rb")
     if path.startswith("hf://"):
         return _from_hub(path).open("rb")
     filesystem, key = connect(path)

@@ -1,0 +1,86 @@
+"""The config map that holds the progress record, written with the pod's service account."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import ssl
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from finetune_api.assignment import LARGEST_RECORD, RECORD_KEY
+from finetune_api.status import ProgressRecord
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where Kubernetes puts a pod's token, the certificate of the API server's authority, and the namespace."""
+TIMEOUT_SECONDS = 10
+
+_log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """The API server answers, and does not do what it is asked for."""
+
+
+@dataclass(frozen=True)
+class ConfigMap:
+    """One config map in the pod's namespace."""
+
+    name: str
+    host: str
+    port: int
+    service_account: Path = SERVICE_ACCOUNT
+
+    @classmethod
+    def in_this_pod(cls, name: str) -> ConfigMap:
+        """The config map at the API server that Kubernetes tells every pod of."""
+        return cls(name, os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"]))
+
+    @property
+    def namespace(self) -> str:
+        """The pod's."""
+        return (self.service_account / "namespace").read_text(encoding="utf-8").strip()
+
+    def write(self, record: ProgressRecord) -> None:
+        """Replaces the record; one that is too large is not sent.
+
+        Raises OSError or HTTPException when the API server cannot be reached, RefusedError when it refuses.
+        """
+        text = record.model_dump_json(by_alias=True, exclude_none=True)
+        size = len(text.encode())
+        if size > LARGEST_RECORD:
+            _log.error("the progress record is not written: it has %d bytes, and a config map takes %d", size, LARGEST_RECORD)
+            return
+        # Token and certificate are replaced while the pod runs.
+        token = (self.service_account / "token").read_text(encoding="utf-8").strip()
+        trust = ssl.create_default_context(cafile=str(self.service_account / "ca.crt"))
+        connection = http.client.HTTPSConnection(self.host, self.port, timeout=TIMEOUT_SECONDS, context=trust)
+        try:
+            connection.request(
+                "PATCH",
+                f"/api/v1/namespaces/{self.namespace}/configmaps/{self.name}",
+                body=json.dumps({"data": {RECORD_KEY: text}}),
+                headers={
+                    "Authorization": f"Bearer {token}",
+                    "Content-Type": "application/merge-patch+json",
+                    "Accept": "application/json",
+                },
+            )
+            answer = connection.getresponse()
+            said = answer.read()
+        finally:
+            connection.close()
+        if answer.status != HTTPStatus.OK:
+            raise RefusedError(f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}")
+
+
+def _message(body: bytes) -> str:
+    """What a `Status` of the API server says, or the beginning of any other answer."""
+    text = body.decode("utf-8", errors="replace")
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:200]
