@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,10 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say
 from tests.cluster.providers import Cluster, NodeCluster, choose
 from tests.cluster.waiting import wait_for
+from tests.e2e.jobs import CLAIM
+from tests.e2e.operator_process import OperatorProcess, apply_crd
+from tests.e2e.sightings import Sightings, watching
+from tests.e2e.volumes import Volume
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +76,35 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     yield name
     # Without waiting: a RayJob whose operator is down would hold it for ever.
     kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def operator(kubectl: Kubectl, trainer: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The operator, watching all namespaces; its log must be free of errors when all tests are over."""
+    apply_crd(kubectl)
+    process = OperatorProcess(tmp_path_factory.mktemp("operator"), kubectl, trainer.name)
+    process.start()
+    yield process
+    process.stop()
+    assert process.errors() == []
+
+
+@pytest.fixture
+def volume(cluster: Cluster, namespace: str, trainer: Image) -> Volume:
+    """The claim `finetune` of the test's namespace, empty."""
+    return Volume(cluster, namespace, CLAIM, trainer.name)
+
+
+@pytest.fixture
+def tiny_inputs(volume: Volume, tiny_model: Path, tiny_rows: Path) -> Volume:
+    """The same, with what the small jobs of these tests train."""
+    volume.put(tiny_model, "models/tiny")
+    volume.put(tiny_rows, "data/tiny.jsonl")
+    return volume
+
+
+@pytest.fixture
+def sightings(kubectl: Kubectl, namespace: str) -> Iterator[Sightings]:
+    """What happens in the test's namespace."""
+    with watching(kubectl.kubeconfig, namespace) as seen:
+        yield seen

@@ -10,8 +10,9 @@ from tests.cluster.images import Image
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.providers import NodeCluster
 from tests.cluster.waiting import wait_for
+from tests.e2e.objects import at
 from tests.e2e.ray_jobs import pod_spec, ray_job, workers_service
-from tests.e2e.test_pods import at, names
+from tests.e2e.test_pods import names
 
 pytestmark = pytest.mark.breaks_the_cluster
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import JsonValue
 from tests.cluster.failure import ClusterError
 from tests.cluster.faults import kill_pod
 from tests.cluster.images import Image
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.waiting import wait_for
+from tests.e2e.objects import at
 from tests.e2e.ray_jobs import pod_spec, ray_job, workers_service
-
-
-def at(resource: dict[str, JsonValue] | None, *path: str) -> JsonValue:
-    """What a resource holds at a path; None where there is nothing."""
-    found: JsonValue = resource
-    for key in path:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
 
 
 def names(kubectl: Kubectl, namespace: str, selector: str, phase: str = "Running") -> set[str]:

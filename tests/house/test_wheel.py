@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = [ROOT / "crds/finetune_api", ROOT / "trainer/finetune_trainer", ROOT / "cli/finetune_cli"]
+PACKAGES = [ROOT / path for path in ("crds/finetune_api", "operator/finetune_operator", "trainer/finetune_trainer", "cli/finetune_cli")]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     return ZipFile(path)
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: ZipFile) -> None:
+def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: ZipFile) -> None:
     files = {name for name in wheel.namelist() if not name.startswith("finetune_operator-0.1.0.dist-info/")}
 
     assert files == {

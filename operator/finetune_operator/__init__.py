@@ -1,0 +1,1 @@
+"""The operator: watches FineTuneJobs, makes RayJobs, and keeps statuses up to date."""

@@ -1,0 +1,43 @@
+"""Starts the operator: `python -m finetune_operator`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import kopf
+
+import finetune_operator.main  # noqa: F401 - registers the handlers
+from finetune_api.failure import FineTuneError
+from finetune_operator.configuration import load_configuration
+from finetune_operator.logs import configure
+
+
+def run() -> None:
+    """Runs until SIGTERM. A wrong configuration ends it at once, with every mistake on standard error, and exit code 1."""
+    try:
+        configuration = load_configuration()
+    except FineTuneError as error:
+        sys.exit(str(error))
+    configure(configuration.log_format, configuration.log_level)
+    ready = asyncio.Event()
+    memo = kopf.Memo(configuration=configuration, ready=ready)
+    try:
+        asyncio.run(
+            kopf.operator(
+                registry=kopf.get_default_registry(),
+                memo=memo,
+                ready_flag=ready,
+                standalone=True,
+                clusterwide=not configuration.watch_namespaces,
+                namespaces=configuration.watch_namespaces,
+            )
+        )
+    except Exception:
+        if "failure" not in memo:
+            raise
+        sys.exit(1)  # kopf has logged why
+
+
+if __name__ == "__main__":
+    run()

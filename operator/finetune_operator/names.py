@@ -1,0 +1,41 @@
+"""Names and labels of what the operator makes for a job."""
+
+from __future__ import annotations
+
+import re
+
+from finetune_api.manifest import GROUP
+
+JOB_UID = f"{GROUP}/job-uid"
+"""The label by which everything that belongs to a job is found, pods included; its value is the FineTuneJob's UID."""
+JOB_NAME = f"{GROUP}/job-name"
+"""An annotation, since a name may be longer than a label's value."""
+ATTEMPT = f"{GROUP}/attempt"
+"""A label of RayJobs and pods."""
+UNCHECKED_SPEC = f"{GROUP}/unchecked-spec"
+"""An annotation of RayJobs: a hash of those fields whose change the API server cannot refuse."""
+MANAGED_BY = {"app.kubernetes.io/managed-by": "finetune-operator"}
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+PRIORITY = "kueue.x-k8s.io/priority-class"
+KUEUE_LABELS = (QUEUE, PRIORITY)
+"""Labels of a FineTuneJob that its RayJobs get as well, which are what Kueue queues."""
+
+LONGEST_RAY_JOB = 47
+"""Characters, by KubeRay's validation: it derives other names from a RayJob's."""
+_UID_PART = 8
+_LONGEST_ATTEMPT = 4
+
+
+def child_name(job_name: str, uid: str) -> str:
+    """The name of a job's children: legal as a DNS-1035 label whatever the FineTuneJob is called, and another one for each UID."""
+    longest = LONGEST_RAY_JOB - 1 - _UID_PART - 1 - _LONGEST_ATTEMPT
+    readable = re.sub(r"[^a-z0-9]+", "-", job_name.lower())[:longest].strip("-")
+    if not readable[:1].isalpha():
+        readable = f"ftj-{readable}"[:longest].rstrip("-")
+    return f"{readable}-{re.sub('[^a-z0-9]', '', uid.lower())[:_UID_PART]}"
+
+
+def ray_job_name(job_name: str, uid: str, attempt: int) -> str:
+    """The name of the RayJob of an attempt, counted from 1."""
+    return f"{child_name(job_name, uid)}-{attempt}"

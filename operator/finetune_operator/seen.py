@@ -1,0 +1,231 @@
+"""What the operator reads of Kubernetes objects: the parts that decide, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.alias_generators import to_camel
+
+from finetune_api.status import FineTuneJobStatus
+
+
+def _absent_is_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+class Seen(BaseModel):
+    """Base of what is read: camelCase outside, and unknown fields are left alone."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+Texts = Annotated[dict[str, str], BeforeValidator(_absent_is_empty)]
+
+
+class Metadata(Seen):
+    """metav1.ObjectMeta."""
+
+    name: str
+    namespace: str = ""
+    uid: str
+    generation: int = 1
+    resource_version: str = ""
+    labels: Texts = {}
+    annotations: Texts = {}
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    """When it is, or was, to be gone: for pods the end of their grace."""
+
+
+class ContainerState(Seen):
+    """Why a container waits, or how it ended."""
+
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+
+
+class ContainerStates(Seen):
+    """The state of a container: one of these, or neither while it runs."""
+
+    waiting: ContainerState | None = None
+    terminated: ContainerState | None = None
+
+
+class ContainerStatus(Seen):
+    """corev1.ContainerStatus."""
+
+    name: str = ""
+    image: str = ""
+    state: ContainerStates = ContainerStates()
+    last_state: ContainerStates = ContainerStates()
+
+
+class SeenCondition(Seen):
+    """A condition of somebody else's object."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class PodStatus(Seen):
+    """corev1.PodStatus."""
+
+    phase: str = ""
+    reason: str = ""
+    conditions: list[SeenCondition] = []
+    init_container_statuses: list[ContainerStatus] = []
+    container_statuses: list[ContainerStatus] = []
+
+
+class Pod(Seen):
+    """A pod of a job: of its Ray cluster, or the client that submits the program."""
+
+    metadata: Metadata
+    status: PodStatus = PodStatus()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.metadata.name
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it trains."""
+        return self.metadata.labels.get("ray.io/node-type") == "worker"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the driver runs there."""
+        return self.metadata.labels.get("ray.io/node-type") == "head"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its condition Ready holds."""
+        return any(condition.type == "Ready" and condition.status == "True" for condition in self.status.conditions)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it holds no devices any more."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def containers(self) -> list[ContainerStatus]:
+        """Of both kinds, in the order in which they start."""
+        return [*self.status.init_container_statuses, *self.status.container_statuses]
+
+
+class RayClusterStatus(Seen):
+    """rayv1.RayClusterStatus."""
+
+    state: str = ""
+    reason: str = ""
+    conditions: list[SeenCondition] = []
+
+
+class RayCluster(Seen):
+    """A job's Ray cluster."""
+
+    metadata: Metadata
+    status: RayClusterStatus = RayClusterStatus()
+
+
+class RayJobStatus(Seen):
+    """rayv1.RayJobStatus."""
+
+    job_status: str = ""
+    job_deployment_status: str = ""
+    reason: str = ""
+    message: str = ""
+    ray_cluster_name: str = ""
+    dashboard_url: Annotated[str, Field(alias="dashboardURL")] = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+class RayJobSpec(Seen):
+    """What Kueue writes into a RayJob."""
+
+    suspend: bool = False
+
+
+class RayJob(Seen):
+    """The RayJob of an attempt."""
+
+    metadata: Metadata
+    spec: RayJobSpec = RayJobSpec()
+    status: RayJobStatus = RayJobStatus()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it. KubeRay has no way out of ValidationFailed either."""
+        return self.status.job_deployment_status in ("Complete", "Failed", "ValidationFailed")
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Complete alone does not say so: a job that was stopped is Complete as well."""
+        return self.status.job_deployment_status == "Complete" and self.status.job_status == "SUCCEEDED"
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether Kueue holds it back."""
+        return self.spec.suspend or self.status.job_deployment_status in ("Suspending", "Suspended")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its cluster is up and its program submitted."""
+        return self.status.job_deployment_status == "Running"
+
+
+class Job(Seen):
+    """A FineTuneJob as it is stored; its spec is not validated yet."""
+
+    metadata: Metadata
+    spec: dict[str, JsonValue] = {}
+    status: FineTuneJobStatus = FineTuneJobStatus()
+
+    @property
+    def attempt(self) -> int:
+        """The current attempt, counted from 1."""
+        return self.status.attempts or 1
+
+
+def read_job(body: dict[str, JsonValue]) -> Job:
+    """A FineTuneJob; parts of its status that are not as they should be are left out, since a status can be rewritten."""
+    status = body.get("status")
+    known = _readable_status(status) if isinstance(status, dict) else FineTuneJobStatus()
+    return Job.model_validate({**body, "status": known})
+
+
+def _readable_status(stored: dict[str, JsonValue]) -> FineTuneJobStatus:
+    try:
+        return FineTuneJobStatus.model_validate(stored)
+    except ValidationError as error:
+        wrong = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
+        return FineTuneJobStatus.model_validate({key: value for key, value in stored.items() if key not in wrong})
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that is known of a job at one moment."""
+
+    job: Job
+    ray_job: RayJob | None = None
+    """The one of the current attempt."""
+    ray_clusters: tuple[RayCluster, ...] = ()
+    """Of all attempts."""
+    pods: tuple[Pod, ...] = ()
+    """Of all attempts."""
+    record: str | None = None
+    """The progress record as the trainer wrote it: untrusted text."""
+
+    @property
+    def ray_cluster(self) -> RayCluster | None:
+        """The current RayJob's."""
+        name = self.ray_job.status.ray_cluster_name if self.ray_job else ""
+        return next((cluster for cluster in self.ray_clusters if cluster.metadata.name == name), None)

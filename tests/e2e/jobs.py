@@ -1,0 +1,105 @@
+"""FineTuneJobs for the end-to-end tests, and waiting for what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.waiting import wait_for
+from tests.e2e.objects import at
+
+CLAIM = "finetune"
+TINY_MODEL = f"pvc://{CLAIM}/models/tiny"
+TINY_ROWS = f"pvc://{CLAIM}/data/tiny.jsonl"
+OURS = "finetune.dev/job-uid"
+CHILDREN = ("rayjobs", "rayclusters", "pods", "configmaps", "serviceaccounts", "roles", "rolebindings", "services", "jobs")
+
+
+def job(name: str, namespace: str, **spec: JsonValue) -> dict[str, JsonValue]:
+    """A small model on a small data set, one CPU worker that presents as an A10G; `spec` is laid over it."""
+    small: dict[str, JsonValue] = {
+        "model_id": TINY_MODEL,
+        "train_path": TINY_ROWS,
+        "valid_path": TINY_ROWS,
+        "storage": {"path": f"pvc://{CLAIM}/runs"},
+        "worker_resources": {"accelerator_type:A10G": 0.001},
+        "lora_config": {},
+        "num_epochs": 3,
+        "num_warmup_steps": 1,
+        "context_length": 128,
+        "train_batch_size_per_device": 4,
+    }
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {key: value for key, value in {**small, **spec}.items() if value is not None},
+    }
+
+
+def get(kubectl: Kubectl, namespace: str, name: str) -> dict[str, JsonValue] | None:
+    """A FineTuneJob as it is."""
+    return kubectl.get("finetunejob", name, namespace)
+
+
+def phase(kubectl: Kubectl, namespace: str, name: str) -> str | None:
+    """Its phase."""
+    found = at(get(kubectl, namespace, name), "status", "phase")
+    return str(found) if found else None
+
+
+def wait_for_phase(kubectl: Kubectl, namespace: str, name: str, *phases: str, seconds: float) -> dict[str, JsonValue]:
+    """The FineTuneJob when it is in one of the phases; a job that failed meanwhile ends the wait."""
+
+    def reached() -> dict[str, JsonValue] | None:
+        found = get(kubectl, namespace, name)
+        now = at(found, "status", "phase")
+        assert now != "Failed" or "Failed" in phases, at(found, "status")
+        return found if now in phases else None
+
+    def seen() -> str:
+        return f"{at(get(kubectl, namespace, name), 'status')}\n{kubectl.story(namespace)}"
+
+    return wait_for(f"{name} to be {' or '.join(phases)}", reached, seconds=seconds, seen=seen, every=0.5)
+
+
+def wait_for_step(kubectl: Kubectl, namespace: str, name: str, step: int, *, seconds: float) -> None:
+    """Until the status shows so many optimizer steps of a job that trains."""
+
+    def reached() -> bool:
+        status = at(get(kubectl, namespace, name), "status")
+        assert isinstance(status, dict)
+        assert status.get("phase") not in ("Failed", "Succeeded"), status
+        done = at(status, "progress", "step")
+        return status.get("phase") == "Running" and isinstance(done, int) and done >= step
+
+    wait_for(f"step {step} of {name}", reached, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
+
+
+def left(kubectl: Kubectl, namespace: str) -> list[str]:
+    """What of FineTuneJobs is there: `kind/name` of all objects but those that every namespace has, or that the tests made."""
+    found = kubectl("get", ",".join(("finetunejobs", *CHILDREN)), "--namespace", namespace, "--output=name").splitlines()
+    always = ("configmap/kube-root-ca.crt", "serviceaccount/default", "pod/files")
+    return sorted(each for each in found if each not in always)
+
+
+def wait_for_nothing(kubectl: Kubectl, namespace: str, *, seconds: float) -> None:
+    """Until nothing of FineTuneJobs is left in a namespace."""
+    wait_for(
+        "everything to go", lambda: not left(kubectl, namespace), seconds=seconds, seen=lambda: "\n".join(left(kubectl, namespace)), every=1
+    )
+
+
+def events(kubectl: Kubectl, namespace: str, name: str) -> list[tuple[str, str]]:
+    """Reason and message of the events about a FineTuneJob, in their order."""
+    found = [each for each in kubectl.all("events", namespace) if at(each, "involvedObject", "name") == name]
+    mine = [each for each in found if at(each, "involvedObject", "kind") == "FineTuneJob"]
+    ordered = sorted(mine, key=lambda each: str(at(each, "metadata", "creationTimestamp")))
+    return [(str(each.get("reason")), str(each.get("message"))) for each in ordered]
+
+
+def names_of(checkpoints: JsonValue) -> set[str]:
+    """The names in a status's list of checkpoints."""
+    assert isinstance(checkpoints, Sequence)
+    return {str(each["name"]) for each in checkpoints if isinstance(each, Mapping)}

@@ -1,0 +1,126 @@
+"""A FineTuneJob that is deleted leaves nothing within a minute, whatever it was doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from pydantic import JsonValue
+from tests.cluster.faults import stopped
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.programs import Say
+from tests.cluster.providers import NodeCluster
+from tests.cluster.waiting import wait_for
+from tests.e2e.jobs import get, job, left, wait_for_nothing, wait_for_phase, wait_for_step
+from tests.e2e.objects import at
+from tests.e2e.operator_process import OperatorProcess
+from tests.e2e.test_pods import names
+from tests.e2e.volumes import Volume
+
+IMPOSSIBLE: JsonValue = {"worker": {"resources": {"requests": {"cpu": "1000"}}}}
+"""Workers that no node takes."""
+
+
+def gone(kubectl: Kubectl, namespace: str, say: Say, what: str) -> None:
+    """Deletes the job `job` as a person would, and sees everything go."""
+    began = time.monotonic()
+    kubectl("delete", "finetunejob", "job", "--namespace", namespace, "--timeout=20s", seconds=30)
+    deleted = time.monotonic() - began
+    wait_for_nothing(kubectl, namespace, seconds=60)
+    say(f"{what}: deleted in {deleted:.1f} s, nothing left after {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "spec"),
+    [
+        ("Failed", {"worker_resources": {"accelerator_type:X1": 0.001}}),
+        ("Starting", {"cluster": IMPOSSIBLE}),
+        ("Suspended", {"cluster": IMPOSSIBLE, "suspend": True}),
+    ],
+)
+def test_before_it_trains(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say, wanted: str, spec: dict[str, JsonValue]
+) -> None:
+    del operator, tiny_inputs
+    kubectl.apply(job("job", namespace, **spec))
+    wait_for_phase(kubectl, namespace, "job", wanted, seconds=60)
+
+    gone(kubectl, namespace, say, wanted)
+
+
+def test_while_kueue_holds_it_back(operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say) -> None:
+    del operator, tiny_inputs
+    queued = job("job", namespace, cluster=IMPOSSIBLE)
+    queued["metadata"] = {"name": "job", "namespace": namespace, "labels": {"kueue.x-k8s.io/queue-name": "team-a"}}
+    kubectl.apply(queued)
+    ray_job = wait_for("the RayJob", lambda: kubectl.all("rayjobs", namespace), seconds=10)[0]
+    assert at(ray_job, "metadata", "labels", "kueue.x-k8s.io/queue-name") == "team-a"
+    name = str(at(ray_job, "metadata", "name"))
+    kubectl("patch", "rayjob", name, "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+
+    held = wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
+    assert "from queue team-a" in str(at(held, "status", "message"))
+    wait_for("its pods to go", lambda: not names(kubectl, namespace, "ray.io/cluster", phase="Pending"), seconds=60)
+    kubectl("patch", "rayjob", name, "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": false}}')
+    wait_for_phase(kubectl, namespace, "job", "Starting", seconds=30)
+    kubectl("patch", "rayjob", name, "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
+
+    gone(kubectl, namespace, say, "Queued")
+
+
+def test_while_it_trains_and_while_it_is_retried(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+) -> None:
+    del operator, tiny_inputs
+    kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
+    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
+    gone(kubectl, namespace, say, "Running")
+
+    kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
+    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
+    for pod in names(kubectl, namespace, "ray.io/node-type=worker"):
+        kubectl("delete", "pod", pod, "--namespace", namespace, "--grace-period=0", "--force", "--wait=false")
+    wait_for_phase(kubectl, namespace, "job", "Retrying", seconds=120)
+    gone(kubectl, namespace, say, "Retrying")
+
+
+def test_after_its_success_and_by_its_time_to_live(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+) -> None:
+    del operator, tiny_inputs
+    kubectl.apply(job("job", namespace, num_epochs=1))
+    wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=300)
+    patch = '{"spec": {"run_policy": {"ttl_seconds_after_finished": 1}}}'
+    began = time.monotonic()
+    kubectl("patch", "finetunejob", "job", "--namespace", namespace, "--type=merge", "--patch", patch)
+
+    wait_for("the job to go by itself", lambda: get(kubectl, namespace, "job") is None, seconds=20)
+    wait_for_nothing(kubectl, namespace, seconds=60)
+    say(f"Succeeded, by its time to live: nothing left after {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.breaks_the_cluster
+def test_without_kuberay_a_job_that_is_deleted_goes_at_once_and_its_devices_are_free(
+    operator: OperatorProcess, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, say: Say
+) -> None:
+    del operator, tiny_inputs
+    kubectl: Kubectl = node_cluster.kubectl
+    pods: Callable[[], set[str]] = lambda: names(kubectl, namespace, "ray.io/cluster")  # noqa: E731
+    kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
+    wait_for("the cluster to run", lambda: len(pods()) == 2, seconds=120, every=0.5)
+
+    with stopped(node_cluster, "ray-operator"):
+        began = time.monotonic()
+        kubectl("delete", "finetunejob", "job", "--namespace", namespace, "--timeout=10s", seconds=20)
+        assert get(kubectl, namespace, "job") is None
+        wait_for("the pods to go", lambda: not pods(), seconds=60, every=0.5)
+        say(f"without KubeRay: its pods are gone after {time.monotonic() - began:.1f} s")
+        kubectl.apply(job("job", namespace))
+        waits = wait_for_phase(kubectl, namespace, "job", "Pending", seconds=10)
+        assert "KubeRay" in str(at(waits, "status", "message")) or "asked for" in str(at(waits, "status", "message"))
+        kubectl("delete", "finetunejob", "job", "--namespace", namespace, "--timeout=10s", seconds=20)
+        assert [each for each in left(kubectl, namespace) if each.startswith("finetunejob")] == []
+
+    wait_for_nothing(kubectl, namespace, seconds=60)

@@ -1,0 +1,139 @@
+"""Whatever is interrupted: the operator, the API server, a worker, the job itself. The end is the same."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from pydantic import JsonValue
+from tests.cluster.faults import kill_pod, stopped
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.providers import NodeCluster
+from tests.cluster.waiting import wait_for
+from tests.e2e.jobs import events, get, job, names_of, phase, wait_for_phase, wait_for_step
+from tests.e2e.objects import at
+from tests.e2e.operator_process import OperatorProcess
+from tests.e2e.sightings import Sightings
+from tests.e2e.test_pods import names
+from tests.e2e.volumes import Volume
+
+LONG: dict[str, JsonValue] = {
+    "num_epochs": 120,
+    "checkpoint_every_n_epochs": 30,
+    "num_checkpoints_to_keep": 5,
+    "train_batch_size_per_device": 1,
+}
+"""2880 steps, about a minute: long enough to be interrupted in the middle."""
+
+
+def steps_of(volume: Volume, status: JsonValue) -> list[int]:
+    """The steps that metrics.jsonl tells of, in its order."""
+    assert isinstance(status, dict)
+    directory = str(status["runDirectory"]).removeprefix("pvc://finetune/")
+    lines = [json.loads(line) for line in volume.text(f"{directory}/metrics.jsonl").splitlines()]
+    return [int(line["step"]) for line in lines if "loss" in line]
+
+
+def check_the_end(volume: Volume, ended: dict[str, JsonValue]) -> None:
+    """A run in which every step was done once, with all its checkpoints."""
+    status = at(ended, "status")
+    assert isinstance(status, dict)
+    assert steps_of(volume, status) == list(range(1, int(str(at(status, "plan", "totalSteps"))) + 1))
+    stored = volume.complete_checkpoints(str(status["runDirectory"]).removeprefix("pvc://finetune/"))
+    assert stored == names_of(status["checkpoints"]) == {"epoch-29", "epoch-59", "epoch-89", "epoch-119"}
+
+
+def ray_jobs(sightings: Sightings) -> set[str]:
+    """UIDs of all RayJobs that ever were."""
+    return {str(at(each.body, "metadata", "uid")) for each in sightings.of("RayJob")}
+
+
+def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+) -> None:
+    kubectl.apply(job("job", namespace, **LONG))
+    wait_for("the RayJob", lambda: sightings.of("RayJob"), seconds=10)
+    operator.restart()
+    wait_for_phase(kubectl, namespace, "job", "Starting", seconds=30)
+    operator.restart()
+    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
+    operator.kill()
+    time.sleep(5)
+    operator.start()
+    wait_for("a checkpoint", lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints")), seconds=300, every=0.5)
+    operator.kill()
+    ray_job = sightings.of("RayJob")[0].name
+    wait_for("the RayJob to end", lambda: sightings.first("RayJob", ray_job, "Complete", "status", "jobDeploymentStatus"), seconds=400)
+    assert phase(kubectl, namespace, "job") == "Running"
+    operator.start()
+
+    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=10)
+    operator.restart()
+    check_the_end(tiny_inputs, ended)
+    assert len(ray_jobs(sightings)) == 1
+    assert at(get(kubectl, namespace, "job"), "status") == at(ended, "status")
+
+
+@pytest.mark.breaks_the_cluster
+def test_an_api_server_that_is_gone_for_half_a_minute_changes_nothing(
+    operator: OperatorProcess, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, sightings: Sightings
+) -> None:
+    del operator
+    kubectl = node_cluster.kubectl
+    kubectl.apply(job("job", namespace, **LONG))
+    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
+
+    with stopped(node_cluster, "kube-apiserver"):
+        time.sleep(30)
+
+    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
+    check_the_end(tiny_inputs, ended)
+    assert at(ended, "status", "attempts") == 1
+    assert len(ray_jobs(sightings)) == 1
+
+
+def test_a_worker_that_is_lost_is_a_retry_from_the_newest_checkpoint(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+) -> None:
+    del operator
+    kubectl.apply(job("job", namespace, **LONG))
+    wait_for("a checkpoint", lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints") or []), seconds=300, every=0.5)
+    kill_pod(kubectl, namespace, min(names(kubectl, namespace, "ray.io/node-type=worker")))
+
+    retrying = wait_for_phase(kubectl, namespace, "job", "Retrying", seconds=120)
+    assert at(retrying, "status", "failure", "class") == "NodeLost"
+    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
+
+    check_the_end(tiny_inputs, ended)
+    assert at(ended, "status", "attempts") == 2
+    assert at(ended, "status", "failure") is None
+    assert len(ray_jobs(sightings)) == 2
+    assert "Retrying" in [reason for reason, _ in events(kubectl, namespace, "job")]
+
+
+def test_a_job_that_is_suspended_gives_its_cluster_back_and_goes_on_from_what_was_saved(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+) -> None:
+    del operator
+    kubectl.apply(job("job", namespace, **LONG))
+    wait_for("a checkpoint", lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints") or []), seconds=300, every=0.5)
+
+    kubectl("patch", "finetunejob", "job", "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    wait_for_phase(kubectl, namespace, "job", "Suspended", seconds=20)
+    wait_for("the cluster to go", lambda: not names(kubectl, namespace, "ray.io/cluster"), seconds=60, every=0.5)
+
+    def given_back() -> dict[str, JsonValue] | None:
+        found = get(kubectl, namespace, "job")
+        return found if "goes on from" in str(at(found, "status", "message")) else None
+
+    suspended = wait_for("its word", given_back, seconds=60)
+    done = int(str(at(suspended, "status", "progress", "step")))
+    assert names_of(at(suspended, "status", "checkpoints"))
+    kubectl("patch", "finetunejob", "job", "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": false}}')
+
+    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
+    check_the_end(tiny_inputs, ended)
+    assert done < int(str(at(ended, "status", "plan", "totalSteps")))
+    assert at(ended, "status", "attempts") == 1
+    assert len(ray_jobs(sightings)) == 2

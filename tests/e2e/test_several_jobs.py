@@ -1,0 +1,36 @@
+"""Jobs beside and after each other."""
+
+from __future__ import annotations
+
+from tests.cluster.kubectl import Kubectl
+from tests.e2e.jobs import job, wait_for_nothing, wait_for_phase
+from tests.e2e.objects import at
+from tests.e2e.operator_process import OperatorProcess
+from tests.e2e.volumes import Volume
+
+LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
+
+
+def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_second_of_a_name_does_not_go_on_from_the_first(
+    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume
+) -> None:
+    del operator
+    assert len(LONG_NAME) == 63
+    for name in ("twin", LONG_NAME):
+        kubectl.apply(job(name, namespace))
+    first, other = (wait_for_phase(kubectl, namespace, name, "Succeeded", seconds=420) for name in ("twin", LONG_NAME))
+
+    directories = [str(at(each, "status", "runDirectory")).removeprefix("pvc://finetune/") for each in (first, other)]
+    assert len(set(directories)) == 2
+    for each, directory in zip((first, other), directories, strict=True):
+        assert at(each, "status", "progress", "step") == at(each, "status", "plan", "totalSteps")
+        assert tiny_inputs.complete_checkpoints(directory) == {str(at(each, "status", "bestCheckpoint", "name"))}
+
+    kubectl("delete", "finetunejob", "--all", "--namespace", namespace, "--timeout=60s", seconds=70)
+    wait_for_nothing(kubectl, namespace, seconds=60)
+    kubectl.apply(job("twin", namespace))
+    second = wait_for_phase(kubectl, namespace, "twin", "Succeeded", seconds=300)
+    again = str(at(second, "status", "runDirectory")).removeprefix("pvc://finetune/")
+    assert again not in directories
+    assert tiny_inputs.text(f"{again}/metrics.jsonl").splitlines()[0].startswith('{"step":1,')
+    assert tiny_inputs.complete_checkpoints(directories[0]), "the data of a job that was deleted stays"

@@ -1,0 +1,941 @@
+"""Looks at jobs on a real API server. KubeRay does not run: tests write what it would, and say what watches have told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from kubernetes.aio.config import new_client_from_config
+from kubernetes.client import ApiException
+from kubernetes.config import new_client_from_config as new_sync_client
+from kubernetes.dynamic import DynamicClient
+from kubernetes.dynamic.exceptions import ForbiddenError
+from prometheus_client import REGISTRY
+from pydantic import JsonValue
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.waiting import wait_for
+from tests.operator.conftest import CHILDREN, Namespace, Object
+
+from finetune_api.assignment import RECORD_KEY
+from finetune_api.failure import FailureClass
+from finetune_api.manifest import API_VERSION, KIND
+from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
+from finetune_operator.configuration import Configuration
+from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key
+from finetune_operator.freshness import STALE_SECONDS, Freshness
+from finetune_operator.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.names import JOB_UID, child_name
+from finetune_operator.reconcile import RELEASE_AFTER
+from finetune_operator.seen import Pod, RayCluster
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+CONFIGURATION = Configuration(trainer_image="registry.test/trainer:1.0")
+STEPS = 8
+PLAN = Plan(
+    rows=32,
+    validation_rows=0,
+    tokens=1000,
+    truncated_rows=0,
+    context_length=512,
+    effective_batch_size=8,
+    steps_per_epoch=4,
+    total_epochs=2,
+    total_steps=STEPS,
+    checkpoint_epochs=[0, 1],
+    trainable_parameters=1,
+    total_parameters=2,
+)
+EVERYTHING: dict[str, JsonValue] = {
+    "trainer_resources": {"memory": 2**30},
+    "valid_path": "configmap://rows/valid.jsonl",
+    "run_policy": {"active_deadline_seconds": 3600, "ttl_seconds_after_finished": 60},
+    "lora_config": {"r": 8},
+    "cluster": {
+        "image": "registry.test/mine:2",
+        "image_pull_policy": "Always",
+        "image_pull_secrets": [{"name": "registry"}],
+        "service_account_name": "mine",
+        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}, {"name": "A", "value": "$(B)"}],
+        "env_from": [{"secretRef": {"name": "storage"}}],
+        "volumes": [{"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}],
+        "volume_mounts": [{"name": "scratch", "mountPath": "/scratch"}],
+        "node_selector": {"pool": "training"},
+        "tolerations": [{"key": "training", "operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priority_class_name": "low",
+        "labels": {"team": "ours"},
+        "annotations": {"example.com/cost": "1"},
+        "head": {"resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "4Gi"}}},
+        "worker": {"resources": {"limits": {"cpu": 8, "memory": "64Gi"}}},
+    },
+}
+"""Changes to a spec by which every field of a manifest is used."""
+
+
+class DiedError(Exception):
+    """The operator has gone without a word."""
+
+
+class Telling(KubernetesApi):
+    """Notes the calls, does what a test wants done between them, and fails at one of them."""
+
+    def __init__(self, client: Any) -> None:  # noqa: ANN401
+        super().__init__(client)
+        self.done: list[str] = []
+        self.before: Callable[[str], None] = lambda _: None
+        self.after: Callable[[str, bool], None] = lambda *_: None
+        """Called with whether the call was carried out."""
+
+    async def _request(self, method: str, path: str, verb: str, resource: str, body: Body | None = None) -> Body:
+        call = f"{verb} {resource}"
+        self.before(call)
+        try:
+            answer = await super()._request(method, path, verb, resource, body)
+        except RefusedError:
+            self.after(call, False)
+            raise
+        self.done.append(call)
+        self.after(call, True)
+        return answer
+
+    def written(self) -> list[str]:
+        """The calls that have changed something."""
+        return [call for call in self.done if not call.startswith(("get ", "list "))]
+
+
+@dataclass
+class Watched:
+    """What watches have told of pods and clusters, which may be old."""
+
+    of_pods: list[Pod] = field(default_factory=list)
+    of_clusters: list[RayCluster] = field(default_factory=list)
+
+    def pods(self, uid: str) -> list[Pod]:
+        return [pod for pod in self.of_pods if pod.metadata.labels[JOB_UID] == uid]
+
+    def clusters(self, uid: str) -> list[RayCluster]:
+        return [cluster for cluster in self.of_clusters if cluster.metadata.labels[JOB_UID] == uid]
+
+
+class Operator:
+    """One that can die, in a world where time stands still unless it is told to go on."""
+
+    def __init__(self, inside: Namespace, api: Telling, runner: asyncio.Runner, configuration: Configuration) -> None:
+        self.inside = inside
+        self.api = api
+        self.watched = Watched()
+        self.now = datetime.now(UTC).replace(microsecond=0)
+        self._runner = runner
+        self._configuration = configuration
+        self.restart()
+
+    def restart(self) -> None:
+        """Another one, which knows nothing."""
+        self.freshness = Freshness(self._seconds)
+        self.controller = Controller(self.api, self._configuration, self.watched, self.freshness, lambda: self.now)
+
+    def _seconds(self) -> float:
+        return self.now.timestamp()
+
+    def look(self, job: Object) -> timedelta | None:
+        metadata = job["metadata"]
+        return self._runner.run(self.controller.look(Key(metadata["namespace"], metadata["name"], metadata["uid"])))
+
+    def settle(self, job: Object) -> FineTuneJobStatus:
+        """Looks until nothing changes any more."""
+        for _ in range(8):
+            before = len(self.api.written())
+            self.look(job)
+            if len(self.api.written()) == before:
+                return self.status(job)
+        raise AssertionError(f"it writes on and on: {self.api.written()[-20:]}")
+
+    def status(self, job: Object) -> FineTuneJobStatus:
+        return FineTuneJobStatus.model_validate(self.inside.get(KIND, job["metadata"]["name"]).get("status") or {})
+
+    def later(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def telling(served: ControlPlane, runner: asyncio.Runner) -> Iterator[Telling]:
+    api = Telling(runner.run(new_client_from_config(config_file=str(served.kubeconfig))))
+    yield api
+    runner.run(api.close())
+
+
+@pytest.fixture
+def operator(inside: Namespace, telling: Telling, runner: asyncio.Runner) -> Operator:
+    return Operator(inside, telling, runner, CONFIGURATION)
+
+
+class World:
+    """What happens to a job besides the operator: KubeRay and the trainer, by hand."""
+
+    def __init__(self, operator: Operator, job: Object) -> None:
+        self.operator = operator
+        self.job = job
+        self.inside = operator.inside
+        self.name = job["metadata"]["name"]
+        self.uid = job["metadata"]["uid"]
+        self.config_map = child_name(self.name, self.uid)
+
+    @property
+    def ray_job(self) -> str:
+        name = self.operator.status(self.job).ray_job_name
+        assert name is not None
+        return name
+
+    @property
+    def ray_jobs(self) -> list[Object]:
+        return self.inside.all("RayJob", f"{JOB_UID}={self.uid}")
+
+    def kuberay_says(self, deployment: str, job: str = "", **more: str) -> None:
+        now = self.operator.now.isoformat().replace("+00:00", "Z")
+        ended = {"endTime": now} if deployment in ("Complete", "Failed") else {}
+        status = {"jobDeploymentStatus": deployment, "jobStatus": job, "rayClusterName": f"{self.ray_job}-abcde", "startTime": now, **ended}
+        self.inside.patch_status("RayJob", self.ray_job, **status, **more)
+
+    def pods_are(self, phase: str, *, ready: bool = True, deleted: datetime | None = None) -> None:
+        """What the watch tells of the two workers."""
+        name = self.ray_job
+        conditions = [{"type": "Ready", "status": str(ready)}]
+        self.operator.watched.of_pods = [
+            Pod.model_validate(
+                {
+                    "metadata": {
+                        "name": f"{name}-worker-{number}",
+                        "uid": f"pod-{number}",
+                        "labels": {JOB_UID: self.uid, "ray.io/node-type": "worker"},
+                        "deletionTimestamp": deleted,
+                    },
+                    "status": {"phase": phase, "conditions": conditions},
+                }
+            )
+            for number in range(2)
+        ]
+
+    def trainer_says(self, step: int, *, attempt: int = 1, failure: Failure | None = None) -> None:
+        directory = self.operator.status(self.job).run_directory
+        saved = [
+            Checkpoint(
+                name=f"epoch-{epoch}", path=f"{directory}/epoch-{epoch}", epoch=epoch + 1, step=4 * epoch + 4, time=self.operator.now
+            )
+            for epoch in range(step // 4)
+        ]
+        progress = Progress(
+            epoch=step / 4,
+            epochs=f"{step // 4}/2",
+            step=step,
+            percent=100 * step // STEPS,
+            train_loss=2.5,
+            tokens_trained=step * 100,
+            last_update_time=self.operator.now,
+        )
+        record = ProgressRecord(attempt=attempt, plan=PLAN, progress=progress, checkpoints=saved, failure=failure)
+        self.record_is(record.model_dump_json(by_alias=True, exclude_none=True))
+
+    def record_is(self, text: str) -> None:
+        self.inside.patch("ConfigMap", self.config_map, data={RECORD_KEY: text})
+
+
+def versions(inside: Namespace) -> dict[str, str]:
+    """Of everything in a namespace that the operator could touch."""
+    found = [each for kind in (*CHILDREN, KIND, "RayCluster", "Pod") for each in inside.all(kind)]
+    return {f"{each['kind']}/{each['metadata']['name']}": each["metadata"]["resourceVersion"] for each in found}
+
+
+def reasons(inside: Namespace) -> Counter[str]:
+    return Counter(event["reason"] for event in inside.all("Event"))
+
+
+def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job(labels={"kueue.x-k8s.io/queue-name": "team", "app": "ours"})
+
+    again = operator.look(job)
+
+    metadata = job["metadata"]
+    made = inside.children(metadata["uid"])
+    name = child_name("job", metadata["uid"])
+    assert [(each["kind"], each["metadata"]["name"]) for each in made] == [
+        ("ConfigMap", name),
+        ("ServiceAccount", name),
+        ("Role", name),
+        ("RoleBinding", name),
+        ("RayJob", f"{name}-1"),
+    ]
+    for each in made:
+        [owner] = each["metadata"]["ownerReferences"]
+        assert (owner["apiVersion"], owner["kind"], owner["name"], owner["uid"]) == (API_VERSION, KIND, "job", metadata["uid"])
+        assert owner["controller"] is True
+    status = operator.status(job)
+    assert (status.phase, status.ray_job_name, status.attempts) == (Phase.PENDING, f"{name}-1", 1)
+    assert status.observed_generation == 1
+    assert again == timedelta(seconds=CONFIGURATION.resync_seconds)
+    assert made[-1]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert reasons(inside) == {"Accepted": 1, "SpecRemark": 1, "ClusterRequested": 1}
+
+
+def test_nothing_is_written_on_the_job_but_its_status(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    operator.settle(job)
+
+    stored = inside.get(KIND, "job")
+
+    assert {key: value for key, value in stored.items() if key not in ("metadata", "status")} == {
+        key: value for key, value in job.items() if key not in ("metadata", "status")
+    }
+    changed = {key for key in stored["metadata"] if stored["metadata"][key] != job["metadata"].get(key)}
+    assert changed == {"resourceVersion", "managedFields"}
+    assert not {"finalizers", "annotations"} & stored["metadata"].keys()
+
+
+def test_looking_again_writes_nothing_and_is_no_event(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    operator.settle(job)
+    before, told = versions(inside), reasons(inside)
+
+    for _ in range(3):
+        operator.later(5)
+        operator.look(job)
+    operator.restart()
+    operator.look(job)
+
+    assert versions(inside) == before
+    assert reasons(inside) == told
+
+
+@pytest.mark.parametrize("spec", [{}, EVERYTHING], ids=["smallest", "everything"])
+def test_everything_that_is_made_has_only_fields_that_the_server_knows(
+    operator: Operator, inside: Namespace, monkeypatch: pytest.MonkeyPatch, spec: dict[str, JsonValue]
+) -> None:
+    made: list[Body] = []
+
+    async def noted(manifest: Body) -> bool:
+        made.append(manifest)
+        return True
+
+    job = inside.create_job(spec=spec)
+    monkeypatch.setattr(operator.api, "create", noted)
+    operator.look(job)
+
+    assert [each["kind"] for each in made] == [kind for kind in CHILDREN if kind != "ServiceAccount" or not spec]
+    for manifest in made:
+        resource = inside.dynamic.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
+        query = [("fieldValidation", "Strict"), ("dryRun", "All")]
+        stored = resource.create(body=manifest, namespace=inside.name, query_params=query).to_dict()
+        for part in ("spec", "data", "rules", "roleRef", "subjects"):
+            assert contains(stored.get(part), manifest.get(part)), f"{manifest['kind']}.{part} is kept as it was sent"
+
+
+def contains(stored: object, sent: object) -> bool:
+    """Whether all that was sent is there; defaults may have come to it."""
+    match sent:
+        case None:
+            return True
+        case dict():
+            return isinstance(stored, dict) and all(contains(stored.get(key), value) for key, value in sent.items())
+        case list():
+            return isinstance(stored, list) and len(stored) == len(sent) and all(map(contains, stored, sent))
+        case _:
+            return stored == sent
+
+
+def succeed(world: World) -> Iterator[None]:
+    """A job's life with one lost node; each step is something that happens to it."""
+    yield
+    world.kuberay_says("Initializing")
+    yield
+    world.kuberay_says("Running", "RUNNING")
+    world.pods_are("Running")
+    yield
+    world.trainer_says(5)
+    yield
+    world.kuberay_says("Failed", "FAILED", reason="AppFailed")
+    world.trainer_says(5, failure=Failure(failure_class=FailureClass.NODE_LOST, message="a node went away"))
+    world.pods_are("Failed")
+    yield
+    world.operator.watched.of_pods = []
+    world.operator.later(11)
+    yield
+    world.kuberay_says("Running", "RUNNING")
+    world.pods_are("Running")
+    world.trainer_says(6, attempt=2)
+    yield
+    world.trainer_says(8, attempt=2)
+    world.kuberay_says("Complete", "SUCCEEDED")
+    yield
+    world.operator.watched.of_pods = []
+    yield
+
+
+def test_a_job_goes_through_its_phases(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    shown = [operator.settle(job) for _ in succeed(World(operator, job))]
+
+    assert [status.phase for status in shown] == [
+        Phase.PENDING,
+        Phase.STARTING,
+        Phase.STARTING,
+        Phase.RUNNING,
+        Phase.RETRYING,
+        Phase.PENDING,
+        Phase.RUNNING,
+        Phase.SUCCEEDED,
+        Phase.SUCCEEDED,
+    ]
+    running, ended = shown[3], shown[-1]
+    assert running.progress is not None
+    assert (running.progress.step, running.start_time) == (5, operator.now - timedelta(seconds=11))
+    assert running.latest_checkpoint is not None
+    assert running.latest_checkpoint.name == "epoch-0"
+    assert ended.best_checkpoint is not None
+    assert ended.model_path == ended.best_checkpoint.path == f"{ended.run_directory}/epoch-1"
+    assert ended.attempts == 2
+    assert ended.failure is None
+    assert ended.completion_time == operator.now
+    assert reasons(inside) == {
+        "Accepted": 1,
+        "SpecRemark": 1,
+        "ClusterRequested": 2,
+        "Running": 2,
+        "CheckpointSaved": 2,
+        "Retrying": 1,
+        "Succeeded": 1,
+    }
+
+
+def test_a_job_that_has_ended_is_left_alone(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    for _ in succeed(World(operator, job)):
+        operator.settle(job)
+    before = versions(inside)
+
+    operator.later(10 * 86400)
+
+    assert operator.look(job) is None
+    assert versions(inside) == before
+
+
+def outcome(operator: Operator, world: World) -> dict[str, object]:
+    """What is there at the end, without UIDs and versions."""
+
+    def plain(text: str) -> str:
+        return text.replace(world.uid, "UID").replace(world.uid[:8], "UID").replace(world.name, "JOB")
+
+    status = operator.status(world.job).model_dump(mode="json")
+    return {
+        "status": json.loads(plain(json.dumps(status))),
+        "children": sorted(f"{each['kind']}/{plain(each['metadata']['name'])}" for each in world.inside.children(world.uid)),
+    }
+
+
+class Interrupting:
+    """Fails at the calls that a test chooses, counted from 1 since the last failure."""
+
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
+        self._count = 0
+        self.failures = 0
+
+    def fail(self, at: int, error: Exception, *, writes_only: bool = False, again: bool = False) -> Callable[[str, bool], None]:
+        """To be called for each call."""
+
+        def interrupt(call: str, done: bool) -> None:
+            self._count += not writes_only or (done and not call.startswith(("get ", "list ")))
+            if 0 < at == self._count and (again or not self.failures):
+                self._count = 0
+                self.failures += 1
+                raise error
+
+        return interrupt
+
+    def stop(self) -> None:
+        self._telling.after = lambda *_: None
+
+
+@pytest.mark.parametrize("death", ["dies after", "has no answer to"])
+def test_an_operator_may_fail_at_any_call_of_a_job_s_beginning(
+    inside: Namespace, telling: Telling, runner: asyncio.Runner, death: str
+) -> None:
+    def begin(name: str, fatal: int) -> tuple[dict[str, object], Counter[str], bool]:
+        operator = Operator(inside, telling, runner, CONFIGURATION)
+        operator.now = NOW
+        world = World(operator, inside.create_job(name))
+        interrupting = Interrupting(telling)
+        telling.after = interrupting.fail(fatal, DiedError() if death == "dies after" else ConnectionError("no answer"))
+        with suppress(DiedError, ConnectionError):
+            operator.look(world.job)
+        interrupting.stop()
+        if death == "dies after":
+            operator.restart()
+        operator.settle(world.job)
+        told = Counter(event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid)
+        return outcome(operator, world), told, bool(interrupting.failures)
+
+    expected, told, _ = begin("undisturbed", 0)
+    for fatal in itertools.count(1):
+        found, also_told, failed = begin(f"job-{fatal}", fatal)
+        assert found == expected, f"call {fatal}"
+        assert not also_told - told, f"call {fatal}: no event is told twice"
+        if not failed:
+            break
+    assert fatal > 15
+    assert also_told == told
+
+
+@pytest.mark.parametrize("error", [DiedError(), ConnectionError("no answer")], ids=["dies", "has no answer"])
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_an_operator_that_fails_after_every_few_writes_brings_a_job_to_the_same_end(
+    inside: Namespace, telling: Telling, runner: asyncio.Runner, writes: int, error: Exception
+) -> None:
+    def live(name: str, at: int) -> tuple[dict[str, object], Counter[str], int]:
+        operator = Operator(inside, telling, runner, CONFIGURATION)
+        operator.now = NOW
+        world = World(operator, inside.create_job(name))
+        interrupting = Interrupting(telling)
+        for _ in succeed(world):
+            telling.after = interrupting.fail(at, error, writes_only=True, again=True)
+            for _ in range(20):
+                try:
+                    operator.settle(world.job)
+                    break
+                except DiedError:
+                    operator.restart()
+                except ConnectionError:
+                    pass
+            interrupting.stop()
+        told = Counter(event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid)
+        return outcome(operator, world), told, interrupting.failures
+
+    expected, told, _ = live("undisturbed", 0)
+    found, also_told, failures = live("disturbed", writes)
+
+    assert found == expected
+    assert failures > 8 / writes
+    assert not also_told - told, "no event is told twice"
+
+
+def quota(inside: Namespace, resource: str) -> None:
+    """Nothing of a kind may be made in the namespace any more."""
+    inside.create("ResourceQuota", "nothing", spec={"hard": {resource: "0"}})
+    hard = {"hard": {resource: "0"}, "used": {resource: "0"}}
+
+    def counts() -> bool:
+        # Its own controller finds out about new kinds only now and then.
+        inside.patch_status("ResourceQuota", "nothing", **hard)
+        return bool(inside.get("ResourceQuota", "nothing")["status"].get("hard"))
+
+    wait_for("the quota to count", counts, seconds=30)
+
+
+@pytest.mark.parametrize(("kind", "resource"), [("ConfigMap", "count/configmaps"), ("RayJob", "count/rayjobs.ray.io")])
+def test_a_job_that_a_quota_forbids_says_so_and_goes_on_when_it_may(
+    operator: Operator, inside: Namespace, kind: str, resource: str
+) -> None:
+    quota(inside, resource)
+    job = inside.create_job()
+
+    status = operator.settle(job)
+
+    assert status.phase is Phase.PENDING
+    assert f"the API server refuses {kind} " in (status.message or "")
+    assert f"exceeded quota: nothing, requested: {resource}=1" in (status.message or "")
+    ready = next(each for each in status.conditions if each.type == "ClusterReady")
+    assert (ready.status, ready.reason) == ("False", "PodsRefused")
+    assert inside.all(kind, JOB_UID) == []
+
+    inside.delete("ResourceQuota", "nothing")
+    # Admission sees the quota go by a watch of its own.
+    wait_for("the RayJob", lambda: operator.look(job) and inside.all("RayJob"), seconds=30)
+
+    status = operator.settle(job)
+    assert "waiting for KubeRay to take up RayJob" in (status.message or "")
+    assert [each["kind"] for each in inside.children(job["metadata"]["uid"])] == list(CHILDREN)
+    assert reasons(inside)["ClusterRequested"] == 1
+
+
+def test_a_refusal_is_told_once_and_asked_again_at_intervals(operator: Operator, inside: Namespace) -> None:
+    """Each write wakes whoever watches: a status that went to and fro would be an endless loop."""
+    quota(inside, "count/rayjobs.ray.io")
+    job = inside.create_job()
+    operator.settle(job)
+    before, told = versions(inside), reasons(inside)
+
+    for _ in range(3):
+        assert operator.look(job) == REFUSED_AGAIN_AFTER
+    operator.restart()
+    operator.look(job)
+
+    assert versions(inside) == before
+    assert reasons(inside) == told
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ({"env": [{"value": "nameless"}]}, "name: Required value"),
+        ({"env": [{"name": 5}]}, 'name: Invalid value: "integer"'),
+        ({"volumes": [{"name": "a", "hostPath": "/"}]}, 'hostPath: Invalid value: "string"'),
+        ({"tolerations": [{"key": ["a"]}]}, 'tolerations[0].key: Invalid value: "array"'),
+        ({"affinity": {"nodeAffinity": 1}}, 'nodeAffinity: Invalid value: "integer"'),
+        ({"affinity": {"podAffinity": 1}}, 'podAffinity: Invalid value: "integer"'),
+        ({"env": [{"value": "x" * 200, "valueFrom": number} for number in range(256)]}, "valueFrom: Invalid value"),
+    ],
+    ids=["env without a name", "env with a number", "volume", "toleration", "node affinity", "pod affinity", "very many"],
+)
+def test_what_the_server_will_never_take_is_a_wrong_spec_in_its_words(
+    operator: Operator, inside: Namespace, cluster: dict[str, JsonValue], words: str
+) -> None:
+    job = inside.create_job(spec={"cluster": cluster})
+
+    status = operator.settle(job)
+
+    assert status.phase is Phase.FAILED
+    assert status.failure is not None
+    assert status.failure.failure_class is FailureClass.INVALID_SPEC
+    assert "the API server refuses RayJob" in status.failure.message
+    assert words in status.failure.message
+    assert inside.all("RayJob") == []
+    assert reasons(inside)["Failed"] == 1
+    before = versions(inside)
+    assert operator.look(job) is None
+    assert versions(inside) == before
+
+
+def test_a_wrong_spec_makes_nothing(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job(spec={"worker_resources": {"accelerator_type:NO-SUCH": 1}})
+
+    status = operator.settle(job)
+
+    assert status.phase is Phase.FAILED
+    assert status.failure is not None
+    assert "NO-SUCH" in status.failure.message
+    assert inside.children(job["metadata"]["uid"]) == []
+
+
+def test_somebody_elses_write_between_reading_and_writing_is_not_lost(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+
+    def patch(call: str) -> None:
+        if call == "update finetunejobs":
+            operator.api.before = lambda _: None
+            inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}}, spec={"suspend": True})
+
+    operator.api.before = patch
+    with pytest.raises(RefusedError, match="409"):
+        operator.look(job)
+    assert inside.children(job["metadata"]["uid"]) == [], "nothing is made that the status does not tell of"
+
+    assert operator.settle(job).phase is Phase.SUSPENDED
+    stored = inside.get(KIND, "job")
+    assert stored["metadata"]["labels"] == {"team": "ours"}
+    assert stored["spec"]["suspend"] is True
+    assert inside.all("RayJob") == []
+
+
+def test_a_conflict_while_something_is_made_is_tried_again(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+
+    def conflict(call: str) -> None:
+        if call == "create roles":
+            operator.api.before = lambda _: None
+            raise RefusedError(409, "Operation cannot be fulfilled on resourcequotas", "Conflict")
+
+    operator.api.before = conflict
+    with pytest.raises(RefusedError, match="resourcequotas"):
+        operator.look(job)
+
+    assert operator.settle(job).phase is Phase.PENDING
+    assert [each["kind"] for each in inside.children(job["metadata"]["uid"])] == list(CHILDREN)
+
+
+def test_events_that_cannot_be_posted_are_counted_and_keep_nothing_back(operator: Operator, inside: Namespace) -> None:
+    def refuse(call: str) -> None:
+        if call == "create events":
+            raise ConnectionError("no answer")
+
+    lost = REGISTRY.get_sample_value("finetune_events_lost_total") or 0.0
+    operator.api.before = refuse
+    job = inside.create_job()
+
+    operator.settle(job)
+
+    assert [each["kind"] for each in inside.children(job["metadata"]["uid"])] == list(CHILDREN)
+    assert REGISTRY.get_sample_value("finetune_events_lost_total") == lost + 3
+
+
+def test_a_suspended_job_gives_its_ray_job_back_and_goes_on_with_another_one(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    operator.settle(job)
+    [first] = inside.all("RayJob")
+
+    inside.patch(KIND, "job", spec={"suspend": True})
+    suspended = operator.settle(job)
+    assert inside.all("RayJob") == []
+    inside.patch(KIND, "job", spec={"suspend": False})
+    operator.settle(job)
+
+    assert (suspended.phase, suspended.ray_job_name) == (Phase.SUSPENDED, None)
+    [second] = inside.all("RayJob")
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert operator.status(job).observed_generation == 3
+
+
+def test_a_ray_job_that_somebody_deleted_is_made_again(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    operator.settle(job)
+    [first] = inside.all("RayJob")
+
+    inside.delete("RayJob", first["metadata"]["name"])
+    operator.settle(job)
+
+    [second] = inside.all("RayJob")
+    assert second["metadata"]["name"] == first["metadata"]["name"]
+    assert operator.status(job).attempts == 1
+
+
+def a_pod(world: World, name: str = "left") -> Object:
+    """A worker of an earlier cluster; there is no node that could run it."""
+    labels = {JOB_UID: world.uid, "ray.io/node-type": "worker"}
+    container = {"name": "worker", "image": "registry.test/trainer:1.0"}
+    wait_for("the service account", lambda: world.inside.exists("ServiceAccount", "default"), seconds=30)
+    return world.inside.create("Pod", name, metadata={"name": name, "labels": labels}, spec={"containers": [container]})
+
+
+HEAD_ONLY = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "head", "image": "a"}]}}}}
+
+
+def a_cluster(world: World, name: str = "left") -> Object:
+    return world.inside.create("RayCluster", name, metadata={"name": name, "labels": {JOB_UID: world.uid}}, spec=HEAD_ONLY)
+
+
+@pytest.mark.parametrize("make", [a_pod, a_cluster])
+def test_two_clusters_never_work_on_one_job_even_when_no_watch_has_told_of_the_first(
+    operator: Operator, inside: Namespace, make: Callable[[World], Object]
+) -> None:
+    job = inside.create_job()
+    left = make(World(operator, job))
+
+    assert operator.settle(job).message is not None
+    assert "left" in (operator.status(job).message or "")
+    assert inside.all("RayJob") == []
+
+    inside.dynamic.resources.get(api_version=left["apiVersion"], kind=left["kind"]).delete(
+        name="left", namespace=inside.name, body={"gracePeriodSeconds": 0}
+    )
+    operator.settle(job)
+    assert len(inside.all("RayJob")) == 1
+
+
+def test_what_only_a_watch_believes_in_is_not_waited_for(operator: Operator, inside: Namespace) -> None:
+    """That something is gone may never be told: a watch that breaks off says nothing of what went meanwhile."""
+    job = inside.create_job()
+    labels = {JOB_UID: job["metadata"]["uid"], "ray.io/node-type": "worker"}
+    gone = {"metadata": {"name": "gone", "uid": "gone", "labels": labels}}
+    operator.watched.of_pods = [Pod.model_validate({**gone, "status": {"phase": "Running"}})]
+    operator.watched.of_clusters = [RayCluster.model_validate(gone)]
+
+    operator.settle(job)
+
+    assert len(inside.all("RayJob")) == 1
+
+
+def test_another_attempt_does_not_wait_for_what_only_a_watch_believes_in(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    world = World(operator, job)
+    life = succeed(world)
+    for _ in range(5):
+        next(life)
+        operator.settle(job)
+    assert operator.status(job).phase is Phase.RETRYING
+
+    world.pods_are("Running")
+    operator.later(60)
+    operator.settle(job)
+
+    assert [each["metadata"]["name"] for each in world.ray_jobs] == [f"{world.config_map}-1", f"{world.config_map}-2"]
+
+
+def test_a_record_that_is_nonsense_is_shown_as_such_and_ends_nothing(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    world = World(operator, job)
+    life = succeed(world)
+    for _ in range(3):
+        next(life)
+        operator.settle(job)
+
+    world.record_is('{"version": 1, "progress": "all of it"}')
+    status = operator.settle(job)
+    assert status.phase is Phase.STARTING
+    assert "the trainer's progress record is not shown" in (status.message or "")
+
+    world.trainer_says(5)
+    assert operator.settle(job).phase is Phase.RUNNING
+
+
+def test_a_trainer_that_hides_its_record_from_the_watch_does_not_make_the_watch_look_silent(operator: Operator, inside: Namespace) -> None:
+    """It may patch its config map, and with it the label by which the operator watches."""
+    job = inside.create_job()
+    world = World(operator, job)
+    operator.settle(job)
+    hidden = inside.patch("ConfigMap", world.config_map, metadata={"labels": {JOB_UID: None}})
+    operator.freshness.forget(hidden["metadata"]["uid"])  # what a watch by label says is that it is gone
+    operator.settle(job)
+    operator.restart()
+    operator.settle(job)
+
+    for kind in (KIND, "RayJob"):
+        for each in inside.all(kind):
+            operator.freshness.watched(each["metadata"]["uid"], each["metadata"]["resourceVersion"])
+    operator.later(STALE_SECONDS + 1)
+
+    assert not operator.freshness.is_stale()
+
+
+def test_a_watch_that_tells_nothing_is_noticed(operator: Operator, inside: Namespace) -> None:
+    operator.settle(inside.create_job())
+
+    operator.later(STALE_SECONDS + 1)
+
+    assert operator.freshness.is_stale()
+
+
+def test_a_job_of_the_past_is_not_taken_for_the_one_of_its_name(operator: Operator, inside: Namespace) -> None:
+    old = inside.create_job()
+    operator.settle(old)
+    inside.delete(KIND, "job")
+    new = inside.create_job()
+
+    assert operator.look(old) is None
+    operator.settle(new)
+
+    uids = {each["metadata"]["uid"]: World(operator, each) for each in (old, new)}
+    assert child_name("job", old["metadata"]["uid"]) != child_name("job", new["metadata"]["uid"])
+    assert len(uids[new["metadata"]["uid"]].ray_jobs) == 1
+    assert operator.status(new).run_directory == f"pvc://finetune/runs/{inside.name}/job-{new['metadata']['uid']}"
+
+
+def test_a_job_that_has_ended_is_deleted_when_its_time_is_over(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job(spec={"run_policy": {"ttl_seconds_after_finished": 60}})
+    for _ in succeed(World(operator, job)):
+        operator.settle(job)
+    assert operator.look(job) == timedelta(seconds=60)
+
+    operator.later(59)
+    operator.look(job)
+    assert inside.exists(KIND, "job")
+    operator.later(1)
+    operator.look(job)
+
+    assert not inside.exists(KIND, "job")
+    assert operator.look(job) is None
+
+
+def test_everything_of_a_deleted_job_is_collected(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    operator.settle(job)
+    uid = job["metadata"]["uid"]
+    assert len(inside.children(uid)) == len(CHILDREN)
+
+    inside.delete(KIND, "job")
+
+    wait_for("everything to go", lambda: not inside.children(uid), seconds=90, seen=lambda: str(versions(inside)))
+    assert operator.look(job) is None
+
+
+def test_a_deleted_job_holds_no_devices_when_kuberay_does_not_answer(operator: Operator, inside: Namespace) -> None:
+    job = inside.create_job()
+    world = World(operator, job)
+    operator.settle(job)
+    name = world.ray_job
+    inside.patch("RayJob", name, metadata={"finalizers": ["ray.io/rayjob-finalizer"]})
+    cluster = a_cluster(world, "held")
+    operator.watched.of_clusters = [RayCluster.model_validate(cluster)]
+    inside.delete(KIND, "job")
+    inside.delete("RayJob", name)
+
+    again = operator.look(job)
+    assert inside.exists("RayCluster", "held"), "KubeRay has its time"
+    assert again is not None
+    assert again <= RELEASE_AFTER + timedelta(seconds=60)
+    operator.now = datetime.now(UTC) + RELEASE_AFTER + timedelta(seconds=1)
+    operator.look(job)
+
+    assert not inside.exists("RayCluster", "held")
+    operator.watched.of_clusters = []
+    assert operator.look(job) is None
+    inside.patch("RayJob", name, metadata={"finalizers": None})
+
+
+@pytest.fixture
+def trainer(served: ControlPlane, operator: Operator, inside: Namespace) -> Iterator[tuple[World, Namespace]]:
+    """A job, and its namespace with the rights that its head has."""
+    world = World(operator, inside.create_job())
+    operator.settle(world.job)
+    with new_sync_client(str(served.kubeconfig)) as client:
+        # The API groups are looked up with the rights of an administrator.
+        dynamic = DynamicClient(client)
+        client.set_default_header("Impersonate-User", f"system:serviceaccount:{inside.name}:{world.config_map}")
+        yield world, Namespace(dynamic, inside.name)
+
+
+def test_the_trainer_may_read_and_patch_its_record(trainer: tuple[World, Namespace]) -> None:
+    world, own = trainer
+
+    def written() -> bool:
+        with suppress(ForbiddenError):
+            own.patch("ConfigMap", world.config_map, data={RECORD_KEY: "{}"})
+            return True
+        return False
+
+    wait_for("the role to count", written, seconds=10, every=0.05)
+
+    assert own.get("ConfigMap", world.config_map)["data"][RECORD_KEY] == "{}"
+
+
+OUT_OF_BOUNDS: dict[str, Callable[[Namespace, World], object]] = {
+    "another config map": lambda own, _: own.get("ConfigMap", "kube-root-ca.crt"),
+    "another config map's data": lambda own, _: own.patch("ConfigMap", "kube-root-ca.crt", data={"ca.crt": ""}),
+    "the config maps": lambda own, _: own.all("ConfigMap"),
+    "the job's config maps": lambda own, world: own.all("ConfigMap", f"{JOB_UID}={world.uid}"),
+    "a new config map": lambda own, _: own.create("ConfigMap", "more"),
+    "its config map's end": lambda own, world: own.delete("ConfigMap", world.config_map),
+    "the secrets": lambda own, _: own.all("Secret"),
+    "a secret": lambda own, _: own.get("Secret", "hub"),
+    "the pods": lambda own, _: own.all("Pod"),
+    "a new pod": lambda own, _: own.create("Pod", "more", spec={"containers": [{"name": "a", "image": "a"}]}),
+    "its service account": lambda own, world: own.get("ServiceAccount", world.config_map),
+    "the job": lambda own, _: own.get(KIND, "job"),
+    "the job's spec": lambda own, _: own.patch(KIND, "job", spec={"suspend": True}),
+    "the job's status": lambda own, _: own.patch_status(KIND, "job", phase="Succeeded"),
+    "the RayJob": lambda own, world: own.get("RayJob", f"{world.config_map}-1"),
+    "the RayJob's end": lambda own, world: own.delete("RayJob", f"{world.config_map}-1"),
+    "the Ray clusters": lambda own, _: own.all("RayCluster"),
+    "its own role": lambda own, world: own.patch("Role", world.config_map, rules=[]),
+    "an event": lambda own, _: own.create("Event", "more", involvedObject={"namespace": own.name}),
+    "config maps of another namespace": lambda own, _: Namespace(own.dynamic, "default").all("ConfigMap"),
+    "a config map of its name elsewhere": lambda own, world: Namespace(own.dynamic, "kube-system").get("ConfigMap", world.config_map),
+}
+
+
+def test_the_trainer_may_do_nothing_else(trainer: tuple[World, Namespace]) -> None:
+    world, own = trainer
+    user = f"system:serviceaccount:{own.name}:{world.config_map}"
+
+    def is_forbidden(attempt: Callable[[Namespace, World], object]) -> bool:
+        try:
+            attempt(own, world)
+        except ApiException as error:
+            return error.status == 403 and user in str(error.body)
+        return False
+
+    assert [what for what, attempt in OUT_OF_BOUNDS.items() if not is_forbidden(attempt)] == []
