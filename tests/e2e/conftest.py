@@ -58,6 +58,15 @@ def kubectl(cluster: Cluster) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
+def kubeconfig(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For clients other than kubectl: the chosen cluster and nothing else."""
+    file = tmp_path_factory.mktemp("client") / "kubeconfig"
+    file.touch(mode=0o600)
+    file.write_text(kubectl("config", "view", "--minify", "--flatten", "--raw"))
+    return file
+
+
+@pytest.fixture(scope="session")
 def trainer(cluster: Cluster, say: Say) -> Image:
     """The trainer's image, built from its Dockerfile, where pods find it."""
     image = trainer_image(say)
@@ -79,10 +88,10 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def operator(kubectl: Kubectl, trainer: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+def operator(kubectl: Kubectl, kubeconfig: Path, trainer: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """The operator, watching all namespaces; its log must be free of errors when all tests are over."""
     apply_crd(kubectl)
-    process = OperatorProcess(tmp_path_factory.mktemp("operator"), kubectl, trainer.name)
+    process = OperatorProcess(tmp_path_factory.mktemp("operator"), kubeconfig, trainer.name)
     process.start()
     yield process
     process.stop()
@@ -104,7 +113,7 @@ def tiny_inputs(volume: Volume, tiny_model: Path, tiny_rows: Path) -> Volume:
 
 
 @pytest.fixture
-def sightings(kubectl: Kubectl, namespace: str) -> Iterator[Sightings]:
+def sightings(kubeconfig: Path, namespace: str) -> Iterator[Sightings]:
     """What happens in the test's namespace."""
-    with watching(kubectl.kubeconfig, namespace) as seen:
+    with watching(kubeconfig, namespace) as seen:
         yield seen

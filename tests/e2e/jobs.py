@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
@@ -75,6 +76,22 @@ def wait_for_step(kubectl: Kubectl, namespace: str, name: str, step: int, *, sec
         return status.get("phase") == "Running" and isinstance(done, int) and done >= step
 
     wait_for(f"step {step} of {name}", reached, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
+
+
+def wait_for_checkpoint(kubectl: Kubectl, namespace: str, name: str, *, seconds: float) -> None:
+    """Until the status shows a checkpoint."""
+
+    def saved() -> bool:
+        status = at(get(kubectl, namespace, name), "status")
+        assert at(status if isinstance(status, dict) else None, "phase") != "Failed", status
+        return bool(at(status if isinstance(status, dict) else None, "checkpoints"))
+
+    wait_for(f"a checkpoint of {name}", saved, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
+
+
+def change(kubectl: Kubectl, namespace: str, kind: str, name: str, **spec: JsonValue) -> None:
+    """Patches fields of an object's spec."""
+    kubectl("patch", kind, name, "--namespace", namespace, "--type=merge", "--patch", json.dumps({"spec": spec}))
 
 
 def left(kubectl: Kubectl, namespace: str) -> list[str]:

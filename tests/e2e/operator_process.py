@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import yaml
 from tests.cluster.control_plane import free_address
-from tests.cluster.failure import ClusterError
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.processes import Processes, Program
 from tests.cluster.waiting import wait_for
@@ -32,9 +31,9 @@ CONFIGURATION = {
 class OperatorProcess:
     """One operator, started and stopped at will."""
 
-    def __init__(self, directory: Path, kubectl: Kubectl, image: str, **configuration: object) -> None:
+    def __init__(self, directory: Path, kubeconfig: Path, image: str, **configuration: object) -> None:
         self._processes = Processes(directory)
-        self._kubectl = kubectl
+        self._kubeconfig = kubeconfig
         self._port = free_address().port
         self._file = directory / "configuration.yaml"
         directory.mkdir(parents=True, exist_ok=True)
@@ -42,7 +41,7 @@ class OperatorProcess:
 
     def start(self) -> None:
         """Ready when this returns."""
-        environment = {"KUBECONFIG": str(self._kubectl.kubeconfig), "FINETUNE_OPERATOR_CONFIG": str(self._file)}
+        environment = {"KUBECONFIG": str(self._kubeconfig), "FINETUNE_OPERATOR_CONFIG": str(self._file)}
         words = [f"{name}={value}" for name, value in environment.items()]
         self._processes.start(Program(NAME, ["env", *words, sys.executable, "-m", "finetune_operator"]))
 
@@ -67,13 +66,10 @@ class OperatorProcess:
 
     def get(self, path: str) -> str | None:
         """What it answers over HTTP; None when it does not."""
-        from urllib.error import URLError
-        from urllib.request import urlopen
-
         try:
             with urlopen(f"http://127.0.0.1:{self._port}/{path}", timeout=5) as answer:
                 return str(answer.read().decode())
-        except (URLError, OSError):
+        except OSError:
             return None
 
     def log(self, lines: int = 60) -> str:
@@ -95,10 +91,3 @@ def apply_crd(kubectl: Kubectl) -> None:
     """The FineTuneJob's definition, served when this returns."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
     kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/finetunejobs.finetune.dev", seconds=40)
-
-
-def kubeconfig_of(kubectl: Kubectl) -> Path:
-    """Where clients find the cluster."""
-    if kubectl.context:
-        raise ClusterError("the operator beside a cluster takes the current context of a kubeconfig")
-    return Path(os.fspath(kubectl.kubeconfig))

@@ -12,7 +12,7 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say
 from tests.cluster.providers import NodeCluster
 from tests.cluster.waiting import wait_for
-from tests.e2e.jobs import get, job, left, wait_for_nothing, wait_for_phase, wait_for_step
+from tests.e2e.jobs import change, get, job, left, wait_for_nothing, wait_for_phase, wait_for_step
 from tests.e2e.objects import at
 from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.test_pods import names
@@ -57,14 +57,14 @@ def test_while_kueue_holds_it_back(operator: OperatorProcess, kubectl: Kubectl, 
     ray_job = wait_for("the RayJob", lambda: kubectl.all("rayjobs", namespace), seconds=10)[0]
     assert at(ray_job, "metadata", "labels", "kueue.x-k8s.io/queue-name") == "team-a"
     name = str(at(ray_job, "metadata", "name"))
-    kubectl("patch", "rayjob", name, "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    change(kubectl, namespace, "rayjob", name, suspend=True)
 
     held = wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
     assert "from queue team-a" in str(at(held, "status", "message"))
     wait_for("its pods to go", lambda: not names(kubectl, namespace, "ray.io/cluster", phase="Pending"), seconds=60)
-    kubectl("patch", "rayjob", name, "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": false}}')
+    change(kubectl, namespace, "rayjob", name, suspend=False)
     wait_for_phase(kubectl, namespace, "job", "Starting", seconds=30)
-    kubectl("patch", "rayjob", name, "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    change(kubectl, namespace, "rayjob", name, suspend=True)
     wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
 
     gone(kubectl, namespace, say, "Queued")
@@ -92,9 +92,8 @@ def test_after_its_success_and_by_its_time_to_live(
     del operator, tiny_inputs
     kubectl.apply(job("job", namespace, num_epochs=1))
     wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=300)
-    patch = '{"spec": {"run_policy": {"ttl_seconds_after_finished": 1}}}'
     began = time.monotonic()
-    kubectl("patch", "finetunejob", "job", "--namespace", namespace, "--type=merge", "--patch", patch)
+    change(kubectl, namespace, "finetunejob", "job", run_policy={"ttl_seconds_after_finished": 1})
 
     wait_for("the job to go by itself", lambda: get(kubectl, namespace, "job") is None, seconds=20)
     wait_for_nothing(kubectl, namespace, seconds=60)

@@ -11,7 +11,7 @@ from tests.cluster.faults import kill_pod, stopped
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.providers import NodeCluster
 from tests.cluster.waiting import wait_for
-from tests.e2e.jobs import events, get, job, names_of, phase, wait_for_phase, wait_for_step
+from tests.e2e.jobs import change, events, get, job, names_of, phase, wait_for_checkpoint, wait_for_phase, wait_for_step
 from tests.e2e.objects import at
 from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.sightings import Sightings
@@ -61,7 +61,7 @@ def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
     operator.kill()
     time.sleep(5)
     operator.start()
-    wait_for("a checkpoint", lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints")), seconds=300, every=0.5)
+    wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
     operator.kill()
     ray_job = sightings.of("RayJob")[0].name
     wait_for("the RayJob to end", lambda: sightings.first("RayJob", ray_job, "Complete", "status", "jobDeploymentStatus"), seconds=400)
@@ -98,7 +98,7 @@ def test_a_worker_that_is_lost_is_a_retry_from_the_newest_checkpoint(
 ) -> None:
     del operator
     kubectl.apply(job("job", namespace, **LONG))
-    wait_for("a checkpoint", lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints") or []), seconds=300, every=0.5)
+    wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
     kill_pod(kubectl, namespace, min(names(kubectl, namespace, "ray.io/node-type=worker")))
 
     retrying = wait_for_phase(kubectl, namespace, "job", "Retrying", seconds=120)
@@ -117,9 +117,9 @@ def test_a_job_that_is_suspended_gives_its_cluster_back_and_goes_on_from_what_wa
 ) -> None:
     del operator
     kubectl.apply(job("job", namespace, **LONG))
-    wait_for("a checkpoint", lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints") or []), seconds=300, every=0.5)
+    wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
 
-    kubectl("patch", "finetunejob", "job", "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    change(kubectl, namespace, "finetunejob", "job", suspend=True)
     wait_for_phase(kubectl, namespace, "job", "Suspended", seconds=20)
     wait_for("the cluster to go", lambda: not names(kubectl, namespace, "ray.io/cluster"), seconds=60, every=0.5)
 
@@ -130,7 +130,7 @@ def test_a_job_that_is_suspended_gives_its_cluster_back_and_goes_on_from_what_wa
     suspended = wait_for("its word", given_back, seconds=60)
     done = int(str(at(suspended, "status", "progress", "step")))
     assert names_of(at(suspended, "status", "checkpoints"))
-    kubectl("patch", "finetunejob", "job", "--namespace", namespace, "--type=merge", "--patch", '{"spec": {"suspend": false}}')
+    change(kubectl, namespace, "finetunejob", "job", suspend=False)
 
     ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
     check_the_end(tiny_inputs, ended)

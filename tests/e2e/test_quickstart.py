@@ -15,6 +15,7 @@ from peft import PeftModel
 from pydantic import JsonValue
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say
+from tests.cluster.waiting import wait_for
 from tests.e2e.jobs import events, left, names_of, wait_for_phase
 from tests.e2e.objects import at
 from tests.e2e.operator_process import OperatorProcess
@@ -76,8 +77,12 @@ def test_the_example_trains_and_shows_how(
     directory = str(best["path"]).removeprefix("pvc://finetune/")
     adapter = volume.get(directory, tmp_path / "adapter")
     assert math.isclose(_validation_loss(smollm2, adapter, stdlib_validation), float(str(best["evalLoss"])), abs_tol=1e-5)
-    kept = [each for each in left(kubectl, namespace) if each.startswith(("pod/", "raycluster"))]
-    assert all("quickstart" in each and "-head-" not in each and "-worker-" not in each for each in kept), "the cluster is gone"
+    wait_for("the cluster to go", lambda: not _cluster(kubectl, namespace), seconds=60, seen=lambda: "\n".join(left(kubectl, namespace)))
+
+
+def _cluster(kubectl: Kubectl, namespace: str) -> list[str]:
+    """What is there of a Ray cluster."""
+    return [each for each in left(kubectl, namespace) if each.startswith("raycluster") or "-head-" in each or "-worker-" in each]
 
 
 class _Retained(threading.Thread):

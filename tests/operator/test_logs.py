@@ -132,8 +132,8 @@ def test_a_text_line_says_which_job_it_is_about(configured: Callable[..., None],
     ObjectLogger(body=BODY, settings=kopf.OperatorSettings()).error("Handler failed")
 
     first, second, third = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"\S+ \S+ WARNING \[team/quickstart\] made RayJob", first)
-    assert re.fullmatch(r"\S+ \S+ INFO Clusterwide", second)
+    assert re.fullmatch(r"\S+Z WARNING \[team/quickstart\] made RayJob", first)
+    assert re.fullmatch(r"\S+Z INFO Clusterwide", second)
     assert third.endswith("ERROR [team/quickstart] Handler failed")
 
 
