@@ -52,6 +52,8 @@ class RayCluster:
     def _start(self, drain_seconds: int, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
+            # A token that another Ray has left in the home directory would turn authentication on.
+            "RAY_AUTH_MODE": "disabled",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_seconds),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
