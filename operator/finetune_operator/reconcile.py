@@ -211,7 +211,7 @@ def _begin(now: _Now, status: FineTuneJobStatus, attempt: int, failure: Failure 
             job,
             status,
             now.time,
-            {**_accepted(now), **_not_training("Waiting"), "ClusterReady": Finding("False", "CleaningUp", left)},
+            _not_training(now, "Waiting", Finding("False", "CleaningUp", left)),
             phase=_waiting_phase(status),
             message=left,
         )
@@ -234,11 +234,7 @@ def _begin(now: _Now, status: FineTuneJobStatus, attempt: int, failure: Failure 
         job,
         status,
         now.time,
-        {
-            **_accepted(now),
-            **_not_training("Starting"),
-            "ClusterReady": asked,
-        },
+        _not_training(now, "Starting", asked),
         phase=Phase.RETRYING if failure is not None else _waiting_phase(status),
         message=asked.message,
         attempts=attempt,
@@ -273,7 +269,7 @@ def _under_way(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decisio
     ready_finding = Finding("False", wait.obstacle, wait.message) if wait else Finding("True", "Ready", "all pods are ready")
     if not _trains(now):
         message = wait.message if wait else _preparing(now)
-        findings: dict[ConditionType, Finding] = {**_accepted(now), **_not_training("Starting"), "ClusterReady": ready_finding}
+        findings = _not_training(now, "Starting", ready_finding)
         if now.record_problem is not None:
             message = now.record_problem
             findings["Training"] = Finding("False", RECORD_INVALID, message)
@@ -301,11 +297,7 @@ def _queued(now: _Now, status: FineTuneJobStatus, seen: dict[str, Any], ray_job:
     queue = now.job.metadata.labels.get(QUEUE)
     name = ray_job.metadata.name
     what = f"waiting for Kueue to admit RayJob {name} from queue {queue}" if queue else f"RayJob {name} is held back: its suspend is true"
-    findings: dict[ConditionType, Finding] = {
-        **_accepted(now),
-        **_not_training("Queued"),
-        "ClusterReady": Finding("False", "Queued", what),
-    }
+    findings = _not_training(now, "Queued", Finding("False", "Queued", what))
     return Decision(_updated(now.job, status, now.time, findings, phase=Phase.QUEUED, message=what, **seen))
 
 
@@ -316,24 +308,21 @@ def _starting(now: _Now, status: FineTuneJobStatus, seen: dict[str, Any], ray_jo
         look_again = SLOW_KUBERAY
         if created is not None and now.time - created > SLOW_KUBERAY:
             message += "; it has not answered, check that the KubeRay operator runs and watches this namespace"
-    findings: dict[ConditionType, Finding] = {
-        **_accepted(now),
-        **_not_training("Starting"),
-        "ClusterReady": Finding("False", wait.obstacle, message),
-    }
+    findings = _not_training(now, "Starting", Finding("False", wait.obstacle, message))
     waits = Phase.PENDING if wait.obstacle is Obstacle.KUBERAY else Phase.STARTING
     return Decision(_updated(now.job, status, now.time, findings, phase=waits, message=message, **seen), look_again=look_again)
 
 
 def _deleted_by_others(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
     message = f"RayJob {ray_job.metadata.name} is being deleted, which KubeRay has to finish; then the attempt begins again"
-    findings: dict[ConditionType, Finding] = {
-        **_accepted(now),
-        **_not_training("Waiting"),
-        "ClusterReady": Finding("False", "CleaningUp", message),
-    }
+    findings = _not_training(now, "Waiting", Finding("False", "CleaningUp", message))
     shown = _updated(now.job, status, now.time, findings, phase=_waiting_phase(status), message=message)
     return Decision(shown, look_again=timedelta(seconds=5))
+
+
+def _given_back(status: FineTuneJobStatus) -> Workers | None:
+    """The workers of a job that holds none any more."""
+    return status.workers.model_copy(update={"ready": 0}) if status.workers else None
 
 
 def _waiting_phase(status: FineTuneJobStatus) -> Phase:
@@ -347,11 +336,7 @@ def _suspended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob | None) -> 
     message = f"suspended; {rest}"
     if holding is not None or ray_job is not None:
         message = f"giving the devices back: {holding or 'waiting for KubeRay'}"
-    findings: dict[ConditionType, Finding] = {
-        **_accepted(now),
-        **_not_training("Suspended"),
-        "ClusterReady": Finding("False", "Suspended", message),
-    }
+    findings = _not_training(now, "Suspended", Finding("False", "Suspended", message))
     shown = _updated(
         now.job,
         status,
@@ -363,7 +348,7 @@ def _suspended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob | None) -> 
         ray_cluster_name=None,
         dashboard_url=None,
         start_time=None,
-        workers=Workers(desired=status.workers.desired, ready=0) if status.workers else None,
+        workers=_given_back(status),
     )
     delete = (_deletion(ray_job),) if ray_job is not None and ray_job.metadata.deletion_timestamp is None else ()
     return Decision(shown, delete=delete)
@@ -412,11 +397,7 @@ def _retrying(now: _Now, status: FineTuneJobStatus, failure: Failure) -> Decisio
     left = _left_behind(now)
     if left is not None:
         message += f"; {left}"
-    findings: dict[ConditionType, Finding] = {
-        **_accepted(now),
-        **_not_training("Retrying"),
-        "ClusterReady": Finding("False", "Retrying", message),
-    }
+    findings = _not_training(now, "Retrying", Finding("False", "Retrying", message))
     shown = _updated(now.job, status, now.time, findings, phase=Phase.RETRYING, message=message, failure=failure)
     return Decision(shown)
 
@@ -433,9 +414,16 @@ def _succeeded(now: _Now, status: FineTuneJobStatus, ended: datetime) -> FineTun
         "Succeeded": Finding("True", "Succeeded", message),
         "Stalled": Finding("False", "Succeeded"),
     }
-    workers = Workers(desired=status.workers.desired, ready=0) if status.workers else None
     return _updated(
-        now.job, status, now.time, findings, phase=Phase.SUCCEEDED, message=message, completion_time=ended, workers=workers, failure=None
+        now.job,
+        status,
+        now.time,
+        findings,
+        phase=Phase.SUCCEEDED,
+        message=message,
+        completion_time=ended,
+        workers=_given_back(status),
+        failure=None,
     )
 
 
@@ -456,7 +444,6 @@ def _failed(
         "Succeeded": Finding("False", reason, message),
         "Stalled": Finding("True", reason, message),
     }
-    workers = Workers(desired=status.workers.desired, ready=0) if status.workers else None
     return _updated(
         job,
         status,
@@ -466,7 +453,7 @@ def _failed(
         message=message,
         failure=failure,
         completion_time=ended,
-        workers=workers,
+        workers=_given_back(status),
     )
 
 
@@ -532,8 +519,11 @@ def _summary(spec: FineTuneJobSpec) -> str:
     return f"{method} of {spec.model_id} on {spec.num_devices} device{'' if spec.num_devices == 1 else 's'}"
 
 
-def _not_training(reason: str) -> dict[ConditionType, Finding]:
+def _not_training(now: _Now, reason: str, cluster: Finding) -> dict[ConditionType, Finding]:
+    """The findings about a job that has not ended and does not train, for this reason; `cluster` is ClusterReady's."""
     return {
+        **_accepted(now),
+        "ClusterReady": cluster,
         "Training": Finding("False", reason),
         "Succeeded": Finding("Unknown", "InProgress"),
         "Stalled": Finding("False", "Progressing"),

@@ -45,7 +45,6 @@ class ContainerState(Seen):
 
     reason: str = ""
     message: str = ""
-    exit_code: int | None = None
 
 
 class ContainerStates(Seen):
@@ -58,7 +57,6 @@ class ContainerStates(Seen):
 class ContainerStatus(Seen):
     """corev1.ContainerStatus."""
 
-    name: str = ""
     image: str = ""
     state: ContainerStates = ContainerStates()
     last_state: ContainerStates = ContainerStates()
@@ -77,7 +75,6 @@ class PodStatus(Seen):
     """corev1.PodStatus."""
 
     phase: str = ""
-    reason: str = ""
     conditions: list[SeenCondition] = []
     init_container_statuses: list[ContainerStatus] = []
     container_statuses: list[ContainerStatus] = []
@@ -123,8 +120,6 @@ class Pod(Seen):
 class RayClusterStatus(Seen):
     """rayv1.RayClusterStatus."""
 
-    state: str = ""
-    reason: str = ""
     conditions: list[SeenCondition] = []
 
 

@@ -57,8 +57,10 @@ class Volume:
 
     def complete_checkpoints(self, run: str) -> set[str]:
         """The names of the complete checkpoints below a run directory."""
-        found = self._exec(["sh", "-c", f"cd {MOUNT}/{run} 2>/dev/null && ls -d epoch-*/complete.json 2>/dev/null || true"]).decode()
-        return {line.partition("/")[0] for line in found.splitlines()}
+        # Not ls or find: they fail when a directory goes while they look.
+        look = "import glob, sys; print(*glob.glob('epoch-*/complete.json', root_dir=sys.argv[1]), sep='\\n')"
+        found = self._exec(["python3", "-c", look, f"{MOUNT}/{run}"]).decode()
+        return {line.partition("/")[0] for line in found.split()}
 
     def _exec(self, command: list[str], *, stdin: bytes | None = None) -> bytes:
         arguments: list[str | Path] = [self.kubectl.program, f"--kubeconfig={self.kubectl.kubeconfig}"]

@@ -171,6 +171,8 @@ def test_an_operator_that_is_killed_and_started_again_goes_on_where_it_was(serve
         before = {each["metadata"]["name"]: each["metadata"]["uid"] for each in inside.all("RayJob")}
         inside.patch(KIND, "meanwhile", spec={"suspend": True})
         wait_for_phase(inside, "meanwhile", "Suspended", process)
+        # The status is written before anything is deleted.
+        wait_for("its RayJob to go", lambda: not has_ray_job(inside, meanwhile), seconds=10, seen=process.log, every=0.05)
 
         after = {each["metadata"]["name"]: each["metadata"]["uid"] for each in inside.all("RayJob")}
         assert len(before) == 6

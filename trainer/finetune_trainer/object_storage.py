@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.paths import child
 from finetune_trainer.storage_failure import explained, explained_writing
 
 GCS_RETRY_SECONDS = 60
@@ -75,7 +76,7 @@ class ObjectStorage:
 
     def child(self, name: str) -> ObjectStorage:
         """The keys below `name`."""
-        return ObjectStorage(self._shown(name), self._filesystem, self._key(name))
+        return ObjectStorage(child(self._path, name), self._filesystem, self._key(name))
 
     def files(self) -> dict[str, int]:
         """The names of all files with their sizes; objects that only stand for a directory are none."""
@@ -87,7 +88,7 @@ class ObjectStorage:
         """A file's text, from memory if it was appended to."""
         if name in self._appended:
             return "".join(self._appended[name])
-        with explained(self._shown(name)):
+        with explained(child(self._path, name)):
             try:
                 with self._filesystem.open_input_file(self._key(name)) as stream:
                     return stream.read().decode("utf-8", errors="replace")
@@ -120,7 +121,7 @@ class ObjectStorage:
     def delete(self, name: str) -> None:
         """Deletes an object, or all below a prefix."""
         key = self._key(name)
-        with explained(self._shown(name)):
+        with explained(child(self._path, name)):
             kind = self._filesystem.get_file_info(key).type
             if kind == fs.FileType.File:
                 self._filesystem.delete_file(key)
@@ -136,7 +137,7 @@ class ObjectStorage:
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
             with explained(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-            with explained(self._shown(name)):
+            with explained(child(self._path, name)):
                 try:
                     fs.copy_files(
                         self._key(name),
@@ -167,7 +168,7 @@ class ObjectStorage:
         files = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
         for file in sorted(files, key=lambda file: (file == last, file)):
             target = f"{name}/{file}"
-            with explained(self._shown(target)):
+            with explained(child(self._path, target)):
                 fs.copy_files(
                     str(staging / file),
                     self._key(target),
@@ -182,10 +183,6 @@ class ObjectStorage:
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _shown(self, name: str) -> str:
-        parts = urlsplit(self._path)
-        return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
-
     def _put(self, name: str, text: str) -> None:
-        with explained(self._shown(name)), self._filesystem.open_output_stream(self._key(name)) as stream:
+        with explained(child(self._path, name)), self._filesystem.open_output_stream(self._key(name)) as stream:
             stream.write(text.encode("utf-8"))
