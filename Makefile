@@ -57,6 +57,7 @@ lock: $(ENV)/build.installed ## bring locks/ in step with pyproject.toml; ARGS=-
 	$(COMPILE) $(ARGS) --all-extras --group dev --group examples pyproject.toml --output-file locks/dev.txt
 	$(COMPILE) $(ARGS) --extra trainer --group examples --constraint locks/dev.txt pyproject.toml --output-file locks/trainer.txt
 	$(COMPILE) $(ARGS) --extra trainer --group image --constraint locks/dev.txt pyproject.toml --output-file locks/image.txt
+	$(COMPILE) $(ARGS) --extra operator --constraint locks/dev.txt pyproject.toml --output-file locks/operator.txt
 	$(COMPILE) $(ARGS) --group build --constraint locks/dev.txt --output-file locks/build.txt
 
 clean: ## remove what make and the examples made here, the environment included

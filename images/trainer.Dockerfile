@@ -3,7 +3,11 @@
 #     docker build -f images/trainer.Dockerfile -t finetune-trainer .
 #
 # Behind a proxy with a certificate authority of its own, add `--secret id=ca,src=FILE`: the authorities to trust while building.
-# BASE may be any Debian with Python 3.11 or newer, its venv module and its headers.
+# BASE may be any Debian with Python 3.11 or newer, its venv module and its headers. For machines without a GPU:
+#
+#     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#
+# takes torch, at the version of the lock, from there; its hash is then that index's word, and CUDA's libraries stay out.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE}
 
@@ -21,13 +25,22 @@ RUN set -eu; \
 
 COPY locks/build.txt locks/image.txt /opt/locks/
 
+ARG TORCH_INDEX=
+
 RUN --mount=type=secret,id=ca set -eu; \
     if [ -e /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; fi; \
     python3 -m venv /opt/venv; \
     /opt/venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check \
         --require-hashes --only-binary :all: --requirement /opt/locks/build.txt; \
+    lock=/opt/locks/image.txt; \
+    if [ -n "$TORCH_INDEX" ]; then \
+        awk '/^[a-z0-9]/ { left_out = /^(torch|triton|nvidia-|cuda-)/ } !left_out' $lock >/tmp/image.txt; \
+        /opt/venv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python --only-binary :all: \
+            --no-deps --index-url "$TORCH_INDEX" "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' $lock)"; \
+        lock=/tmp/image.txt; \
+    fi; \
     /opt/venv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
-        --require-hashes --only-binary :all: --requirement /opt/locks/image.txt
+        --no-deps --require-hashes --only-binary :all: --requirement $lock
 
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/ray \
@@ -38,6 +51,10 @@ LABEL org.opencontainers.image.title="finetune-trainer" \
       org.opencontainers.image.description="Trains a FineTuneJob in a Ray cluster" \
       org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /home/ray
+
+# What a new installation is tried with: a model that knows nothing, and is there without a hub.
+COPY examples/make_tiny_model.py /opt/
+RUN python /opt/make_tiny_model.py /opt/tiny-model >/dev/null 2>&1 && chmod -R a+rX /opt/tiny-model
 
 COPY . /opt/finetune-operator/
 

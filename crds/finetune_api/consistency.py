@@ -18,7 +18,8 @@ WITHOUT_EFFECT = {
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
-_PASSED_RESOURCES = ("memory", "CPU", "GPU")
+_RESOURCES = {"worker_resources": ("memory", "CPU"), "trainer_resources": ("memory",)}
+"""What is understood there besides accelerators: a worker has one device, and rank 0 the processors of its worker."""
 
 
 def effect(field: str) -> str:
@@ -46,10 +47,11 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
     for field, instead in WITHOUT_EFFECT.items():
         if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"
-    for group in ("worker_resources", "trainer_resources"):
+    for group, understood in _RESOURCES.items():
         for key in getattr(spec, group) or {}:
-            if not key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and key not in _PASSED_RESOURCES:
-                yield f"spec.{group}[{key}] has no effect: {ACCELERATOR_TYPE}TYPE, {ACCELERATOR_SHAPE}NxTYPE and memory are understood"
+            if not key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and key not in understood:
+                known = f"{ACCELERATOR_TYPE}TYPE, {ACCELERATOR_SHAPE}NxTYPE, {', '.join(understood)}"
+                yield f"spec.{group}[{key}] has no effect: what is understood there is {known}"
     for field in ("min_update_steps", "min_num_update_steps"):
         if spec.num_epochs is not None and getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"

@@ -10,6 +10,7 @@ import kopf
 import finetune_operator.main  # noqa: F401 - registers the handlers
 from finetune_api.failure import FineTuneError
 from finetune_operator.configuration import load_configuration
+from finetune_operator.kubernetes_api import COMPONENT
 from finetune_operator.logs import configure
 
 
@@ -29,6 +30,8 @@ def run() -> None:
                 memo=memo,
                 ready_flag=ready,
                 standalone=True,
+                # kopf would ask for the user's name, and in a container the user has none.
+                identity=COMPONENT,  # type: ignore[arg-type] # a new type of str that kopf does not export
                 clusterwide=not configuration.watch_namespaces,
                 namespaces=configuration.watch_namespaces,
             )

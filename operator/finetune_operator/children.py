@@ -29,6 +29,9 @@ CONFIG_MAP = "ConfigMap"
 SERVICE_ACCOUNT = "ServiceAccount"
 ROLE = "Role"
 ROLE_BINDING = "RoleBinding"
+NETWORK_POLICY = "NetworkPolicy"
+DASHBOARD_PORT = 8265
+"""Ray's own default. Through it KubeRay asks how a job is, and anyone with the token runs programs."""
 UNCHECKED = tuple(unchecked_fields())
 
 
@@ -42,6 +45,8 @@ def children(source: PodSource, *, deadline_seconds: int | None) -> list[Manifes
     common = [_config_map(source, name), _role(source, name), _role_binding(source, name, account)]
     if account == name:
         common.insert(1, {**_object(source, "v1", SERVICE_ACCOUNT, name), "automountServiceAccountToken": False})
+    if source.configuration.network_policies:
+        common.append(_network_policy(source, name))
     return [*common, _ray_job(source, name, account, deadline_seconds)]
 
 
@@ -68,6 +73,18 @@ def _role_binding(source: PodSource, name: str, account: str) -> Manifest:
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": ROLE, "name": name},
         "subjects": [{"kind": SERVICE_ACCOUNT, "name": account, "namespace": source.metadata.namespace}],
     }
+
+
+def _network_policy(source: PodSource, name: str) -> Manifest:
+    """Ray's ports are for the job's own pods; the dashboard, which asks for the token, is for whoever the configuration says."""
+    pods: Manifest = {"matchLabels": {JOB_UID: source.metadata.uid}}
+    clients = [peer.model_dump(mode="json", exclude_none=True) for peer in source.configuration.dashboard_clients]
+    dashboard: Manifest = {
+        "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}],
+        **({"from": list[JsonValue](clients)} if clients else {}),
+    }
+    spec: Manifest = {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}, dashboard]}
+    return {**_object(source, "networking.k8s.io/v1", NETWORK_POLICY, name), "spec": spec}
 
 
 def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds: int | None) -> Manifest:
@@ -99,6 +116,8 @@ def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds:
         "submitterPodTemplate": submitter_pod(source, account),
         "rayClusterSpec": {
             "rayVersion": source.configuration.ray_version,
+            # Ray's ports run what anyone who reaches them sends: KubeRay makes a token that all of them ask for.
+            "authOptions": {"mode": "token"},
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
                 "template": head_pod(source, account, config_map, {ASSIGNMENT: assignment.model_dump_json()}),

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -41,6 +42,8 @@ FILE = f"{PREFIX}CONFIG"
 
 _SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
 """Variables that Kubernetes sets for Services called finetune-operator...: they are not ours."""
+JsonObject = dict[str, JsonValue]
+
 _UNKNOWN_TYPE = "accelerator"
 _ROOT = "\0"
 """Stands for the configuration as a whole in the paths of errors, and is taken out of them."""
@@ -80,6 +83,27 @@ class PodResources(BaseModel):
     """Memory, requested and at most."""
 
 
+class NetworkPolicyPeer(BaseModel):
+    """Pods or addresses, spelt as in a NetworkPolicy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    podSelector: JsonObject | None = None  # noqa: N815 - spelt as in a NetworkPolicy
+    """Labels of pods; without a namespaceSelector, of the job's own namespace."""
+    namespaceSelector: JsonObject | None = None  # noqa: N815
+    """Labels of their namespaces; `{}` is all."""
+    ipBlock: JsonObject | None = None  # noqa: N815
+    """Addresses, `{cidr: 10.0.0.0/8}`; alone."""
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if self.ipBlock is None and self.podSelector is None and self.namespaceSelector is None:
+            raise PydanticCustomError("peer", "must have a podSelector, a namespaceSelector or an ipBlock")
+        if self.ipBlock is not None and (self.podSelector is not None or self.namespaceSelector is not None):
+            raise PydanticCustomError("peer", "must have an ipBlock, or else selectors, not both")
+        return self
+
+
 class Configuration(BaseSettings):
     """What whoever installs the operator decides."""
 
@@ -105,6 +129,10 @@ class Configuration(BaseSettings):
     """The pod of a job that hands the program to Ray, and follows its log."""
     watch_namespaces: Annotated[list[Annotated[str, AfterValidator(_namespace)]], NoDecode, BeforeValidator(_listed)] = []
     """Namespaces whose jobs are run; all, if empty. `a,b` is a list as well."""
+    network_policies: bool = True
+    """Whether each job gets a NetworkPolicy that closes its pods to all others, but for Ray's dashboard, which asks for the job's token."""
+    dashboard_clients: list[NetworkPolicyPeer] = []
+    """Who may reach the dashboard then, besides the job's own pods; anyone who has the token, if empty. KubeRay must be among them."""
     workers: Annotated[Integer, Field(ge=1, le=1000)] = 8
     """Jobs that are reconciled at the same time."""
     resync_seconds: Annotated[Integer, Field(ge=1, le=86400)] = 60
@@ -357,6 +385,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(default, PodResources):
         return f"`{{cpu: {default.cpu}, memory: {default.memory}}}`"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return f"`{default}`" if default is not None else ""
 
 
@@ -368,7 +398,8 @@ def _kind(schema: Mapping[str, JsonValue]) -> str:
     if isinstance(alternatives, list):
         kinds = [_kind(each) for each in alternatives if isinstance(each, dict) and each.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
-    return {"string": "text", "integer": "integer", "array": "list", "object": "map"}.get(str(schema.get("type")), "object")
+    kinds = {"string": "text", "integer": "integer", "boolean": "boolean", "array": "list", "object": "map"}
+    return kinds.get(str(schema.get("type")), "object")
 
 
 def _profile_row(name: str, profile: AcceleratorProfile) -> str:

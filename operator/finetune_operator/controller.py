@@ -182,9 +182,10 @@ class Controller:
 
     def _measure(self, job: Job, before: FineTuneJobStatus, after: FineTuneJobStatus) -> None:
         now = self._clock()
-        held = (after.device_seconds or 0.0) - (before.device_seconds or 0.0)
-        if held > 0:
-            DEVICE_SECONDS.labels(accelerator=after.accelerator_type or "").inc(held)
+        if after.accelerator_type is not None:
+            held = (after.device_seconds or 0.0) - (before.device_seconds or 0.0)
+            # With nothing as well: a series that does not begin at 0 hides what it began with.
+            DEVICE_SECONDS.labels(accelerator=after.accelerator_type).inc(max(0.0, held))
         if after.progress is not None and (before.progress is None or after.progress.last_update_time != before.progress.last_update_time):
             PROGRESS_LAG.observe(max(0.0, (now - after.progress.last_update_time).total_seconds()))
         created = job.metadata.creation_timestamp

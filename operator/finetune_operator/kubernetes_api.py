@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import cast
@@ -38,7 +39,19 @@ _PLURALS = {
     "Event": ("/api/v1", "events"),
     "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
 }
+
+WATCHED = (KIND, "RayJob", "RayCluster", "Pod", "ConfigMap")
+_NO_KUBERAY = "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer, with its resource definitions"
+_ABSENT = {
+    KIND: f"this cluster does not serve {GROUP}/{VERSION} {KIND}s: install the operator's resource definition, crds/finetunejobs.yaml",
+    "RayJob": _NO_KUBERAY,
+    "RayCluster": _NO_KUBERAY,
+}
+_ALLOW = (
+    "bind the roles of the operator's chart to its service account (rbac.create), and let watch_namespaces name the namespaces they are for"
+)
 
 
 class RefusedError(Exception):
@@ -62,8 +75,15 @@ class KubernetesApi:
 
     @classmethod
     async def connect(cls) -> KubernetesApi:
-        """With the pod's service account, or else the kubeconfig in use."""
-        await config.load_config()
+        """With the pod's service account, or else the kubeconfig in use: as kopf does. Raises FineTuneError where there is neither."""
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            try:
+                await config.load_kube_config()
+            except config.ConfigException as error:
+                problem = f"there is no cluster to connect to ({error}): run in a pod that has a service account's token, or set KUBECONFIG"
+                raise FineTuneError(FailureClass.ACCESS_DENIED, problem) from error
         client = ApiClient()
         client.user_agent = COMPONENT
         return cls(client)
@@ -72,20 +92,22 @@ class KubernetesApi:
         """Ends the connections."""
         await self._client.close()
 
-    async def check_kuberay(self) -> None:
-        """Raises FineTuneError unless the cluster serves RayJobs."""
-        try:
-            served = await self._request("GET", "/apis/ray.io/v1", "get", "ray.io/v1")
-        except RefusedError as refusal:
-            if refusal.status != HTTPStatus.NOT_FOUND:
-                raise
-            served = {}
-        names = [each.get("name") for each in cast("list[Body]", served.get("resources") or [])]
-        if "rayjobs" not in names:
-            raise FineTuneError(
-                FailureClass.UNKNOWN,
-                "this cluster does not serve ray.io/v1 RayJobs: install KubeRay 1.6 or newer, with its resource definitions",
-            )
+    async def check(self, namespaces: Sequence[str]) -> None:
+        """Raises FineTuneError unless the cluster serves what the operator watches, and lets it; in all namespaces, if none is named.
+
+        Every reason at once, each with what to do about it.
+        """
+        problems: list[str] = []
+        for kind in WATCHED:
+            for namespace in namespaces or [""]:
+                try:
+                    await self._call("list", kind, namespace, query={"limit": "1"})
+                except RefusedError as refusal:
+                    if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
+                        raise
+                    problems.append(_ABSENT[kind] if refusal.status == HTTPStatus.NOT_FOUND else f"{refusal.message}; {_ALLOW}")
+        if problems:
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(problems))
 
     async def get(self, kind: str, namespace: str, name: str) -> Body | None:
         """An object; None when there is none."""
@@ -128,7 +150,7 @@ class KubernetesApi:
 
     async def tell(self, job: Metadata, event: Event) -> None:
         """Posts an event about a FineTuneJob."""
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         reference: Body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -140,14 +162,15 @@ class KubernetesApi:
         posted: Body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{job.name[:200]}.", "namespace": job.namespace},
+            # As client-go names them: kubectl shows those of one second in the order of their names.
+            "metadata": {"name": f"{job.name[:200]}.{time.time_ns():016x}", "namespace": job.namespace},
             "involvedObject": reference,
             "type": event.type,
             "reason": event.reason,
             "message": event.message,
             "source": {"component": COMPONENT},
-            "firstTimestamp": f"{now[:19]}Z",
-            "lastTimestamp": f"{now[:19]}Z",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
             "count": 1,
             "reportingComponent": COMPONENT,
         }
@@ -165,7 +188,8 @@ class KubernetesApi:
         body: Body | None = None,
     ) -> Body:
         api, plural = _PLURALS[kind]
-        parts = [api, "namespaces", quote(namespace), plural, quote(name), subresource]
+        scope = ["namespaces", quote(namespace)] if namespace else []
+        parts = [api, *scope, plural, quote(name), subresource]
         path = "/".join(part for part in parts if part) + (f"?{urlencode(query)}" if query else "")
         method = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}[verb]
         return await self._request(method, path, verb, plural, body)

@@ -67,7 +67,7 @@ async def _start(memo: kopf.Memo, settings: kopf.OperatorSettings, indexes: Mapp
     memo.jobs = {}
     memo.freshness = Freshness()
     memo.api = await KubernetesApi.connect()
-    await memo.api.check_kuberay()
+    await memo.api.check(configuration.watch_namespaces)
     controller = Controller(memo.api, configuration, _Indexed(indexes["pods_of_jobs"], indexes["clusters_of_jobs"]), memo.freshness)
     memo.queue = WorkQueue(controller.look, workers=configuration.workers, on_error=_say)
     memo.collector = JobCollector(lambda: list(memo.jobs.values()))

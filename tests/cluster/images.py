@@ -1,6 +1,6 @@
-"""The trainer's container image, built from its Dockerfile, for a cluster on this machine that pulls from no registry.
+"""The container images, built from their Dockerfiles, for a cluster on this machine that pulls from no registry.
 
-    python -m tests.cluster.images [--archive FILE]
+    python -m tests.cluster.images trainer [--archive FILE]
 
 What is built is kept: when only the project's own code has changed, a few seconds make the new image.
 """
@@ -35,11 +35,8 @@ from tests.cluster.failure import ClusterError
 from tests.cluster.programs import Say
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILE = Path("images/trainer.Dockerfile")
-IGNORE_FILE = Path("images/trainer.Dockerfile.dockerignore")
-REPOSITORY = "localhost/finetune-trainer"
 KEPT = 3
-"""Versions of the image; they share what is large while the lock files stay the same."""
+"""Versions of an image; they share what is large while the lock files stay the same."""
 
 BASE = "FINETUNE_TEST_BASE_IMAGE"
 """The environment variable for the image that the trainer's is built on."""
@@ -50,8 +47,8 @@ LEFT_OUT = ("dev/*", "proc/*", "sys/*", "var/cache/apt/*", "var/lib/apt/lists/*"
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
-BUILD_DISK, ARCHIVE_DISK = 24 * 2**30, 8 * 2**30
-"""Bytes: a layer is three times on the disk while it is made; an archive holds the image uncompressed."""
+BASE_DISK, ARCHIVE_DISK = 2 * 2**30, 8 * 2**30
+"""Bytes; an archive holds an image uncompressed."""
 BUILD_SECONDS, PULL_SECONDS, BASE_SECONDS, EXPORT_SECONDS = 3600, 900, 1200, 900
 SAY_EVERY_SECONDS = 20
 LAST_LINES = 12
@@ -76,6 +73,37 @@ class Mirror:
     components: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is built from."""
+
+    name: str
+    effort: str
+    """What building it costs."""
+    disk: int
+    """Bytes that must be free for it: a layer is three times on the disk while it is made."""
+
+    @property
+    def dockerfile(self) -> Path:
+        """From the repository's root."""
+        return Path(f"images/{self.name}.Dockerfile")
+
+    @property
+    def ignore_file(self) -> Path:
+        """Which files of the repository go in."""
+        return Path(f"{self.dockerfile}.dockerignore")
+
+    @property
+    def repository(self) -> str:
+        """The image's name without its tag."""
+        return f"localhost/finetune-{self.name}"
+
+
+TRAINER = Recipe("trainer", "3 to 8 minutes and 10 GB when the dependencies have changed, else seconds", 24 * 2**30)
+OPERATOR = Recipe("operator", "less than a minute", 2 * 2**30)
+RECIPES = {recipe.name: recipe for recipe in (TRAINER, OPERATOR)}
+
+
 class Builder(Protocol):
     """Makes images and keeps them."""
 
@@ -85,7 +113,7 @@ class Builder(Protocol):
     def pull(self, name: str) -> None:
         """Fetches an image from its registry. Raises ClusterError."""
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], say: Say) -> None:
+    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say) -> None:
         """Builds an image, layers that have not changed excepted. Raises ClusterError with the last lines of the output."""
 
     def names(self, repository: str) -> list[str]:
@@ -98,25 +126,25 @@ class Builder(Protocol):
         """Writes an archive of an image, without layers that are known to who reads it."""
 
 
-def trainer_image(say: Say) -> Image:
-    """The trainer's image, built when it is not there. Raises ClusterError."""
+def build_image(recipe: Recipe, say: Say) -> Image:
+    """An image of the repository as it is, built when it is not there. Raises ClusterError."""
     with alone_in(images_directory()):
         builder = _builder()
         base = base_image(builder, say)
         on = f"{base} {builder.identity(base)}"
-        image = _image_of(on)
+        image = _image_of(recipe, on)
         stale: list[str] = []
         while builder.identity(image.name) is None:
-            say(f"building {image.name} on {base}; 3 to 8 minutes and 10 GB when the dependencies have changed, else seconds")
+            say(f"building {image.name} on {base}; {recipe.effort}")
             started = time.monotonic()
-            builder.build(image.name, ROOT / DOCKERFILE, ROOT, {"BASE": base}, say)
+            builder.build(image.name, ROOT / recipe.dockerfile, ROOT, {"BASE": base}, recipe.disk, say)
             say(f"built {image.name} in {time.monotonic() - started:.0f} s")
-            built, image = image, _image_of(on)
+            built, image = image, _image_of(recipe, on)
             if built != image:  # somebody wrote to the files meanwhile: it may be made of either
                 stale.append(built.name)
         for name in stale:  # not before the right one is built, which takes their layers over
             builder.remove(name)
-        others = [name for name in builder.names(REPOSITORY) if name != image.name]
+        others = [name for name in builder.names(recipe.repository) if name != image.name]
         for name in others[KEPT - 1 :]:
             with suppress(ClusterError):  # a container of somebody's may have it
                 builder.remove(name)
@@ -174,19 +202,19 @@ def images_directory() -> Path:
     return cache_directory() / "images"
 
 
-def fingerprint(root: Path, base: str) -> str:
-    """12 digits that follow from the base and from every file of the repository that goes into the trainer's image."""
+def fingerprint(recipe: Recipe, root: Path, base: str) -> str:
+    """12 digits that follow from the base and from every file of the repository that goes into an image."""
     digest = hashlib.sha256(base.encode())
-    for path in (DOCKERFILE, IGNORE_FILE, *context_files(root)):
+    for path in (recipe.dockerfile, recipe.ignore_file, *context_files(recipe, root)):
         content = (root / path).read_bytes()
         digest.update(f"\n{path} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:12]
 
 
-def context_files(root: Path) -> list[Path]:
-    """The files that the image is built from, sorted: those that its ignore file names as exceptions, but for caches in them."""
-    rules = (root / IGNORE_FILE).read_text().split()
+def context_files(recipe: Recipe, root: Path) -> list[Path]:
+    """The files that an image is built from, sorted: those that its ignore file names as exceptions, but for caches in them."""
+    rules = (root / recipe.ignore_file).read_text().split()
     included = [root / rule[1:] for rule in rules if rule.startswith("!")]
     excluded = {rule.removeprefix("**/") for rule in rules if rule.startswith("**/")}
     files = [file for path in included for file in (path.rglob("*") if path.is_dir() else (path,)) if file.is_file()]
@@ -255,7 +283,15 @@ class Docker:
     def pull(self, name: str) -> None:
         _output(["docker", "pull", "--quiet", name], seconds=PULL_SECONDS)
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], say: Say) -> None:
+    def build(
+        self,
+        name: str,
+        dockerfile: Path,
+        context: Path,
+        arguments: Mapping[str, str],
+        disk: int,  # noqa: ARG002 - where Docker keeps images is not known here
+        say: Say,
+    ) -> None:
         command: list[str | Path] = ["docker", "build", "--progress=plain", *_build_options(arguments)]
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
         _output([*command, "--file", dockerfile, "--tag", name, context], seconds=BUILD_SECONDS, environment=environment, say=say)
@@ -286,8 +322,8 @@ class Buildah:
     def pull(self, name: str) -> None:
         self._run("pull", "--quiet", name, seconds=PULL_SECONDS)
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], say: Say) -> None:
-        _check_disk(self._directory, BUILD_DISK, f"building {name}")
+    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say) -> None:
+        _check_disk(self._directory, disk, f"building {name}")
         self._run("rm", "--all", seconds=300)  # what a build that was killed has left
         ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
         options = [*_build_options(arguments), "--layers", "--network=host", *([f"--ignorefile={ignore}"] if ignore.exists() else [])]
@@ -382,19 +418,19 @@ def _builder() -> Builder:
     if shutil.which("docker") is not None and _works(["docker", "info"]):
         return Docker()
     if os.geteuid() != 0:
-        raise ClusterError("building the trainer's image needs Docker, or root with buildah; start Docker or run this as root")
+        raise ClusterError("building an image needs Docker, or root with buildah; start Docker or run this as root")
     if shutil.which("buildah") is None:
-        raise ClusterError("building the trainer's image needs Docker or buildah: apt-get install buildah debootstrap")
+        raise ClusterError("building an image needs Docker or buildah: apt-get install buildah debootstrap")
     return Buildah(images_directory())
 
 
-def _image_of(base: str) -> Image:
-    return Image(f"{REPOSITORY}:{fingerprint(ROOT, base)}")
+def _image_of(recipe: Recipe, base: str) -> Image:
+    return Image(f"{recipe.repository}:{fingerprint(recipe, ROOT, base)}")
 
 
 def _public_base() -> str:
-    found = re.search(r"^ARG BASE=(\S+)$", (ROOT / DOCKERFILE).read_text(), re.MULTILINE)
-    assert found, f"{DOCKERFILE} names no base"
+    found = re.search(r"^ARG BASE=(\S+)$", (ROOT / TRAINER.dockerfile).read_text(), re.MULTILINE)
+    assert found, f"{TRAINER.dockerfile} names no base"
     return found[1]
 
 
@@ -429,7 +465,7 @@ def _make_local_base(builder: Builder, name: str, say: Say) -> None:
         _output(["tar", "--create", "--numeric-owner", f"--file={archive}", *content], seconds=300)
         dockerfile = scratch / "Dockerfile"
         dockerfile.write_text(BASE_DOCKERFILE)
-        builder.build(name, dockerfile, archive.parent, {}, say)
+        builder.build(name, dockerfile, archive.parent, {}, BASE_DISK, say)
 
 
 def _build_options(arguments: Mapping[str, str]) -> list[str]:
@@ -517,17 +553,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Builds the image and prints its name; what is wrong is said in a line, with exit code 1."""
+    """Builds an image and prints its name; what is wrong is said in a line, with exit code 1."""
     started = time.monotonic()
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:5.1f} s] {line}", file=sys.stderr, flush=True)
 
-    parser = argparse.ArgumentParser(description="Builds the trainer's image for the tests' cluster.")
+    parser = argparse.ArgumentParser(description="Builds an image for the tests' cluster.")
+    parser.add_argument("image", choices=RECIPES)
     parser.add_argument("--archive", type=Path, help="also write the image there, for `ctr images import`")
-    archive: Path | None = parser.parse_args().archive
+    arguments = parser.parse_args()
+    archive: Path | None = arguments.archive
     try:
-        image = trainer_image(say)
+        image = build_image(RECIPES[arguments.image], say)
         if archive is not None:
             export(image, archive, say)
     except ClusterError as error:

@@ -109,9 +109,10 @@ class Node:
             if not (keep_logs and entry.name == "processes"):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
-    def images(self) -> set[str]:
-        """The names of the images that pods can have."""
-        return set(self.ctr("images", "list", "--quiet").split())
+    def images(self) -> dict[str, str]:
+        """The digests of the images that pods can have, by their names; containerd itself names each `sha256:...` once more."""
+        lines = self.ctr("images", "list").splitlines()[1:]
+        return {words[0]: words[2] for words in map(str.split, lines)}
 
     def layers(self) -> set[str]:
         """Digests of what need not be imported again."""

@@ -90,16 +90,13 @@ class NodeCluster(Cluster):
             self.node.stop()
 
     def provide(self, image: Image) -> None:
-        names = self.node.images()
-        if image.name not in names:
+        if image.name not in self.node.images():
             archive = images_directory() / "to-import.tar"
             export(image, archive, self.say, known=self.node.layers())
             self.node.import_images(archive)
             archive.unlink()
-        repository = image.name.rpartition(":")[0]
-        for name in names - {image.name}:
-            if name.startswith(f"{repository}:"):
-                self.node.ctr("images", "remove", name)
+        for name in superseded(self.node.images(), image):
+            self.node.ctr("images", "remove", name)
 
     def start_program(self, name: str) -> None:
         """Starts a program of the cluster that has been stopped."""
@@ -172,6 +169,14 @@ class ExistingCluster(Cluster):
 
     def provide(self, image: Image) -> None:
         raise ClusterError(f"{image.name}: push it to a registry that the cluster of {self.context} can pull from")
+
+
+def superseded(images: Mapping[str, str], image: Image) -> list[str]:
+    """The names, of all with their digests, that an image leaves without use: other versions of it, and what was kept for those alone."""
+    repository = image.name.rpartition(":")[0]
+    old = [name for name in images if name.startswith(f"{repository}:") and name != image.name]
+    used = {digest for name, digest in images.items() if not name.startswith("sha256:") and name not in old}
+    return old + [name for name, digest in images.items() if name.startswith("sha256:") and digest not in used]
 
 
 def choose(environment: Mapping[str, str], say: Say) -> Cluster:

@@ -10,24 +10,27 @@ import tarfile
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from tests.cluster.failure import ClusterError
 from tests.cluster.images import (
     BASE,
-    DOCKERFILE,
-    IGNORE_FILE,
+    OPERATOR,
+    RECIPES,
     ROOT,
+    TRAINER,
     Docker,
     Image,
     Mirror,
+    Recipe,
     archive_holds,
     base_image,
+    build_image,
     context_files,
     fingerprint,
     mirror,
-    trainer_image,
     write_oci_archive,
 )
 from tests.cluster.programs import Say
@@ -51,7 +54,7 @@ class Shelf:
             raise ClusterError(f"docker failed with exit code 1\n  {name}: no such host")
         self.here.append(name)
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], say: Say) -> None:
+    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say) -> None:
         raise NotImplementedError
 
     def names(self, repository: str) -> list[str]:
@@ -67,7 +70,8 @@ class Shelf:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """What the image is made of, and some other files."""
-    for path in (DOCKERFILE, IGNORE_FILE, *context_files(ROOT), Path("locks/dev.txt"), Path("docs/design.md")):
+    recipe = [[each.dockerfile, each.ignore_file, *context_files(each, ROOT)] for each in RECIPES.values()]
+    for path in (*chain.from_iterable(recipe), Path("locks/dev.txt"), Path("docs/design.md")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     return tmp_path
@@ -127,60 +131,101 @@ def archived(archive: Path, storage: Path, layers: list[dict[str, bytes]], known
 
 
 @pytest.mark.parametrize(
-    "path", [DOCKERFILE, IGNORE_FILE, "locks/build.txt", "locks/image.txt", "pyproject.toml", "trainer/finetune_trainer/loop.py"], ids=str
+    ("recipe", "path"),
+    [
+        *((TRAINER, path) for path in ("images/trainer.Dockerfile", "images/trainer.Dockerfile.dockerignore", "locks/image.txt")),
+        *((OPERATOR, path) for path in ("images/operator.Dockerfile", "images/operator.Dockerfile.dockerignore", "locks/operator.txt")),
+        *((recipe, path) for recipe in RECIPES.values() for path in ("locks/build.txt", "pyproject.toml", "crds/finetune_api/crd.py")),
+        (TRAINER, "trainer/finetune_trainer/loop.py"),
+        (OPERATOR, "operator/finetune_operator/reconcile.py"),
+    ],
+    ids=str,
 )
-def test_the_name_changes_with_what_the_image_is_made_of(repository: Path, path: str) -> None:
-    before = fingerprint(repository, "base")
+def test_the_name_changes_with_what_the_image_is_made_of(repository: Path, recipe: Recipe, path: str) -> None:
+    before = fingerprint(recipe, repository, "base")
 
     with (repository / path).open("a") as file:
         file.write("\n")
 
-    assert fingerprint(repository, "base") != before
+    assert fingerprint(recipe, repository, "base") != before
 
 
 def test_the_name_changes_with_the_base_and_with_the_name_of_a_file(repository: Path) -> None:
-    before = fingerprint(repository, "base")
-    assert fingerprint(repository, "another base") != before
+    before = fingerprint(TRAINER, repository, "base")
+    assert fingerprint(TRAINER, repository, "another base") != before
 
     (repository / "cli/finetune_cli/main.py").rename(repository / "cli/finetune_cli/another.py")
 
-    assert fingerprint(repository, "base") != before
+    assert fingerprint(TRAINER, repository, "base") != before
 
 
-def test_the_name_stays_when_other_files_change(repository: Path) -> None:
-    before = fingerprint(repository, "base")
+@pytest.mark.parametrize(
+    ("recipe", "others"), [(TRAINER, "operator/finetune_operator"), (OPERATOR, "trainer/finetune_trainer")], ids=["trainer", "operator"]
+)
+def test_the_name_stays_when_other_files_change(repository: Path, recipe: Recipe, others: str) -> None:
+    before = fingerprint(recipe, repository, "base")
 
-    for path in ("locks/dev.txt", "docs/design.md", "notes.txt", "cli/another/file.py", "cli/finetune_cli/__pycache__/main.pyc"):
+    for path in (
+        "locks/dev.txt",
+        "docs/design.md",
+        "notes.txt",
+        "cli/another/file.py",
+        "crds/finetune_api/__pycache__/crd.pyc",
+        f"{others}/a.py",
+    ):
         (repository / path).parent.mkdir(parents=True, exist_ok=True)
         (repository / path).write_text("changed")
 
-    assert fingerprint(repository, "base") == before
-    assert fingerprint(ROOT, "base") == before
+    assert fingerprint(recipe, repository, "base") == before
+    assert fingerprint(recipe, ROOT, "base") == before
 
 
-def test_the_packages_of_the_wheel_but_for_the_operator_go_into_the_image() -> None:
+@pytest.mark.parametrize(
+    ("recipe", "packages"), [(TRAINER, ("crds", "trainer", "cli")), (OPERATOR, ("crds", "operator"))], ids=["trainer", "operator"]
+)
+def test_an_image_is_made_of_the_packages_that_it_runs(recipe: Recipe, packages: tuple[str, ...]) -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    files = context_files(ROOT)
+    files = context_files(recipe, ROOT)
 
-    assert {"pyproject.toml", "README.md", "LICENSE", "locks/build.txt", "locks/image.txt"} <= set(map(str, files))
+    assert {"pyproject.toml", "README.md", "LICENSE", "locks/build.txt"} <= set(map(str, files))
     modules = {path.relative_to(ROOT) for package in wheel["packages"] for path in (ROOT / package).rglob("*.py")}
-    assert {path for path in files if path.suffix == ".py"} == {path for path in modules if path.parts[0] != "operator"}
+    assert {path for path in files if path.suffix == ".py" and path.parts[0] != "examples"} == {
+        path for path in modules if path.parts[0] in packages
+    }
 
 
-def test_the_image_runs_as_a_numbered_user_who_is_not_root_and_can_be_built_on_another_base() -> None:
-    instructions = INSTRUCTION.findall((ROOT / DOCKERFILE).read_text())
+@pytest.mark.parametrize(("recipe", "user"), [(TRAINER, "1000:1000"), (OPERATOR, "65532:65532")], ids=["trainer", "operator"])
+def test_an_image_runs_as_a_numbered_user_who_is_not_root_and_can_be_built_on_another_base(recipe: Recipe, user: str) -> None:
+    instructions = INSTRUCTION.findall((ROOT / recipe.dockerfile).read_text())
 
-    assert [value for name, value in instructions if name == "USER"] == ["1000:1000"]
-    assert instructions[-1][0] == "USER"
-    assert [value for name, value in instructions if name == "FROM"] == ["${BASE}"]
-    assert not {"ENTRYPOINT", "CMD"} & {name for name, _ in instructions}
+    assert [value for name, value in instructions if name == "USER"] == [user]
+    assert instructions[-2 if recipe is OPERATOR else -1][0] == "USER"
+    assert {value.partition(" AS ")[0] for name, value in instructions if name == "FROM"} <= {"${BASE}", "dependencies"}
 
 
-def test_dependencies_are_installed_before_the_code_is_there() -> None:
-    instructions = INSTRUCTION.findall((ROOT / DOCKERFILE).read_text())
-    copied = [value.split()[:-1] for name, value in instructions if name == "COPY"]
+def test_the_operators_image_starts_the_operator_and_the_trainers_what_the_pod_says() -> None:
+    started = {
+        recipe.name: [value for name, value in INSTRUCTION.findall((ROOT / recipe.dockerfile).read_text()) if name in ("ENTRYPOINT", "CMD")]
+        for recipe in RECIPES.values()
+    }
+    assert started == {"trainer": [], "operator": ['["python", "-m", "finetune_operator"]']}
 
-    assert copied == [["locks/build.txt", "locks/image.txt"], ["."]]
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_dependencies_come_from_a_lock_with_hashes_before_the_code_is_there(recipe: Recipe) -> None:
+    text = (ROOT / recipe.dockerfile).read_text()
+    copied = [value.split()[:-1] for name, value in INSTRUCTION.findall(text) if name == "COPY" and "--from" not in value]
+    lock = f"locks/{'image' if recipe is TRAINER else 'operator'}.txt"
+
+    assert copied[0] == ["locks/build.txt", lock]
+    assert copied[-1] == ["."]
+    assert text.count("--requirement") == text.count("--require-hashes --only-binary :all: --requirement") == 2
+
+
+def test_neither_torch_nor_ray_is_in_the_operators_image() -> None:
+    names = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "locks/operator.txt").read_text(), re.MULTILINE))
+    assert {"kopf", "kubernetes", "pydantic"} <= names
+    assert not names & {"torch", "ray", "transformers", "peft", "numpy", "pyarrow", "typer"}
 
 
 def test_an_archive_holds_an_image_with_its_layers(tmp_path: Path) -> None:
@@ -238,7 +283,7 @@ def test_a_base_that_is_named_is_pulled_once(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_base_is_the_one_of_the_dockerfile_where_it_can_be_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(BASE, raising=False)
-    [public] = re.findall(r"^ARG BASE=(.+)$", (ROOT / DOCKERFILE).read_text(), re.MULTILINE)
+    [public] = re.findall(r"^ARG BASE=(.+)$", (ROOT / TRAINER.dockerfile).read_text(), re.MULTILINE)
 
     assert base_image(Shelf(elsewhere=[public]), print) == public
 
@@ -261,7 +306,7 @@ def test_without_a_builder_an_error_says_what_to_do(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         ClusterError, match=r"^building .* needs Docker.*: apt-get install buildah debootstrap$|; start Docker or run this as root$"
     ):
-        trainer_image(print)
+        build_image(TRAINER, print)
 
 
 def test_a_command_that_fails_shows_its_last_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.failure import ClusterError
+from tests.cluster.images import Image
 from tests.cluster.kubeconfig import CONTEXT
-from tests.cluster.providers import CHOICE, ExistingCluster, KindCluster, NodeCluster, choose
+from tests.cluster.providers import CHOICE, ExistingCluster, KindCluster, NodeCluster, choose, superseded
 from tests.cluster.sandbox import check_system
 
 
@@ -60,3 +61,16 @@ def test_everything_that_a_node_lacks_is_told_in_one_line(monkeypatch: pytest.Mo
         "a node needs root (the control plane alone does not): run this as root, or set FINETUNE_TEST_CLUSTER=kind; "
         "programs are missing: apt-get install a-package plugins"
     )
+
+
+def test_what_an_image_supersedes_goes_with_the_names_that_were_kept_for_it_alone() -> None:
+    images = {
+        "localhost/trainer:1": "sha256:a",
+        "localhost/trainer:2": "sha256:b",
+        "localhost/operator:1": "sha256:c",
+        "sha256:1": "sha256:a",
+        "sha256:2": "sha256:b",
+        "sha256:3": "sha256:c",
+        "sha256:0": "sha256:of a name that is gone",
+    }
+    assert superseded(images, Image("localhost/trainer:2")) == ["localhost/trainer:1", "sha256:1", "sha256:0"]

@@ -12,7 +12,7 @@ from finetune_api.explain import models_in
 from finetune_api.rules import RULES, Rule
 from finetune_api.spec import FineTuneJobSpec
 
-UNDERSTOOD = "accelerator_type:TYPE, anyscale/accelerator_shape:NxTYPE and memory are understood"
+UNDERSTOOD = "what is understood there is accelerator_type:TYPE, anyscale/accelerator_shape:NxTYPE, memory"
 
 
 def warnings_of(text: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
         ),
         (
             "worker_resources: {g5.4xlarge: 1}",
-            f"spec.worker_resources[g5.4xlarge] has no effect: {UNDERSTOOD}",
+            f"spec.worker_resources[g5.4xlarge] has no effect: {UNDERSTOOD}, CPU",
         ),
         (
             "trainer_resources: {custom: 1}",

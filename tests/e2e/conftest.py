@@ -10,15 +10,21 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.cluster.images import Image, trainer_image
+from tests.cluster.helm import Helm
+from tests.cluster.images import OPERATOR, TRAINER, Image, build_image
 from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
+from tests.cluster.programs import Say, find
 from tests.cluster.providers import Cluster, NodeCluster, choose
 from tests.cluster.waiting import wait_for
+from tests.e2e.installation import Installation
 from tests.e2e.jobs import CLAIM
-from tests.e2e.operator_process import OperatorProcess, apply_crd
 from tests.e2e.sightings import Sightings, watching
 from tests.e2e.volumes import Volume
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What the operator did in all tests is looked at after them."""
+    items.sort(key=lambda item: item.path.name == "test_least_privilege.py")
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +75,7 @@ def kubeconfig(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def trainer(cluster: Cluster, say: Say) -> Image:
     """The trainer's image, built from its Dockerfile, where pods find it."""
-    image = trainer_image(say)
+    image = build_image(TRAINER, say)
     cluster.provide(image)
     say(f"{image.name} is where pods find it")
     return image
@@ -88,14 +94,27 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def operator(kubectl: Kubectl, kubeconfig: Path, trainer: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    """The operator, watching all namespaces; its log must be free of errors when all tests are over."""
-    apply_crd(kubectl)
-    process = OperatorProcess(tmp_path_factory.mktemp("operator"), kubeconfig, trainer.name)
-    process.start()
-    yield process
-    process.stop()
-    assert process.errors() == []
+def helm(kubectl: Kubectl, say: Say) -> Helm:
+    return Helm(find("helm", say), kubectl)
+
+
+@pytest.fixture(scope="session")
+def operator_image(cluster: Cluster, say: Say) -> Image:
+    """The operator's image, built from its Dockerfile, where pods find it."""
+    image = build_image(OPERATOR, say)
+    cluster.provide(image)
+    say(f"{image.name} is where pods find it")
+    return image
+
+
+@pytest.fixture(scope="session")
+def operator(helm: Helm, operator_image: Image, trainer: Image) -> Iterator[Installation]:
+    """The operator, installed with its chart, watching all namespaces; its log must be free of errors when all tests are over."""
+    installation = Installation(helm, operator_image, trainer)
+    installation.install()
+    yield installation
+    assert installation.errors() == []
+    installation.uninstall()
 
 
 @pytest.fixture

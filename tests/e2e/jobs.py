@@ -14,7 +14,19 @@ CLAIM = "finetune"
 TINY_MODEL = f"pvc://{CLAIM}/models/tiny"
 TINY_ROWS = f"pvc://{CLAIM}/data/tiny.jsonl"
 OURS = "finetune.dev/job-uid"
-CHILDREN = ("rayjobs", "rayclusters", "pods", "configmaps", "serviceaccounts", "roles", "rolebindings", "services", "jobs")
+CHILDREN = (
+    "rayjobs",
+    "rayclusters",
+    "pods",
+    "configmaps",
+    "serviceaccounts",
+    "roles",
+    "rolebindings",
+    "networkpolicies",
+    "services",
+    "secrets",
+    "jobs",
+)
 
 
 def job(name: str, namespace: str, **spec: JsonValue) -> dict[str, JsonValue]:
@@ -112,7 +124,7 @@ def events(kubectl: Kubectl, namespace: str, name: str) -> list[tuple[str, str]]
     """Reason and message of the events about a FineTuneJob, in their order."""
     found = [each for each in kubectl.all("events", namespace) if at(each, "involvedObject", "name") == name]
     mine = [each for each in found if at(each, "involvedObject", "kind") == "FineTuneJob"]
-    ordered = sorted(mine, key=lambda each: str(at(each, "metadata", "creationTimestamp")))
+    ordered = sorted(mine, key=lambda each: (str(at(each, "metadata", "creationTimestamp")), str(at(each, "metadata", "name"))))
     return [(str(each.get("reason")), str(each.get("message"))) for each in ordered]
 
 

@@ -9,16 +9,16 @@ from pydantic import JsonValue
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say
 from tests.cluster.waiting import wait_for
+from tests.e2e.installation import Installation
 from tests.e2e.jobs import events, get, job, wait_for_phase, wait_for_step
 from tests.e2e.objects import at
-from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.sightings import Sightings
 from tests.e2e.volumes import Volume
 
 SOON: JsonValue = {"starting_deadline_seconds": 15}
 
 
-def test_what_the_operator_can_tell_before_anything_is_made(operator: OperatorProcess, kubectl: Kubectl, namespace: str) -> None:
+def test_what_the_operator_can_tell_before_anything_is_made(operator: Installation, kubectl: Kubectl, namespace: str) -> None:
     del operator
     kubectl.apply(job("job", namespace, worker_resources={"accelerator_type:H1000": 0.001}))
 
@@ -31,7 +31,7 @@ def test_what_the_operator_can_tell_before_anything_is_made(operator: OperatorPr
 
 
 def test_an_image_that_does_not_exist_and_a_node_that_does_not(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("image", namespace, cluster={"image": "localhost/absent:1"}, run_policy=SOON))
@@ -50,7 +50,7 @@ def test_an_image_that_does_not_exist_and_a_node_that_does_not(
 
 
 def test_data_that_is_not_there_and_a_model_that_is_none(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("data", namespace, train_path="pvc://finetune/data/absent.jsonl"))
@@ -65,7 +65,7 @@ def test_data_that_is_not_there_and_a_model_that_is_none(
 
 
 def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))

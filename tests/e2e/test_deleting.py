@@ -12,9 +12,9 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say
 from tests.cluster.providers import NodeCluster
 from tests.cluster.waiting import wait_for
+from tests.e2e.installation import Installation
 from tests.e2e.jobs import change, get, job, left, wait_for_nothing, wait_for_phase, wait_for_step
 from tests.e2e.objects import at
-from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.test_pods import names
 from tests.e2e.volumes import Volume
 
@@ -40,7 +40,7 @@ def gone(kubectl: Kubectl, namespace: str, say: Say, what: str) -> None:
     ],
 )
 def test_before_it_trains(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say, wanted: str, spec: dict[str, JsonValue]
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say, wanted: str, spec: dict[str, JsonValue]
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("job", namespace, **spec))
@@ -49,7 +49,7 @@ def test_before_it_trains(
     gone(kubectl, namespace, say, wanted)
 
 
-def test_while_kueue_holds_it_back(operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say) -> None:
+def test_while_kueue_holds_it_back(operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say) -> None:
     del operator, tiny_inputs
     queued = job("job", namespace, cluster=IMPOSSIBLE)
     queued["metadata"] = {"name": "job", "namespace": namespace, "labels": {"kueue.x-k8s.io/queue-name": "team-a"}}
@@ -71,7 +71,7 @@ def test_while_kueue_holds_it_back(operator: OperatorProcess, kubectl: Kubectl, 
 
 
 def test_while_it_trains_and_while_it_is_retried(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
@@ -87,7 +87,7 @@ def test_while_it_trains_and_while_it_is_retried(
 
 
 def test_after_its_success_and_by_its_time_to_live(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("job", namespace, num_epochs=1))
@@ -102,7 +102,7 @@ def test_after_its_success_and_by_its_time_to_live(
 
 @pytest.mark.breaks_the_cluster
 def test_without_kuberay_a_job_that_is_deleted_goes_at_once_and_its_devices_are_free(
-    operator: OperatorProcess, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, say: Say
+    operator: Installation, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator, tiny_inputs
     kubectl: Kubectl = node_cluster.kubectl

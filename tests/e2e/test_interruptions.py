@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
@@ -11,46 +10,17 @@ from tests.cluster.faults import kill_pod, stopped
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.providers import NodeCluster
 from tests.cluster.waiting import wait_for
+from tests.e2e.installation import Installation
 from tests.e2e.jobs import change, events, get, job, names_of, phase, wait_for_checkpoint, wait_for_phase, wait_for_step
+from tests.e2e.long_jobs import LONG, check_the_end, ray_jobs
 from tests.e2e.objects import at
-from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.sightings import Sightings
 from tests.e2e.test_pods import names
 from tests.e2e.volumes import Volume
 
-LONG: dict[str, JsonValue] = {
-    "num_epochs": 120,
-    "checkpoint_every_n_epochs": 30,
-    "num_checkpoints_to_keep": 5,
-    "train_batch_size_per_device": 1,
-}
-"""2880 steps, about a minute: long enough to be interrupted in the middle."""
-
-
-def steps_of(volume: Volume, status: JsonValue) -> list[int]:
-    """The steps that metrics.jsonl tells of, in its order."""
-    assert isinstance(status, dict)
-    directory = str(status["runDirectory"]).removeprefix("pvc://finetune/")
-    lines = [json.loads(line) for line in volume.text(f"{directory}/metrics.jsonl").splitlines()]
-    return [int(line["step"]) for line in lines if "loss" in line]
-
-
-def check_the_end(volume: Volume, ended: dict[str, JsonValue]) -> None:
-    """A run in which every step was done once, with all its checkpoints."""
-    status = at(ended, "status")
-    assert isinstance(status, dict)
-    assert steps_of(volume, status) == list(range(1, int(str(at(status, "plan", "totalSteps"))) + 1))
-    stored = volume.complete_checkpoints(str(status["runDirectory"]).removeprefix("pvc://finetune/"))
-    assert stored == names_of(status["checkpoints"]) == {"epoch-29", "epoch-59", "epoch-89", "epoch-119"}
-
-
-def ray_jobs(sightings: Sightings) -> set[str]:
-    """UIDs of all RayJobs that ever were."""
-    return {str(at(each.body, "metadata", "uid")) for each in sightings.of("RayJob")}
-
 
 def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
     kubectl.apply(job("job", namespace, **LONG))
     wait_for("the RayJob", lambda: sightings.of("RayJob"), seconds=10)
@@ -77,7 +47,7 @@ def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
 
 @pytest.mark.breaks_the_cluster
 def test_an_api_server_that_is_gone_for_half_a_minute_changes_nothing(
-    operator: OperatorProcess, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, sightings: Sightings
+    operator: Installation, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
     del operator
     kubectl = node_cluster.kubectl
@@ -94,7 +64,7 @@ def test_an_api_server_that_is_gone_for_half_a_minute_changes_nothing(
 
 
 def test_a_worker_that_is_lost_is_a_retry_from_the_newest_checkpoint(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
     del operator
     kubectl.apply(job("job", namespace, **LONG))
@@ -113,7 +83,7 @@ def test_a_worker_that_is_lost_is_a_retry_from_the_newest_checkpoint(
 
 
 def test_a_job_that_is_suspended_gives_its_cluster_back_and_goes_on_from_what_was_saved(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
     del operator
     kubectl.apply(job("job", namespace, **LONG))

@@ -16,9 +16,9 @@ from pydantic import JsonValue
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say
 from tests.cluster.waiting import wait_for
+from tests.e2e.installation import Installation
 from tests.e2e.jobs import events, left, names_of, wait_for_phase
 from tests.e2e.objects import at
-from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.sightings import Sightings
 from tests.e2e.volumes import Volume
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/finetunejob.yaml"
 
 @pytest.mark.timeout(1500)
 def test_the_example_trains_and_shows_how(
-    operator: OperatorProcess,
+    operator: Installation,
     kubectl: Kubectl,
     namespace: str,
     volume: Volume,
@@ -81,8 +81,9 @@ def test_the_example_trains_and_shows_how(
 
 
 def _cluster(kubectl: Kubectl, namespace: str) -> list[str]:
-    """What is there of a Ray cluster."""
-    return [each for each in left(kubectl, namespace) if each.startswith("raycluster") or "-head-" in each or "-worker-" in each]
+    """What is there of a Ray cluster: itself, its pods and its token."""
+    known = [each for each in left(kubectl, namespace) if each.startswith(("raycluster", "secret"))]
+    return [*known, *(str(at(pod, "metadata", "name")) for pod in kubectl.all("pods", namespace, "ray.io/cluster"))]
 
 
 class _Retained(threading.Thread):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from tests.cluster.kubectl import Kubectl
+from tests.e2e.installation import Installation
 from tests.e2e.jobs import job, wait_for_nothing, wait_for_phase
 from tests.e2e.objects import at
-from tests.e2e.operator_process import OperatorProcess
 from tests.e2e.volumes import Volume
 
 LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
 
 
 def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_second_of_a_name_does_not_go_on_from_the_first(
-    operator: OperatorProcess, kubectl: Kubectl, namespace: str, tiny_inputs: Volume
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume
 ) -> None:
     del operator
     assert len(LONG_NAME) == 63

@@ -47,10 +47,11 @@ API_VERSIONS = {
     "RayCluster": "ray.io/v1",
     "Role": "rbac.authorization.k8s.io/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
 }
 """Of kinds that are not in the core API."""
 
-CHILDREN = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding", "RayJob")
+CHILDREN = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "RayJob")
 """Kinds that the operator makes for a job."""
 
 MERGE = "application/merge-patch+json"

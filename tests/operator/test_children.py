@@ -42,11 +42,12 @@ def test_children_are_made_in_the_order_in_which_they_need_each_other() -> None:
         ("ServiceAccount", NAME),
         ("Role", NAME),
         ("RoleBinding", NAME),
+        ("NetworkPolicy", NAME),
         ("RayJob", f"{NAME}-2"),
     ]
 
 
-@pytest.mark.parametrize("kind", ["ConfigMap", "ServiceAccount", "Role", "RoleBinding", "RayJob"])
+@pytest.mark.parametrize("kind", ["ConfigMap", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "RayJob"])
 def test_child_is_owned_by_its_job_and_labelled(kind: str) -> None:
     metadata = cast("Json", made(source())[kind]["metadata"])
     assert metadata["namespace"] == "team"
@@ -199,3 +200,32 @@ def test_hash_changes_with_the_fields_that_the_api_server_does_not_watch() -> No
     assert unchecked_hash(source({"initial_base_model_ckpt_path": {"repo_id": "org/other"}}).spec) != first
     assert unchecked_hash(source({"initial_adapter_model_ckpt_path": "s3://adapters/a"}).spec) != first
     assert at(made(source())["RayJob"], "metadata.annotations") == {"finetune.dev/job-name": "tune", "finetune.dev/unchecked-spec": first}
+
+
+def test_rays_ports_ask_for_a_token() -> None:
+    assert at(ray_job(), "rayClusterSpec.authOptions") == {"mode": "token"}
+
+
+def test_rays_ports_are_closed_to_other_pods_but_for_the_dashboard() -> None:
+    pods = {"matchLabels": {"finetune.dev/job-uid": UID}}
+    assert made(source())["NetworkPolicy"]["spec"] == {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": pods}]}, {"ports": [{"protocol": "TCP", "port": 8265}]}],
+    }
+
+
+def test_the_dashboard_is_for_the_clients_of_the_configuration() -> None:
+    kuberay = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    policy = made(source(settings={"dashboard_clients": [kuberay]}))["NetworkPolicy"]
+    assert at(policy, "spec.ingress.1.from") == [kuberay]
+
+
+def test_every_pod_of_a_job_is_among_those_that_the_network_policy_is_for() -> None:
+    spec = ray_job()
+    for template in ("submitterPodTemplate", "rayClusterSpec.headGroupSpec.template", "rayClusterSpec.workerGroupSpecs.0.template"):
+        assert cast("Json", at(spec, f"{template}.metadata.labels"))["finetune.dev/job-uid"] == UID
+
+
+def test_network_policies_can_be_left_to_others() -> None:
+    assert "NetworkPolicy" not in made(source(settings={"network_policies": False}))

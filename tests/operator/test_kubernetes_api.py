@@ -179,16 +179,20 @@ def test_a_job_of_any_name_has_events(api: KubernetesApi, run: Run, inside: Name
     assert [event["involvedObject"]["name"] for event in inside.all("Event")] == [name]
 
 
-def test_a_cluster_with_kuberay_is_one(api: KubernetesApi, run: Run) -> None:
-    run(api.check_kuberay())
+def test_a_cluster_with_kuberay_and_our_definition_is_one(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    run(api.check([]))
+    run(api.check([inside.name]))
 
 
 def test_a_cluster_without_kuberay_is_an_error_that_says_what_to_install(without_kuberay: ControlPlane, run: Run) -> None:
     api = KubernetesApi(run(new_client_from_config(config_file=str(without_kuberay.kubeconfig))))
 
-    with pytest.raises(FineTuneError, match=r"does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer"):
-        run(api.check_kuberay())
+    with pytest.raises(FineTuneError) as missing:
+        run(api.check([]))
 
+    ours, kuberays = missing.value.problems
+    assert ours.startswith("this cluster does not serve finetune.dev/v1alpha1 FineTuneJobs: install the operator's resource definition")
+    assert kuberays.startswith("this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer")
     with pytest.raises(RefusedError) as refused:
         run(api.create({"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a", "namespace": "default"}}))
     assert refused.value.status == 404
@@ -207,7 +211,16 @@ def test_a_service_account_is_known_by_its_token_and_may_only_do_what_it_is_allo
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
     api = KubernetesApi(run(new_client_from_config(config_file=str(tmp_path / "kubeconfig"))))
 
-    run(api.check_kuberay())  # which everybody may
+    with pytest.raises(FineTuneError) as missing:
+        run(api.check([inside.name]))
+    assert [problem.partition(" is forbidden")[0] for problem in missing.value.problems] == [
+        "finetunejobs.finetune.dev",
+        "rayjobs.ray.io",
+        "rayclusters.ray.io",
+        "pods",
+        "configmaps",
+    ]
+    assert all("bind the roles of the operator's chart" in problem for problem in missing.value.problems)
     with pytest.raises(RefusedError) as refused:
         run(api.get(KIND, inside.name, "job"))
 

@@ -1,0 +1,60 @@
+"""What helm makes of the chart, for tests of its templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import JsonValue
+from tests.cluster.commands import run
+from tests.cluster.programs import find
+
+CHART = Path(__file__).parents[2] / "charts/finetune-operator"
+RELEASE = "finetune-operator"
+NAMESPACE = "finetune-system"
+KUBERNETES = "1.35.4"
+
+Manifest = dict[str, JsonValue]
+
+
+def helm(*arguments: str | Path, values: Mapping[str, JsonValue] | None = None) -> str:
+    """What helm writes. Raises ClusterError with its error."""
+    return run([find("helm", print), *arguments], stdin=json.dumps(values or {}), seconds=60)
+
+
+def template(*options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE) -> str:
+    """The text of all manifests. Raises ClusterError with helm's error."""
+    versions = () if any("--kube-version" in each for each in options) else (f"--kube-version={KUBERNETES}",)
+    return helm("template", release, CHART, f"--namespace={NAMESPACE}", "--values=-", *versions, *options, values=values)
+
+
+def manifests(*options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE) -> list[Manifest]:
+    """All manifests, hooks of `helm test` included."""
+    documents = yaml.safe_load_all(template(*options, values=values, release=release))
+    return [document for document in documents if document is not None]
+
+
+def only(kind: str, rendered: list[Manifest], suffix: str = "") -> Manifest:
+    """The one of a kind, whose name ends so."""
+    [found] = [each for each in rendered if each["kind"] == kind and str(at(each, "metadata.name")).endswith(suffix) and not is_hook(each)]
+    return found
+
+
+def is_hook(manifest: Manifest) -> bool:
+    """Whether it is made by `helm test` only."""
+    annotations = at(manifest, "metadata.annotations")
+    return isinstance(annotations, dict) and "helm.sh/hook" in annotations
+
+
+def at(document: JsonValue, path: str) -> JsonValue:
+    """What a document has at a path, `spec.containers.0.env`; None where it has nothing."""
+    for part in path.split("."):
+        if isinstance(document, list) and part.isdigit():
+            document = document[int(part)]
+        elif isinstance(document, dict):
+            document = document.get(part)
+        else:
+            return None
+    return document
