@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost test e2e cluster cluster-down lint format lock clean
+.PHONY: help demo demo-cost demo-cluster test e2e cluster cluster-down lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a
 
 demo-cost:
 	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes; on 2 cores."
+
+demo-cluster: $(ENV)/dev.installed $(ENV)/project.installed ## the same on a Kubernetes cluster of its own, which is made here
+	PYTHONPATH=.:examples $(ENV)/bin/python -m tests.e2e.demo
 
 test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
 	$(ENV)/bin/python -m tests.cluster.main build

@@ -65,6 +65,16 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlan
     control_plane.remove()
 
 
+@pytest.fixture(scope="session")
+def without_kuberay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real API server that knows nothing but Kubernetes."""
+    directory = tmp_path_factory.mktemp("without-kuberay")
+    control_plane = ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address())
+    control_plane.start()
+    yield control_plane
+    control_plane.remove()
+
+
 @pytest.fixture
 def namespace(api_server: ControlPlane) -> Iterator[str]:
     """A namespace of the test's own; it goes, with all that is in it, when the test is over."""

@@ -33,6 +33,7 @@ _REASONS = {
     "float_type": _NUMBER,
     "finite_number": _NUMBER,
     "bool_type": "must be true or false, is {given}",
+    "bool_parsing": "must be true or false, is {given}",
     "string_type": "must be a text, is {given}",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",

@@ -398,8 +398,8 @@ def _kind(schema: Mapping[str, JsonValue]) -> str:
     if isinstance(alternatives, list):
         kinds = [_kind(each) for each in alternatives if isinstance(each, dict) and each.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
-    kinds = {"string": "text", "integer": "integer", "boolean": "boolean", "array": "list", "object": "map"}
-    return kinds.get(str(schema.get("type")), "object")
+    words = {"string": "text", "integer": "integer", "boolean": "boolean", "array": "list", "object": "map"}
+    return words.get(str(schema.get("type")), "object")
 
 
 def _profile_row(name: str, profile: AcceleratorProfile) -> str:

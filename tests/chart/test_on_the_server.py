@@ -79,11 +79,10 @@ def test_an_unknown_field_would_be_noticed(kubectl: Kubectl) -> None:
         offered(kubectl, [{**deployment, "spec": unknown}])
 
 
-def test_a_cluster_without_kuberay_gets_no_release(kubectl: Kubectl) -> None:
-    """Nothing of KubeRay is served by this server."""
-    install = ("install", "finetune-operator", "--namespace", NAMESPACE, f"--kubeconfig={kubectl.kubeconfig}")
+def test_a_cluster_without_kuberay_gets_no_release(without_kuberay: ControlPlane) -> None:
+    with_namespace = ("--namespace", NAMESPACE, "--create-namespace", f"--kubeconfig={without_kuberay.kubeconfig}")
 
     with pytest.raises(ClusterError, match=r"this cluster does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer first"):
-        helm(*install, CHART)
+        helm("install", "finetune-operator", CHART, *with_namespace)
 
-    assert json.loads(helm("list", "--namespace", NAMESPACE, f"--kubeconfig={kubectl.kubeconfig}", "--output=json")) == []
+    assert json.loads(helm("list", "--all-namespaces", f"--kubeconfig={without_kuberay.kubeconfig}", "--output=json")) == []

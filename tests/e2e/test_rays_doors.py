@@ -134,5 +134,5 @@ def _is_let(kubectl: Kubectl, *words: str) -> bool:
     try:
         kubectl(*words)
     except ClusterError as error:
-        return "Forbidden" not in str(error)
+        return "forbidden" not in str(error).lower()
     return True

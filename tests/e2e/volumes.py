@@ -76,7 +76,7 @@ class Volume:
 def _host_volume(cluster: NodeCluster, name: str) -> dict[str, JsonValue]:
     """The node has no provisioner; a directory of the cluster, which goes with it."""
     directory = cluster.directory / "volumes" / name
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o1777)
     return {
         "apiVersion": "v1",

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +16,8 @@ from kubernetes.client import ApiException
 from kubernetes.config import new_client_from_config as new_sync_client
 from kubernetes.dynamic import DynamicClient
 from pydantic import JsonValue
-from tests.cluster.control_plane import ControlPlane, free_address
-from tests.cluster.processes import Processes
-from tests.cluster.programs import find, kuberay_manifests
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.programs import kuberay_manifests
 from tests.cluster.waiting import wait_for
 
 from finetune_api.crd import crd
@@ -130,16 +128,6 @@ def served(api_server: ControlPlane) -> ControlPlane:
     for path in (f"/apis/{API_VERSION}/finetunejobs", "/apis/ray.io/v1/rayjobs", "/apis/ray.io/v1/rayclusters"):
         wait_for(path, partial(is_served, path), seconds=30, every=0.05)
     return api_server
-
-
-@pytest.fixture(scope="session")
-def without_kuberay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A real API server that knows nothing but Kubernetes."""
-    directory: Path = tmp_path_factory.mktemp("without-kuberay")
-    control_plane = ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address())
-    control_plane.start()
-    yield control_plane
-    control_plane.remove()
 
 
 @pytest.fixture(scope="session")

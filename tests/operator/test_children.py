@@ -95,7 +95,7 @@ def test_role_is_bound_to_the_account_that_is_made() -> None:
 
 def test_account_that_the_job_names_is_bound_and_none_is_made() -> None:
     objects = made(source({"cluster": {"service_account_name": "s3-reader"}}))
-    assert list(objects) == ["ConfigMap", "Role", "RoleBinding", "RayJob"]
+    assert list(objects) == ["ConfigMap", "Role", "RoleBinding", "NetworkPolicy", "RayJob"]
     assert objects["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", "name": "s3-reader", "namespace": "team"}]
     assert {at(pod, "spec.serviceAccountName") for pod in templates(objects["RayJob"])} == {"s3-reader"}
 
@@ -216,7 +216,7 @@ def test_rays_ports_are_closed_to_other_pods_but_for_the_dashboard() -> None:
 
 
 def test_the_dashboard_is_for_the_clients_of_the_configuration() -> None:
-    kuberay = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    kuberay: Json = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     policy = made(source(settings={"dashboard_clients": [kuberay]}))["NetworkPolicy"]
     assert at(policy, "spec.ingress.1.from") == [kuberay]
 

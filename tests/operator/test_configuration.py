@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_operator.accelerator_profiles import AcceleratorProfile, effective_profiles
-from finetune_operator.configuration import FILE, PREFIX, Configuration, PodResources, load_configuration, page
+from finetune_operator.configuration import FILE, PREFIX, Configuration, NetworkPolicyPeer, PodResources, load_configuration, page
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -56,6 +56,8 @@ def test_an_image_is_enough() -> None:
         "head": {"cpu": 1, "memory": "8Gi"},
         "submitter": {"cpu": "100m", "memory": "1Gi"},
         "watch_namespaces": [],
+        "network_policies": True,
+        "dashboard_clients": [],
         "workers": 8,
         "resync_seconds": 60,
         "listen_port": 8080,
@@ -85,6 +87,8 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         head: {cpu: 2, memory: 16Gi}
         submitter: {cpu: 0.5, memory: 2Gi}
         watch_namespaces: [one, two]
+        network_policies: false
+        dashboard_clients: [{namespaceSelector: {}, podSelector: {matchLabels: {app: kuberay}}}, {ipBlock: {cidr: 10.0.0.0/8}}]
         workers: 2
         resync_seconds: 30
         listen_port: 9090
@@ -104,6 +108,11 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         head=PodResources(cpu=2, memory="16Gi"),
         submitter=PodResources(cpu="0.5", memory="2Gi"),
         watch_namespaces=["one", "two"],
+        network_policies=False,
+        dashboard_clients=[
+            NetworkPolicyPeer(namespaceSelector={}, podSelector={"matchLabels": {"app": "kuberay"}}),
+            NetworkPolicyPeer(ipBlock={"cidr": "10.0.0.0/8"}),
+        ],
         workers=2,
         resync_seconds=30,
         listen_port=9090,
@@ -124,6 +133,8 @@ def test_every_field_can_be_set_in_the_environment() -> None:
             HEAD='{"cpu": 3, "memory": "9Gi"}',
             SUBMITTER__CPU="200m",
             WATCH_NAMESPACES="one, two",
+            NETWORK_POLICIES="false",
+            DASHBOARD_CLIENTS='[{"namespaceSelector": {}}]',
             WORKERS="2",
             RESYNC_SECONDS="30",
             LISTEN_PORT="9090",
@@ -133,6 +144,8 @@ def test_every_field_can_be_set_in_the_environment() -> None:
     )
     assert configuration.model_fields_set == set(Configuration.model_fields)
     assert configuration.watch_namespaces == ["one", "two"]
+    assert configuration.network_policies is False
+    assert configuration.dashboard_clients == [NetworkPolicyPeer(namespaceSelector={})]
     assert configuration.listen_port == 9090
     assert configuration.head == PodResources(cpu=3, memory="9Gi")
     assert configuration.submitter == PodResources(cpu="200m", memory="1Gi")
@@ -213,6 +226,13 @@ def test_an_image_is_required(file: Path) -> None:
             "WATCH_NAMESPACES",
             "ok,No_Good",
             "watch_namespaces: must be a namespace: at most 63 lower-case letters, digits and `-`, is 'No_Good'",
+        ),
+        ("NETWORK_POLICIES", "maybe", "network_policies: must be true or false, is 'maybe'"),
+        ("DASHBOARD_CLIENTS", "[{}]", "dashboard_clients[0]: must have a podSelector, a namespaceSelector or an ipBlock"),
+        (
+            "DASHBOARD_CLIENTS",
+            '[{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]',
+            "dashboard_clients[0]: must have an ipBlock, or else selectors, not both",
         ),
         ("WORKERS", "0", "workers: must be at least 1, is '0'"),
         ("RESYNC_SECONDS", "1m", "resync_seconds: must be a whole number, is '1m'"),
