@@ -54,7 +54,7 @@ WORKDIR /home/ray
 
 # What a new installation is tried with: a model that knows nothing, and is there without a hub.
 COPY examples/make_tiny_model.py /opt/
-RUN python /opt/make_tiny_model.py /opt/tiny-model >/dev/null 2>&1 && chmod -R a+rX /opt/tiny-model
+RUN python /opt/make_tiny_model.py /opt/tiny-model && chmod -R a+rX /opt/tiny-model
 
 COPY . /opt/finetune-operator/
 

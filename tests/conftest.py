@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -55,24 +56,26 @@ def stdlib_validation() -> Path:
     return make_data() / VALIDATION
 
 
-@pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A real Kubernetes API, without nodes, for all tests of this run."""
-    directory = tmp_path_factory.mktemp("control-plane")
+@contextmanager
+def _control_plane(directory: Path) -> Iterator[ControlPlane]:
     control_plane = ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address())
     control_plane.start()
     yield control_plane
     control_plane.remove()
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real Kubernetes API, without nodes, for all tests of this run."""
+    with _control_plane(tmp_path_factory.mktemp("control-plane")) as control_plane:
+        yield control_plane
 
 
 @pytest.fixture(scope="session")
 def without_kuberay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A real API server that knows nothing but Kubernetes."""
-    directory = tmp_path_factory.mktemp("without-kuberay")
-    control_plane = ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address())
-    control_plane.start()
-    yield control_plane
-    control_plane.remove()
+    with _control_plane(tmp_path_factory.mktemp("without-kuberay")) as control_plane:
+        yield control_plane
 
 
 @pytest.fixture

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-
-import kopf
-
-import finetune_operator.main  # noqa: F401 - registers the handlers
-from finetune_api.failure import FineTuneError
-from finetune_operator.configuration import load_configuration
-from finetune_operator.kubernetes_api import COMPONENT
-from finetune_operator.logs import configure
+from typing import NoReturn
 
 
 def run() -> None:
     """Runs until SIGTERM. A wrong configuration ends it at once, with every mistake on standard error, and exit code 1."""
+    # The first process of a container is deaf to signals that it has no handler for, and kopf's is there a second later only.
+    signal.signal(signal.SIGTERM, _end)
+
+    import kopf
+
+    import finetune_operator.main  # noqa: F401 - registers the handlers
+    from finetune_api.failure import FineTuneError
+    from finetune_operator.configuration import load_configuration
+    from finetune_operator.kubernetes_api import COMPONENT
+    from finetune_operator.logs import configure
+
     try:
         configuration = load_configuration()
     except FineTuneError as error:
@@ -40,6 +45,10 @@ def run() -> None:
         if "failure" not in memo:
             raise
         sys.exit(1)  # kopf has logged why
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ async def start(
         await _start(memo, settings, indexes)
     except (FineTuneError, RefusedError, OSError) as error:
         memo.failure = str(error) or repr(error)
+        await _close(memo)  # kopf calls `stop` only of what has started
         raise kopf.PermanentError(memo.failure) from error
 
 
@@ -83,7 +84,12 @@ async def _start(memo: kopf.Memo, settings: kopf.OperatorSettings, indexes: Mapp
 
 @kopf.on.cleanup()
 async def stop(memo: kopf.Memo, **_: object) -> None:
-    """Ends what `start` began, as far as it came."""
+    """Ends what `start` began."""
+    await _close(memo)
+
+
+async def _close(memo: kopf.Memo) -> None:
+    """As far as it came."""
     if "queue" in memo:
         await memo.queue.close()
     if "collector" in memo:

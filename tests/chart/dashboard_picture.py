@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,11 +42,10 @@ def draw(dashboard: Path, answers: Mapping[str, Sequence[Sequence[Line]]], pictu
         axes = figure.add_axes((left + 0.035, bottom + 1.3 / height, place["w"] / COLUMNS - 0.05, (place["h"] - 2.6) / height))
         factor, unit = UNITS.get(panel["fieldConfig"]["defaults"].get("unit", ""), (1, ""))
         axes.set_title(f"{panel['title']}{f', {unit}' if unit else ''}", fontsize=9, loc="left")
-        lines = [line for query in answers[panel["title"]] for line in query]
         if panel["type"] == "timeseries":
-            _curves(axes, lines, begin, factor)
+            _curves(axes, [line for query in answers[panel["title"]] for line in query], begin, factor)
         else:
-            _numbers(axes, lines, factor)
+            _numbers(axes, [*_shown(panel, answers[panel["title"]], factor)])
     figure.savefig(picture, dpi=80)
 
 
@@ -59,13 +58,26 @@ def _curves(axes: Axes, lines: Sequence[Line], begin: float, factor: float) -> N
         axes.legend(fontsize=6, loc="best")
 
 
-def _numbers(axes: Axes, lines: Sequence[Line], factor: float) -> None:
-    """The last value of each series."""
+def _numbers(axes: Axes, shown: Sequence[str]) -> None:
     axes.axis("off")
-    shown = [f"{_name(line)}  {line.points[-1][1] * factor:.4g}".strip() for line in lines if line.points]
     columns = 4 if len(shown) > 4 else 1
     for number, text in enumerate(shown):
         axes.text((number % columns) / columns, 1 - (number // columns + 1) * 0.3, text, fontsize=9, transform=axes.transAxes)
+
+
+def _shown(panel: dict[str, Any], queries: Sequence[Sequence[Line]], factor: float) -> Iterator[str]:
+    """The last value of each series, after what Grafana calls it."""
+    columns = {
+        each["matcher"]["options"]: field["value"]
+        for each in panel["fieldConfig"].get("overrides", [])
+        for field in each["properties"]
+        if field["id"] == "displayName"
+    }
+    for target, lines in zip(panel["targets"], queries, strict=True):
+        legend = columns.get(f"Value #{target['refId']}") or target.get("legendFormat", "")
+        for line in lines:
+            name = _name(line) if "{{" in legend or not legend else f"{_name(line)} {legend}"
+            yield f"{name}  {line.points[-1][1] * factor:.4g}".strip()
 
 
 def _name(line: Line) -> str:

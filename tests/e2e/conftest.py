@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from tests.cluster.helm import Helm
-from tests.cluster.images import OPERATOR, TRAINER, Image, build_image
+from tests.cluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say, find
 from tests.cluster.providers import Cluster, NodeCluster, choose
@@ -72,13 +72,23 @@ def kubeconfig(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return file
 
 
-@pytest.fixture(scope="session")
-def trainer(cluster: Cluster, say: Say) -> Image:
-    """The trainer's image, built from its Dockerfile, where pods find it."""
-    image = build_image(TRAINER, say)
+def _provided(recipe: Recipe, cluster: Cluster, say: Say) -> Image:
+    image = build_image(recipe, say)
     cluster.provide(image)
     say(f"{image.name} is where pods find it")
     return image
+
+
+@pytest.fixture(scope="session")
+def trainer(cluster: Cluster, say: Say) -> Image:
+    """The trainer's image, built from its Dockerfile, where pods find it."""
+    return _provided(TRAINER, cluster, say)
+
+
+@pytest.fixture(scope="session")
+def operator_image(cluster: Cluster, say: Say) -> Image:
+    """The operator's image, in the same way."""
+    return _provided(OPERATOR, cluster, say)
 
 
 @pytest.fixture
@@ -96,15 +106,6 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def helm(kubectl: Kubectl, say: Say) -> Helm:
     return Helm(find("helm", say), kubectl)
-
-
-@pytest.fixture(scope="session")
-def operator_image(cluster: Cluster, say: Say) -> Image:
-    """The operator's image, built from its Dockerfile, where pods find it."""
-    image = build_image(OPERATOR, say)
-    cluster.provide(image)
-    say(f"{image.name} is where pods find it")
-    return image
 
 
 @pytest.fixture(scope="session")

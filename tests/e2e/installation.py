@@ -76,16 +76,9 @@ class Installation:
     def start(self) -> None:
         """Ready when this returns."""
         self.kubectl("scale", f"deployment/{self.name}", "--namespace", self.namespace, "--replicas=1")
+        words = ("rollout", "status", f"deployment/{self.name}", "--namespace", self.namespace, f"--timeout={ROLLOUT_SECONDS}s")
         try:
-            self.kubectl(
-                "rollout",
-                "status",
-                f"deployment/{self.name}",
-                "--namespace",
-                self.namespace,
-                f"--timeout={ROLLOUT_SECONDS}s",
-                seconds=ROLLOUT_SECONDS + 10,
-            )
+            self.kubectl(*words, seconds=ROLLOUT_SECONDS + 10)
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.kubectl.story(self.namespace)}") from error
 
@@ -110,13 +103,14 @@ class Installation:
             return None
 
     def log(self) -> str:
-        """What its pod has written since it started last."""
+        """What its pod has written, and what it wrote before it was started again last."""
         logs = []
         for pod in self._pods():
-            try:
-                logs.append(self.kubectl("logs", pod, "--namespace", self.namespace))
-            except ClusterError:  # it has not begun, or is gone
-                continue
+            for options in (["--previous"], []):
+                try:
+                    logs.append(self.kubectl("logs", pod, "--namespace", self.namespace, *options))
+                except ClusterError:  # it has not begun, is gone, or was never started again
+                    continue
         return "\n".join(logs)
 
     def errors(self) -> list[dict[str, object]]:

@@ -197,6 +197,23 @@ def test_sigterm_ends_it_at_once(served: ControlPlane, inside: Namespace, tmp_pa
         assert has_ray_job(inside, job), "what runs goes on"
 
 
+def test_sigterm_before_it_has_started_ends_it_as_well(served: ControlPlane, tmp_path: Path) -> None:
+    """As the first process of a container it would not hear a signal that it has no handler for."""
+
+    def hears(process: Process) -> bool:
+        status = Path(f"/proc/{process.process.pid}/status").read_text()
+        [caught] = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+    with ending(tmp_path, served) as process:
+        wait_for("it to hear", partial(hears, process), seconds=20, every=0.01)
+        assert process.log() == "", "it is on its way"
+        process.process.send_signal(signal.SIGTERM)
+
+        assert process.wait() == 128 + signal.SIGTERM
+        assert "Traceback" not in process.log()
+
+
 def test_jobs_of_other_namespaces_are_left_alone(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
     core = CoreV1Api(inside.dynamic.client)
     other = Namespace(inside.dynamic, f"{inside.name}-other")
@@ -250,7 +267,8 @@ def test_without_kuberay_it_ends_and_says_what_to_install(without_kuberay: Contr
         code = process.wait()
 
     assert code == 1
-    assert re.search(r"does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer", process.log())
+    assert re.search(r"does not serve ray\.io/v1 RayJobs and RayClusters: install KubeRay 1\.6 or newer", process.log())
+    assert "Unclosed" not in process.log()
     assert "Traceback" not in process.log()
 
 
