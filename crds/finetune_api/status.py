@@ -260,3 +260,5 @@ class ProgressRecord(StatusModel):
     evaluation: Evaluation | None = None
     checkpoints: Checkpoints = []
     failure: Failure | None = None
+    finished: bool = False
+    """Whether the run is over, and all that was to be saved is saved."""

@@ -151,6 +151,8 @@ def _settle(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.networking.request_timeout = 30
+    # The watches are back seconds after an API server is; after two minutes without one the operator ends, and is started again.
+    settings.networking.error_backoffs = (1, 2, 3, *[5] * 24)
     settings.watching.chunk_size = 500
     for resource in (RAY_JOBS, RAY_CLUSTERS, ("", "v1", "pods"), ("", "v1", "configmaps")):
         settings.watching.label_selectors[resource] = JOB_UID

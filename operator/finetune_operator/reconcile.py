@@ -366,7 +366,8 @@ def _too_late(now: _Now, status: FineTuneJobStatus, ray_job: RayJob | None) -> D
 
 def _attempt_ended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
     ended = ray_job.status.end_time or now.time
-    if ray_job.has_succeeded:
+    said = now.record is not None and now.record.finished
+    if ray_job.has_succeeded or (ray_job.is_out_of_sight and said and _unfinished(now) is None):
         problem = _unfinished(now)
         if problem is None:
             return Decision(_succeeded(now, status, ended))

@@ -130,6 +130,10 @@ class RayCluster(Seen):
     status: RayClusterStatus = RayClusterStatus()
 
 
+OUT_OF_SIGHT = ("JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
+"""KubeRay's reasons for giving up a RayJob whose program it cannot ask about."""
+
+
 class RayJobStatus(Seen):
     """rayv1.RayJobStatus."""
 
@@ -165,6 +169,11 @@ class RayJob(Seen):
     def has_succeeded(self) -> bool:
         """Complete alone does not say so: a job that was stopped is Complete as well."""
         return self.status.job_deployment_status == "Complete" and self.status.job_status == "SUCCEEDED"
+
+    @property
+    def is_out_of_sight(self) -> bool:
+        """Whether KubeRay gave it up without having learnt how it ended, as after an API server was away when it did."""
+        return self.status.job_deployment_status == "Failed" and self.status.reason in OUT_OF_SIGHT
 
     @property
     def is_queued(self) -> bool:

@@ -174,6 +174,7 @@ def test_the_next_attempt_goes_on_to_the_end(story: Story) -> None:
     assert re.search(rf"^going on from {story.job.run_directory}/(snapshot|epoch)-[0-9]+$", story.finished.out, re.MULTILINE)
     assert len(column(story.job.run_directory, "loss")) == STEPS
     assert story.finished.last.failure is None
+    assert [each.last.finished for each in (story.stopped, story.finished, story.again)] == [False, True, True]
     assert story.finished.last.progress is not None
     assert story.finished.last.progress.epochs == "20/20"
 

@@ -105,7 +105,7 @@ class Account:
 
     def finished(self, record: ProgressRecord) -> None:
         """The run has its result."""
-        self.known(record)
+        self.known(record.model_copy(update={"finished": True}))
         model = best(record.checkpoints)
         self.say(f"finished; the model is {model.path}" if model else "finished")
 
