@@ -49,6 +49,7 @@ WANTED = {
     "build": [*PYPROJECT["build-system"]["requires"], *GROUPS["build"]],
     "trainer": [*PROJECT["dependencies"], *EXTRAS["trainer"], *GROUPS["examples"]],
     "image": [*PROJECT["dependencies"], *EXTRAS["trainer"], *GROUPS["image"]],
+    "operator": [*PROJECT["dependencies"], *EXTRAS["operator"]],
     "dev": [*PROJECT["dependencies"], *chain(*EXTRAS.values()), *GROUPS["examples"], *GROUPS["dev"]],
 }
 
