@@ -270,6 +270,7 @@ def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(operator
         ("ServiceAccount", name),
         ("Role", name),
         ("RoleBinding", name),
+        ("NetworkPolicy", name),
         ("RayJob", f"{name}-1"),
     ]
     for each in made:

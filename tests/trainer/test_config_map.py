@@ -49,6 +49,7 @@ def test_the_record_is_camel_case_and_without_what_is_not_known(server: RecordsS
         "attempt": 2,
         "checkpoints": [],
         "failure": {"class": "NodeLost", "message": "gone"},
+        "finished": False,
     }
 
 
