@@ -366,11 +366,11 @@ def _too_late(now: _Now, status: FineTuneJobStatus, ray_job: RayJob | None) -> D
 
 def _attempt_ended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
     ended = ray_job.status.end_time or now.time
-    said = now.record is not None and now.record.finished
-    if ray_job.has_succeeded or (ray_job.is_out_of_sight and said and _unfinished(now) is None):
-        problem = _unfinished(now)
-        if problem is None:
-            return Decision(_succeeded(now, status, ended))
+    problem = _unfinished(now)
+    says_so = now.record is not None and now.record.finished
+    if problem is None and (ray_job.has_succeeded or (ray_job.is_out_of_sight and says_so)):
+        return Decision(_succeeded(now, status, ended))
+    if problem is not None and ray_job.has_succeeded:
         return Decision(_failed(now.job, status, Failure(failure_class=FailureClass.UNKNOWN, message=problem), ended, time=now.time))
     failure = failure_of_attempt(now.seen, ray_job, now.record)
     attempt, limit = now.job.attempt, now.spec.run_policy.backoff_limit

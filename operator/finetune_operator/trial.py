@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import KIND
@@ -28,8 +29,7 @@ async def try_job(api: KubernetesApi, manifest: Body, seconds: float, say: Calla
 
     Raises RefusedError or OSError where the API server does not do as it should.
     """
-    metadata = Metadata.model_validate({"uid": "", **manifest["metadata"]}) if isinstance(manifest["metadata"], dict) else None
-    assert metadata is not None, "a manifest has metadata"
+    metadata = Metadata.model_validate({"uid": "", **cast("Body", manifest["metadata"])})
     deadline = time.monotonic() + seconds
     await _take_away(api, metadata, deadline)
     await api.create(manifest)

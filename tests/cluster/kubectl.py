@@ -21,9 +21,12 @@ class Kubectl:
 
     def __call__(self, *arguments: str | Path, stdin: str | None = None, seconds: float = 60) -> str:
         """What kubectl writes. Raises ClusterError when it fails or takes too long."""
+        return run(self.command(*arguments), seconds=seconds, stdin=stdin, shown=f"kubectl {' '.join(map(str, arguments))}")
+
+    def command(self, *arguments: str | Path) -> list[str | Path]:
+        """The words that run kubectl on this cluster."""
         chosen = [f"--context={self.context}"] if self.context else []
-        command: list[str | Path] = [self.program, f"--kubeconfig={self.kubeconfig}", *chosen, *arguments]
-        return run(command, seconds=seconds, stdin=stdin, shown=f"kubectl {' '.join(map(str, arguments))}")
+        return [self.program, f"--kubeconfig={self.kubeconfig}", *chosen, *arguments]
 
     def apply(self, manifest: dict[str, JsonValue]) -> None:
         """Applies one resource, on the server's side."""

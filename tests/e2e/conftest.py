@@ -15,9 +15,9 @@ from tests.cluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.programs import Say, find
 from tests.cluster.providers import Cluster, NodeCluster, choose
-from tests.cluster.waiting import wait_for
 from tests.e2e.installation import Installation
 from tests.e2e.jobs import CLAIM
+from tests.e2e.namespaces import ensure_restricted
 from tests.e2e.sightings import Sightings, watching
 from tests.e2e.volumes import Volume
 
@@ -95,9 +95,7 @@ def operator_image(cluster: Cluster, say: Say) -> Image:
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace of the test's own, in which only pods that fit `restricted` start."""
     name = f"e2e-{uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels)}})
-    wait_for("its service account", lambda: kubectl.get("serviceaccount", "default", name), seconds=60)
+    ensure_restricted(kubectl, name)
     yield name
     # Without waiting: a RayJob whose operator is down would hold it for ever.
     kubectl("delete", "namespace", name, "--wait=false")

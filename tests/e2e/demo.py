@@ -22,6 +22,7 @@ from tests.cluster.providers import Cluster, choose
 from tests.cluster.waiting import wait_for
 from tests.e2e.installation import Installation
 from tests.e2e.jobs import CLAIM, get, phase
+from tests.e2e.namespaces import ensure_restricted
 from tests.e2e.objects import at
 from tests.e2e.volumes import MOUNT, Volume
 
@@ -84,13 +85,12 @@ def main() -> None:
 
 def _volume(cluster: Cluster, image: str) -> Volume:
     """The claim of the example, with its model and its data."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    cluster.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": dict(labels)}})
-    wait_for("its service account", lambda: cluster.kubectl.get("serviceaccount", "default", NAMESPACE), seconds=60)
+    ensure_restricted(cluster.kubectl, NAMESPACE)
     volume = Volume(cluster, NAMESPACE, CLAIM, image)
     volume.put(make_model(), f"models/{MODEL}")
+    data = make_data()
     for file in (TRAIN, VALIDATION):
-        volume.put(make_data() / file, f"data/{file}")
+        volume.put(data / file, f"data/{file}")
     return volume
 
 
@@ -98,8 +98,7 @@ def _follow(kubectl: Kubectl) -> None:
     """Until the job has ended; meanwhile what `kubectl get --watch` shows."""
     watch = ["get", "finetunejobs", NAME, "--namespace", NAMESPACE, "--watch"]
     say(f"kubectl {' '.join(watch)}")
-    chosen = [f"--context={kubectl.context}"] if kubectl.context else []
-    with subprocess.Popen([kubectl.program, f"--kubeconfig={kubectl.kubeconfig}", *chosen, *watch], stdin=subprocess.DEVNULL) as shown:
+    with subprocess.Popen(kubectl.command(*watch), stdin=subprocess.DEVNULL) as shown:
         try:
             wait_for(
                 "the quickstart to end",

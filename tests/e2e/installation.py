@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from pydantic import JsonValue
+from tests.chart.rendering import CHART, NAMESPACE, RELEASE
 from tests.cluster.failure import ClusterError
 from tests.cluster.helm import Helm
 from tests.cluster.images import Image
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.waiting import wait_for
+from tests.e2e.namespaces import ensure_restricted
 from tests.e2e.objects import at
 
-CHART = Path(__file__).parents[2] / "charts/finetune-operator"
-RELEASE = "finetune-operator"
-NAMESPACE = "finetune-system"
 ROLLOUT_SECONDS = 90
 
 SMALL_WORKER: dict[str, JsonValue] = {"cpu": "300m", "memory": "3Gi"}
@@ -59,7 +57,7 @@ class Installation:
 
     def install(self, seconds: int = ROLLOUT_SECONDS) -> str:
         """Installs the release; the operator is ready when this returns. What helm writes."""
-        self._ensure_namespace()
+        ensure_restricted(self.kubectl, self.namespace)
         return self._install("upgrade", "--install", seconds=seconds)
 
     def upgrade(self, **values: JsonValue) -> None:
@@ -126,10 +124,6 @@ class Installation:
             return self.helm(*command, self.release, CHART, *options, stdin=json.dumps(self._values), seconds=seconds + 30)
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.kubectl.story(self.namespace)}") from error
-
-    def _ensure_namespace(self) -> None:
-        labels: JsonValue = {"pod-security.kubernetes.io/enforce": "restricted"}
-        self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": labels}})
 
     def _pods(self) -> list[str]:
         selector = f"app.kubernetes.io/name=finetune-operator,app.kubernetes.io/instance={self.release}"

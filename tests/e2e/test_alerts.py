@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.chart.dashboard_queries import queries
-from tests.e2e.installation import CHART
+from tests.chart.rendering import CHART
 
 ALERTS = CHART / "files/alerts.yaml"
 DASHBOARD = CHART / "files/dashboard.json"

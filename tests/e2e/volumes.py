@@ -63,10 +63,7 @@ class Volume:
         return {line.partition("/")[0] for line in found.split()}
 
     def _exec(self, command: list[str], *, stdin: bytes | None = None) -> bytes:
-        arguments: list[str | Path] = [self.kubectl.program, f"--kubeconfig={self.kubectl.kubeconfig}"]
-        if self.kubectl.context:
-            arguments.append(f"--context={self.kubectl.context}")
-        arguments += ["exec", "--stdin", "--namespace", self.namespace, KEEPER, "--", *command]
+        arguments = self.kubectl.command("exec", "--stdin", "--namespace", self.namespace, KEEPER, "--", *command)
         ended = subprocess.run(arguments, input=stdin or b"", capture_output=True, timeout=300, check=False)
         if ended.returncode:
             raise ClusterError(f"{' '.join(command)}: {ended.stderr.decode(errors='replace')[-1000:]}")
