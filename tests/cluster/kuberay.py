@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.processes import Program
 from tests.cluster.programs import Say, kuberay_manifests
+from tests.cluster.waiting import wait_for
 
 OPERATOR = "ray-operator"
 CRDS = ("rayclusters.ray.io", "rayjobs.ray.io", "rayservices.ray.io")
@@ -38,4 +40,10 @@ def installed(kubectl: Kubectl) -> bool:
 
 
 def _wait_for_crds(kubectl: Kubectl) -> None:
-    kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in CRDS), seconds=70)
+    wait_for("KubeRay's resource definitions", lambda: all(_is_established(kubectl, name) for name in CRDS), seconds=60)
+
+
+def _is_established(kubectl: Kubectl, name: str) -> bool:
+    """As `kubectl wait` would ask, which fails on a definition that is so new that it has no conditions."""
+    found = json.loads(kubectl("get", "crd", name, "--output=json"))
+    return any(each["type"] == "Established" and each["status"] == "True" for each in (found.get("status") or {}).get("conditions") or ())
