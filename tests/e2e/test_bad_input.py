@@ -72,12 +72,14 @@ def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
     wait_for_step(kubectl, namespace, "job", 1, seconds=300)
     config_map = str(at(sightings.of("RayJob")[0].body, "metadata", "name")).removesuffix("-1")
     theirs = {"name": "epoch-0", "path": "pvc://finetune/runs/other/job/epoch-0", "epoch": 1, "step": 1, "time": "2026-01-01T00:00:00Z"}
-    for record in ('"' + "x" * 950_000 + '"', '{"progress": 1}', "[" * 100_000, json.dumps({"checkpoints": [theirs]})):
-        patch = json.dumps({"data": {"record.json": record}})
-        before = len(sightings.of("FineTuneJob"))
-        kubectl("patch", "configmap", config_map, "--namespace", namespace, "--type=merge", "--patch-file=/dev/stdin", stdin=patch)
-
-        shown = wait_for("the operator's word on it", partial(_not_shown, sightings, before), seconds=20)
+    for record, words in (
+        ('"' + "x" * 950_000 + '"', "it has 950002 bytes"),
+        ('{"progress": 1}', "progress: Input should be"),
+        ("[" * 100_000, "it: Invalid JSON"),
+        (json.dumps({"checkpoints": [theirs]}), "checkpoints.0.path is not that of epoch-0"),
+    ):
+        told = partial(_told_of, kubectl, namespace, config_map, record, f"is not shown: {words}", sightings)
+        shown = wait_for(f"the operator's word: {words}", told, seconds=30)
         assert at(shown, "status", "phase") == "Running"
         assert at(shown, "status", "checkpoints") == []
         assert "xxxx" not in json.dumps(shown)
@@ -85,7 +87,13 @@ def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
     assert "RecordInvalid" in [reason for reason, _ in events(kubectl, namespace, "job")]
 
 
-def _not_shown(sightings: Sightings, before: int) -> dict[str, JsonValue] | None:
-    """The first FineTuneJob after so many sightings that says so; the trainer's next record takes its place within seconds."""
-    later = sightings.of("FineTuneJob")[before:]
-    return next((each.body for each in later if "is not shown" in str(at(each.body, "status", "message"))), None)
+def _told_of(
+    kubectl: Kubectl, namespace: str, config_map: str, record: str, words: str, sightings: Sightings
+) -> dict[str, JsonValue] | None:
+    """Writes the record, over and over while this is called: the trainer's next one may take its place before the operator looks.
+
+    Returns the first FineTuneJob whose message has the words.
+    """
+    patch = json.dumps({"data": {"record.json": record}})
+    kubectl("patch", "configmap", config_map, "--namespace", namespace, "--type=merge", "--patch-file=/dev/stdin", stdin=patch)
+    return next((each.body for each in sightings.of("FineTuneJob") if words in str(at(each.body, "status", "message"))), None)

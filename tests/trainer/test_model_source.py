@@ -112,18 +112,27 @@ def test_a_model_on_a_claim_is_used_where_it_is_mounted(tiny_model: Path, tmp_pa
 # Object storage
 
 
-def test_a_model_is_brought_from_object_storage(tiny_model: Path, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_brought_from_object_storage_without_weights_that_are_not_needed(
+    tiny_model: Path, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for file in tiny_model.iterdir():
+    model = in_other_forms_as_well(copy_of(tiny_model, tmp_path / "model"))
+    for file in model.iterdir():
         boto3.client("s3").upload_file(str(file), s3_bucket, f"models/tiny/{file.name}")
+
+    described = fetch_model(f"s3://{s3_bucket}/models/tiny", FIELD, weights=False)
+    assert {file.name for file in described.iterdir()} == {file.name for file in tiny_model.iterdir()} - {"model.safetensors"}
     here = fetch_model(f"s3://{s3_bucket}/models/tiny", FIELD)
     assert {file.name: file.read_bytes() for file in here.iterdir()} == {file.name: file.read_bytes() for file in tiny_model.iterdir()}
 
 
 def test_an_object_store_without_the_model_is_named(s3_bucket: str) -> None:
-    failed = failure_of(f"s3://{s3_bucket}/models/llama")
+    model = f"s3://{s3_bucket}/models/llama"
+    failed = failure_of(model)
     assert failed.failure_class is FailureClass.MODEL_NOT_FOUND
-    assert f"s3://{s3_bucket}/models/llama holds no config.json" in str(failed)
+    assert str(failed) == f"spec.model_id: {model} holds no configuration (*config.json); give a model's directory"
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key="models/llama/config.json", Body=b"{}")
+    assert str(failure_of(model)) == f"spec.model_id: {model} holds no weights (*.safetensors); give a model's directory"
 
 
 # The hub
@@ -132,12 +141,16 @@ def test_an_object_store_without_the_model_is_named(s3_bucket: str) -> None:
 @pytest.fixture
 def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A hub that has the tiny model as `someone/model`, and its weights in other forms as well."""
-    model = copy_of(tiny_model, tmp_path / "on-the-hub")
-    (model / "pytorch_model.bin").write_bytes(b"the same weights")
-    (model / "consolidated.safetensors").write_bytes(b"the same weights")
+    model = in_other_forms_as_well(copy_of(tiny_model, tmp_path / "on-the-hub"))
     with hub_with(model) as address:
         for_this_hub(address, tmp_path / "cache", monkeypatch)
         yield
+
+
+def in_other_forms_as_well(model: Path) -> Path:
+    (model / "pytorch_model.bin").write_bytes(b"the same weights")
+    (model / "consolidated.safetensors").write_bytes(b"the same weights")
+    return model
 
 
 def for_this_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +187,16 @@ def test_what_the_hub_does_not_give_is_named(source: str, failure_class: Failure
     assert str(failed).startswith(f"spec.model_id: {message}")
 
 
-def test_without_a_hub_a_name_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("offline", "failure_class"), [(False, FailureClass.STORAGE_ERROR), (True, FailureClass.MODEL_NOT_FOUND)])
+def test_without_a_hub_a_name_is_explained_and_asked_for_again_unless_it_must_not_be(
+    offline: bool, failure_class: FailureClass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     for_this_hub(f"http://127.0.0.1:{port}", tmp_path, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     failed = failure_of("someone/model")
-    assert failed.failure_class is FailureClass.MODEL_NOT_FOUND
+    assert failed.failure_class is failure_class
     assert str(failed).startswith("spec.model_id: someone/model is not a directory here, and the hub cannot be reached (")
     assert str(failed).endswith("give a model's directory, or try again with a network")
 

@@ -24,6 +24,7 @@ from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer import on_cluster
 from finetune_trainer.driver import TAKEN_AWAY
+from finetune_trainer.machine import NO_FLASH_ATTENTION
 from finetune_trainer.on_cluster import FAILED, FINISHED, STOPPED, main, run_attempt
 from finetune_trainer.run_directory import RunDirectory
 
@@ -61,6 +62,7 @@ class Job:
             valid_path=f"{directory}/valid.jsonl",
             num_epochs=STEPS // 3,
             checkpoint_every_n_epochs=4,
+            flash_attention_2=True,
         )
         self.storage = directory / "runs"
         self.run_directory = self.storage / "somewhere" / f"tiny-{UID}"
@@ -199,10 +201,11 @@ def test_records_name_the_checkpoints_that_are_in_storage(story: Story) -> None:
     assert all(Path(checkpoint.path).is_dir() for checkpoint in story.finished.last.checkpoints)
 
 
-def test_the_log_has_a_line_for_every_epoch_that_was_seen(story: Story) -> None:
+def test_the_log_has_warnings_and_a_line_for_every_epoch_that_was_seen(story: Story) -> None:
     lines = story.finished.out.splitlines()
 
-    assert lines[0] == "prepared 12 rows with 1700 tokens: 20 epochs of 3 steps"
+    assert lines[0] == f"warning: {NO_FLASH_ATTENTION}"
+    assert lines[1] == "prepared 12 rows with 1700 tokens: 20 epochs of 3 steps"
     assert re.fullmatch(r"epoch 20/20, step 60/60, loss [0-9.]+, validation loss [0-9.]+, perplexity [0-9.]+", lines[-2])
     assert re.fullmatch(rf"finished; the model is {story.job.run_directory}/epoch-[0-9]+", lines[-1])
     epochs = [line.partition(",")[0] for line in lines if line.startswith("epoch ")]

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer import object_storage
+from finetune_trainer.local_storage import LocalStorage
 from finetune_trainer.object_storage import connect
 from finetune_trainer.storage import open_input, open_storage
 
@@ -411,8 +412,10 @@ def test_a_download_replaces_the_files_that_are_there(storage_path: str, tmp_pat
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "config.json").write_text("the old one")
 
-    storage.download(tmp_path / "cache")
+    storage.write_text("optimizer.pt", "not asked for")
+    storage.download(["config.json", "state/step"], tmp_path / "cache")
 
+    assert set(LocalStorage(tmp_path / "cache").files()) == {"config.json", "state/step"}
     assert (tmp_path / "cache" / "config.json").read_text() == "new"
     assert (tmp_path / "cache" / "state" / "step").read_text() == "7"
     assert not list((tmp_path / "cache").rglob(".*"))
@@ -505,7 +508,7 @@ def test_a_download_that_does_not_fit_leaves_the_old_file(
     (tmp_path / "model.safetensors").write_text("old")
 
     with full_disk(), pytest.raises(FineTuneError, match=r"/runs/model\.safetensors.*: .*File too large") as raised:
-        storage.download(tmp_path)
+        storage.download(["model.safetensors"], tmp_path)
 
     assert raised.value.failure_class == FailureClass.STORAGE_ERROR
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"model.safetensors": "old"}

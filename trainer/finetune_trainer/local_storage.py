@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,10 +72,13 @@ class LocalStorage:
             else:
                 target.unlink(missing_ok=True)
 
-    def download(self, directory: Path) -> None:
-        """Copies all files."""
-        with explained(directory):
-            shutil.copytree(self._root, directory, dirs_exist_ok=True)
+    def download(self, names: Iterable[str], directory: Path) -> None:
+        """Copies files."""
+        for name in names:
+            target = directory / name
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self._root / name, target)
 
     @contextmanager
     def local_copy(self) -> Iterator[Path]:

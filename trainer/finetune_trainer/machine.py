@@ -12,6 +12,8 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.model import uses_flash_attention
 
+NO_FLASH_ATTENTION = "spec.flash_attention_2 needs a GPU and the package flash-attn; PyTorch's own attention is used"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -42,7 +44,7 @@ def fit_to_machine(spec: FineTuneJobSpec, machine: Machine, devices: int | None)
     """
     warnings = list(_cluster_only(spec))
     if spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=machine.gpus > 0):
-        warnings.append("spec.flash_attention_2 needs a GPU and the package flash-attn; PyTorch's own attention is used")
+        warnings.append(NO_FLASH_ATTENTION)
     if devices is not None:
         if machine.gpus and devices > machine.gpus:
             raise FineTuneError(FailureClass.INVALID_SPEC, f"--devices {devices}: this machine has {machine.gpus} GPU(s)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -66,7 +67,7 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
     if name is not None:
         return _from_hub(name, where, weights=weights)
     if scheme(source) in ("s3", "gs"):
-        return _from_storage(source, where)
+        return _from_storage(source, where, weights=weights)
     on_mount = mounted_here(source)
     if on_mount is None and scheme(source) in ("pvc", "configmap"):
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} is mounted on a cluster only; give a path on this machine")
@@ -90,9 +91,10 @@ def _local(source: str) -> Path:
 
 def _from_hub(name: str, where: str, *, weights: bool) -> Path:
     name, _, revision = name.partition("@")
-    patterns = _DESCRIPTION_FILES + (_WEIGHT_FILES if weights else [])
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=_SAME_WEIGHTS))
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=_patterns(weights=weights), ignore_patterns=_SAME_WEIGHTS)
+        )
     except GatedRepoError as error:
         asked = "ask for access to it on the hub, and set HF_TOKEN to a token that has it"
         raise FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {name} is gated; {asked}") from error
@@ -105,20 +107,33 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {name} has no revision {revision} on the hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         hint = "give a model's directory, or try again with a network"
+        # Where it is not to be asked, it will not answer another time.
+        failure_class = FailureClass.MODEL_NOT_FOUND if constants.HF_HUB_OFFLINE else FailureClass.STORAGE_ERROR
         raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
+            failure_class,
             f"{where}: {name} is not a directory here, and the hub cannot be reached ({_first_line(error)}); {hint}",
         ) from error
 
 
-def _from_storage(source: str, where: str) -> Path:
+def _from_storage(source: str, where: str, *, weights: bool) -> Path:
     storage = open_storage(source)
-    if storage.read_text("config.json") is None and storage.read_text("adapter_config.json") is None:
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no config.json; give the directory of a model")
+    files = storage.files()
+    for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
+        if not any(_fits(file, [pattern]) for file in files if "/" not in file):
+            raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no {what} ({pattern}); give a model's directory")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
-    storage.download(target)
+    storage.download([file for file in files if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)], target)
     return target
+
+
+def _patterns(*, weights: bool) -> list[str]:
+    return _DESCRIPTION_FILES + (_WEIGHT_FILES if weights else [])
+
+
+def _fits(file: str, patterns: list[str]) -> bool:
+    """As the hub takes patterns: of the whole name, with its directories."""
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
 def _first_line(error: Exception) -> str:

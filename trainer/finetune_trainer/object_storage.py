@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -130,9 +130,9 @@ class ObjectStorage:
                 with suppress(FileNotFoundError):
                     self._filesystem.delete_dir(key)
 
-    def download(self, directory: Path) -> None:
-        """Copies all objects. Each file appears whole, so that several processes may download to the same directory at once."""
-        for name in self.files():
+    def download(self, names: Iterable[str], directory: Path) -> None:
+        """Copies objects. Each file appears whole, so that several processes may download to the same directory at once."""
+        for name in names:
             target = directory / name
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
             with explained(target):
@@ -154,7 +154,7 @@ class ObjectStorage:
     def local_copy(self) -> Iterator[Path]:
         """A temporary directory with all objects."""
         with tempfile.TemporaryDirectory(prefix="finetune-") as directory:
-            self.download(Path(directory))
+            self.download(self.files(), Path(directory))
             yield Path(directory)
 
     @contextmanager

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -31,6 +32,7 @@ from finetune_trainer.config_map import ConfigMap
 from finetune_trainer.driver import QUIET_RAY, follow, job_to_train, quieten_ray
 from finetune_trainer.failures import failure_of
 from finetune_trainer.loop import Outcome
+from finetune_trainer.machine import NO_FLASH_ATTENTION
 from finetune_trainer.prepare import prepare
 from finetune_trainer.record_writer import RecordWriter
 from finetune_trainer.run_directory import RunDirectory
@@ -132,7 +134,11 @@ def _train(assignment: Assignment, manifest: Manifest, namespace: str, account: 
     account.known(ProgressRecord(checkpoints=run.checkpoints()))
 
     prepared = prepare(manifest.spec)
-    for warning in (*manifest.warnings, *prepared.warnings):
+    warnings = [*manifest.warnings, *prepared.warnings]
+    # The head has no GPU, by which transformers would tell, but the workers' image.
+    if prepared.spec.flash_attention_2 and not (assignment.on_gpu and find_spec("flash_attn")):
+        warnings.append(NO_FLASH_ATTENTION)
+    for warning in warnings:
         account.say(f"warning: {warning}")
     plan = prepared.plan
     account.say(f"prepared {plan.rows} rows with {plan.tokens} tokens: {plan.total_epochs} epochs of {plan.steps_per_epoch} steps")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -65,8 +65,8 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Deletes a file, or a directory with all that is in it, if it is there."""
 
-    def download(self, directory: Path) -> None:
-        """Copies all files to a directory on this machine, over those of the same names."""
+    def download(self, names: Iterable[str], directory: Path) -> None:
+        """Copies files to a directory on this machine, over those of the same names."""
 
     def local_copy(self) -> AbstractContextManager[Path]:
         """A directory on this machine with all files, to be left as they are, until the `with` block ends."""
