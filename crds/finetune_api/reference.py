@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from finetune_api.consistency import effect
 from finetune_api.explain import models_in
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
 
 INTRODUCTION = """\
 # Fields of a FineTuneJob
 
-Everything below `spec`, as `kubectl explain` would show it. Names, types and meanings are those of LLMForge's training YAML where it has
-the field. Numbers may be written as `1e-4`, `"8"` or `150_323_855_360`. How fields that are left out get their value is in
-[numbers.md](numbers.md).
+Everything below [`spec`](#spec), which you write, and [`status`](#status), which the operator writes; `kubectl explain` shows the same.
 
 This page is generated from the models; do not edit it.
+"""
+OF_THE_SPEC = """\
+Names, types and meanings are those of LLMForge's training YAML where it has the field. Numbers may be written as `1e-4`, `"8"` or
+`150_323_855_360`. How fields that are left out get their value is in [numbers.md](numbers.md).
+"""
+OF_THE_STATUS = """\
+A field is absent until it is known. What phases, conditions and events mean is in [on-a-cluster.md](on-a-cluster.md).
 """
 
 
 def reference() -> str:
     """The page, as Markdown."""
-    return "\n".join([INTRODUCTION, *_section("spec", FineTuneJobSpec)])
+    spec = _sections([("spec",)], FineTuneJobSpec, defaults=True)
+    status = _sections([("status",)], FineTuneJobStatus, defaults=False)
+    return "\n".join([INTRODUCTION, next(spec), OF_THE_SPEC, *spec, next(status), OF_THE_STATUS, *status])
 
 
-def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
-    yield f"## `{path}`\n"
-    yield "| field | type | default | |"
-    yield "|---|---|---|---|"
-    nested: list[tuple[str, type[BaseModel]]] = []
-    for name, field in model.model_fields.items():
-        below = list(models_in(field.annotation))
-        nested += [(f"{path}.{name}", each) for each in below]
-        yield f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {_description(path, name, field)} |"
+def _sections(paths: Sequence[tuple[str, ...]], model: type[BaseModel], *, defaults: bool) -> Iterator[str]:
+    """The section of a model that is at these paths, and those of the models in it. Each model comes once, with all of its paths."""
+    headings = [f"`{'.'.join(path)}`" for path in paths]
+    yield f"## {', '.join(headings)}\n"
+    yield "| field | type | default | |" if defaults else "| field | type | |"
+    yield "|---|---|---|---|" if defaults else "|---|---|---|"
+    nested: dict[type[BaseModel], list[tuple[str, ...]]] = {}
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
+        for each in models_in(field.annotation):
+            nested.setdefault(each, []).extend((*path, name) for path in paths)
+        cells = [f"`{name}`", _type(field.annotation), *([_default(field)] if defaults else []), _description(paths[0], name, field)]
+        yield f"| {' | '.join(cells)} |"
     yield ""
-    for where, each in nested:
-        yield from _section(where, each)
+    for each, below in nested.items():
+        yield from _sections(below, each, defaults=defaults)
 
 
-def _description(path: str, name: str, field: FieldInfo) -> str:
+def _description(path: tuple[str, ...], name: str, field: FieldInfo) -> str:
     text = " ".join((field.description or "").split()).replace("|", "\\|")
-    return f"{text} {effect(name) if path == 'spec' else ''}".strip()
+    return f"{text} {effect(name) if path == ('spec',) else ''}".strip()
 
 
 def _default(field: FieldInfo) -> str:
@@ -73,7 +86,9 @@ def _type(annotation: object) -> str:
         return "map"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "object"
-    names = {int: "integer", float: "number", str: "text", bool: "boolean"}
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return ", ".join(f"`{member}`" for member in annotation)
+    names = {int: "integer", float: "number", str: "text", bool: "boolean", AwareDatetime: "time"}
     return names[annotation] if isinstance(annotation, type) and annotation in names else "any"
 
 

@@ -7,10 +7,30 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from finetune_api.failure import FailureClass
 from finetune_api.status import Condition
+from finetune_operator.waiting import Obstacle
 
 ConditionType = Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
 Truth = Literal["True", "False", "Unknown"]
+Reason = Literal[
+    "Valid",
+    "ChangeIgnored",
+    "Ready",
+    "Queued",
+    "CleaningUp",
+    "Suspended",
+    "Retrying",
+    "Ended",
+    "Starting",
+    "Waiting",
+    "Training",
+    "RecordInvalid",
+    "InProgress",
+    "Progressing",
+    "Succeeded",
+]
+"""Reasons of conditions, besides what keeps the cluster and why a job failed."""
 
 LONGEST_MESSAGE = 32768
 """Characters of a message in a status."""
@@ -24,7 +44,7 @@ class Finding:
     """What a condition says now."""
 
     status: Truth
-    reason: str
+    reason: Reason | Obstacle | FailureClass
     message: str = ""
 
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
 from finetune_operator.conditions import condition
 
-RECORD_INVALID = "RecordInvalid"
+RECORD_INVALID: Final = "RecordInvalid"
 """The condition Training's reason, and the event's, when a progress record is not shown."""
 LONGEST_MESSAGE = 1024
 """Characters, by the validation of events."""
+Reason = Literal[
+    "Accepted",
+    "SpecRemark",
+    "ChangeIgnored",
+    "ClusterRequested",
+    "Queued",
+    "Running",
+    "CheckpointSaved",
+    "NewBest",
+    "RecordInvalid",
+    "Retrying",
+    "Suspended",
+    "Succeeded",
+    "Failed",
+]
 
 
 @dataclass(frozen=True)
@@ -20,7 +35,7 @@ class Event:
     """One turn."""
 
     type: Literal["Normal", "Warning"]
-    reason: str
+    reason: Reason
     message: str
 
 

@@ -20,7 +20,7 @@ from finetune_api.retention import best
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Failure, FineTuneJobStatus, Phase, ProgressRecord, Workers
 from finetune_operator.children import RAY_JOB, children, unchecked_hash
-from finetune_operator.conditions import ConditionType, Finding, condition, conditions, shortened
+from finetune_operator.conditions import ConditionType, Finding, Reason, condition, conditions, shortened
 from finetune_operator.configuration import Configuration
 from finetune_operator.ended import failure_of_attempt, is_retried, next_attempt_at
 from finetune_operator.events import RECORD_INVALID, Event, turns
@@ -437,7 +437,7 @@ def _failed(
     *,
     time: datetime | None = None,
 ) -> FineTuneJobStatus:
-    reason, message = failure.failure_class.value, failure.message
+    reason, message = failure.failure_class, failure.message
     all_findings: dict[ConditionType, Finding] = {
         **(findings or {}),
         "ClusterReady": Finding("False", "Ended", "the cluster is given back"),
@@ -520,7 +520,7 @@ def _summary(spec: FineTuneJobSpec) -> str:
     return f"{method} of {spec.model_id} on {spec.num_devices} device{'' if spec.num_devices == 1 else 's'}"
 
 
-def _not_training(now: _Now, reason: str, cluster: Finding) -> dict[ConditionType, Finding]:
+def _not_training(now: _Now, reason: Reason, cluster: Finding) -> dict[ConditionType, Finding]:
     """The findings about a job that has not ended and does not train, for this reason; `cluster` is ClusterReady's."""
     return {
         **_accepted(now),

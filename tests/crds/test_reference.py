@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune_api.reference import reference
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
 
 PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
 
@@ -14,6 +15,15 @@ def test_the_page_is_fresh() -> None:
     assert PAGE.read_text() == reference(), "run: python -m finetune_api.reference > docs/fields.md"
 
 
-def test_every_field_of_the_spec_is_described() -> None:
-    rows = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in reference().splitlines() if line.startswith("| `")}
-    assert {name for name in FineTuneJobSpec.model_fields if not rows[f"`{name}`"]} == set()
+def test_every_field_is_described() -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in reference().splitlines() if line.startswith("| `")]
+    names = {row[0].strip("`") for row in rows}
+    assert names >= set(FineTuneJobSpec.model_fields)
+    assert names >= {field.alias for field in FineTuneJobStatus.model_fields.values()}
+    assert [row for row in rows if not row[-1]] == []
+
+
+def test_a_model_that_is_in_several_places_comes_once_with_all_of_them() -> None:
+    page = reference()
+    assert page.count("# `status.checkpoints`, `status.bestCheckpoint`, `status.latestCheckpoint`\n") == 1
+    assert page.count("# `spec.cluster.head.resources`, `spec.cluster.worker.resources`\n") == 1

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from finetune_api.failure import FailureClass
 from finetune_api.status import Condition
 from finetune_operator.conditions import LONGEST_MESSAGE, Finding, Truth, condition, conditions
 
@@ -18,8 +19,8 @@ BEFORE = [
 
 @pytest.mark.parametrize(("status", "since"), [("False", THEN), ("True", NOW), ("Unknown", NOW)])
 def test_time_of_transition_changes_with_the_status_alone(status: Truth, since: datetime) -> None:
-    (training,) = conditions(BEFORE[1:], {"Training": Finding(status, "Other", "other words")}, 2, NOW)
-    assert (training.status, training.reason, training.message) == (status, "Other", "other words")
+    (training,) = conditions(BEFORE[1:], {"Training": Finding(status, "ChangeIgnored", "other words")}, 2, NOW)
+    assert (training.status, training.reason, training.message) == (status, "ChangeIgnored", "other words")
     assert training.last_transition_time == since
     assert training.observed_generation == 2
 
@@ -40,5 +41,5 @@ def test_what_was_never_found_is_not_there() -> None:
 
 
 def test_message_is_cut_to_what_a_status_takes() -> None:
-    (found,) = conditions([], {"Accepted": Finding("False", "InvalidSpec", "x" * (LONGEST_MESSAGE + 1))}, 1, NOW)
+    (found,) = conditions([], {"Accepted": Finding("False", FailureClass.INVALID_SPEC, "x" * (LONGEST_MESSAGE + 1))}, 1, NOW)
     assert (len(found.message), found.message[-4:]) == (LONGEST_MESSAGE, "x...")
