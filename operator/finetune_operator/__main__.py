@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -48,7 +49,8 @@ def run() -> None:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
+    # An exception would be lost where whatever is being imported catches it, and so far there is nothing to clean up.
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

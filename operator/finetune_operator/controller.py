@@ -16,6 +16,7 @@ from finetune_api.manifest import KIND
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.children import CONFIG_MAP, RAY_JOB
 from finetune_operator.configuration import Configuration
+from finetune_operator.event_limit import EventLimit
 from finetune_operator.freshness import Freshness
 from finetune_operator.kubernetes_api import Body, KubernetesApi, RefusedError
 from finetune_operator.logs import job_logger
@@ -55,7 +56,7 @@ class Children(Protocol):
 
 
 class Controller:
-    """Holds no state of its own that would be missed: everything is in the cluster."""
+    """Holds no state of its own that would be missed: what decides is in the cluster."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Controller:
         self._children = children
         self._freshness = freshness
         self._clock = clock
+        self._event_limit = EventLimit()
 
     async def look(self, key: Key) -> timedelta | None:
         """Looks at a job once; returns when to look again. Raises RefusedError or OSError where the API server does not do as it should."""
@@ -142,7 +144,11 @@ class Controller:
         written = await self._api.replace_status({**body, "status": _document(after)})
         self._freshness.expect(job.metadata.uid, str(cast("dict[str, JsonValue]", written["metadata"])["resourceVersion"]))
         self._measure(job, before, after)
-        for event in decision.events:
+        events = self._event_limit.admitted(job.metadata.uid, decision.events, self._clock())
+        if len(events) < len(decision.events):
+            EVENTS_LOST.inc(len(decision.events) - len(events))
+            job_logger(job.metadata).warning("%d events are not posted: there are too many", len(decision.events) - len(events))
+        for event in events:
             job_logger(job.metadata).info("%s: %s", event.reason, event.message)
             try:
                 await self._api.tell(job.metadata, event)
@@ -170,6 +176,7 @@ class Controller:
 
     async def _release(self, key: Key) -> timedelta | None:
         """Sees that a job that is gone holds no devices."""
+        self._event_limit.forget(key.uid)
         clusters = list(self._children.clusters(key.uid))
         if not clusters:
             return None

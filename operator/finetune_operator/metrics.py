@@ -34,7 +34,7 @@ TIME_TO_RUNNING = Histogram(
     buckets=(15, 30, 60, 120, 300, 600, 1800, 3600, 14400),
 )
 DEVICE_SECONDS = Counter("finetune_device_seconds", "Devices times the seconds that they were held", ["accelerator"])
-EVENTS_LOST = Counter("finetune_events_lost", "Kubernetes events that could not be posted")
+EVENTS_LOST = Counter("finetune_events_lost", "Kubernetes events that could not be posted, or were too many")
 WATCH_STALE = Gauge("finetune_watch_stale_seconds", "For how long a watch has owed an event; 0 is healthy")
 
 _LABELS = ["namespace", "name"]

@@ -12,6 +12,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 FIRST_RETRY = timedelta(milliseconds=200)
 LONGEST_RETRY = timedelta(seconds=60)
+BETWEEN_LOOKS = timedelta(milliseconds=200)
+"""Between the beginnings of two looks at a key, so that a pod that writes all the time does not keep the API server busy."""
 
 
 @dataclass
@@ -21,13 +23,15 @@ class _Entry:
     """Something happened while it was being looked at."""
     timer: asyncio.TimerHandle | None = None
     failures: int = 0
+    rested_at: float = 0.0
+    """From this time of the event loop on it may be looked at."""
 
 
 class WorkQueue(Generic[Key]):
     """Calls `look` for a key whenever it is woken.
 
-    Wake-ups that come while a key is being looked at become one more look. `look` returns when to look again by itself (None: not before
-    the key is woken); when it raises, it is called again after 0.2 s, 0.4 s, ... up to a minute.
+    Wake-ups that come while a key is being looked at, or too soon after that, become one more look. `look` returns when to look again by
+    itself (None: not before the key is woken); when it raises, it is called again after 0.2 s, 0.4 s, ... up to a minute.
     """
 
     def __init__(
@@ -75,14 +79,17 @@ class WorkQueue(Generic[Key]):
     async def _work(self, key: Key, entry: _Entry) -> None:
         again = True
         delay: timedelta | None = None
+        loop = asyncio.get_running_loop()
         while again:
+            await asyncio.sleep(entry.rested_at - loop.time())
             async with self._slots:
                 entry.woken = False
+                entry.rested_at = loop.time() + BETWEEN_LOOKS.total_seconds()
                 delay = await self._look_once(key, entry)
             again = entry.woken and entry.failures == 0
         entry.task = None
         if delay is not None:
-            entry.timer = asyncio.get_running_loop().call_later(delay.total_seconds(), self.wake, key)
+            entry.timer = loop.call_later(delay.total_seconds(), self.wake, key)
         else:
             self._entries.pop(key, None)
 

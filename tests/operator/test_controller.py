@@ -28,6 +28,7 @@ from finetune_api.assignment import RECORD_KEY
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
+from finetune_operator import event_limit
 from finetune_operator.configuration import Configuration
 from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key
 from finetune_operator.freshness import STALE_SECONDS, Freshness
@@ -781,6 +782,32 @@ def test_a_record_that_is_nonsense_is_shown_as_such_and_ends_nothing(operator: O
 
     world.trainer_says(5)
     assert operator.settle(job).phase is Phase.RUNNING
+
+
+def test_a_trainer_that_goes_to_and_fro_does_not_fill_the_cluster_with_events(
+    operator: Operator, inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_limit, "BURST", 3)
+    lost = REGISTRY.get_sample_value("finetune_events_lost_total") or 0.0
+    job = inside.create_job()
+    world = World(operator, job)
+    life = succeed(world)
+    for _ in range(3):
+        next(life)
+        operator.settle(job)
+
+    for _ in range(5):
+        world.trainer_says(3)
+        assert operator.settle(job).message == "training: step 3 of 8, epochs 0/2"
+        world.record_is("[]")
+        assert "is not shown" in (operator.settle(job).message or "")
+
+    assert reasons(inside)["RecordInvalid"] == 3
+    assert REGISTRY.get_sample_value("finetune_events_lost_total") == lost + 2
+    world.trainer_says(3, failure=Failure(failure_class=FailureClass.INVALID_DATA, message="no"))
+    world.kuberay_says("Failed", "FAILED", reason="AppFailed")
+    assert operator.settle(job).phase is Phase.FAILED
+    assert reasons(inside)["Failed"] == 1, "the end is always told"
 
 
 def test_a_trainer_that_hides_its_record_from_the_watch_does_not_make_the_watch_look_silent(operator: Operator, inside: Namespace) -> None:

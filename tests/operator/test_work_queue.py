@@ -19,7 +19,8 @@ SECONDS = 5
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries after 1 ms, 2 ms, ... 8 ms."""
+    """Retries after 1 ms, 2 ms, ... 8 ms, and no rest."""
+    monkeypatch.setattr(work_queue, "BETWEEN_LOOKS", timedelta())
     monkeypatch.setattr(work_queue, "FIRST_RETRY", timedelta(milliseconds=1))
     monkeypatch.setattr(work_queue, "LONGEST_RETRY", timedelta(milliseconds=8))
 
@@ -157,6 +158,49 @@ async def test_a_key_that_is_woken_all_the_time_does_not_keep_the_worker_from_ot
 
     assert looks.begun.index("patient") < 10
     assert len(looks.begun) >= 1000
+
+
+@in_a_loop
+async def test_a_key_that_is_woken_all_the_time_is_looked_at_seldom_and_not_less_than_once_after_the_last_wake() -> None:
+    work_queue.BETWEEN_LOOKS = timedelta(milliseconds=50)
+    looks = Looks()
+    looks.gate.set()
+    loop = asyncio.get_running_loop()
+    looks.answers = [timedelta(hours=1)] * 1000
+    begun = loop.time()
+    looks.queue.wake("a")
+    await looks.times(1)
+    assert loop.time() - begun < 0.04, "the first look does not wait"
+
+    while loop.time() - begun < 0.22:
+        looks.queue.wake("a")
+        await asyncio.sleep(0.001)
+    seen = len(looks.begun)
+    looks.queue.wake("a")
+    await asyncio.sleep(0.11)
+
+    assert 2 <= seen <= 5
+    assert len(looks.begun) == seen + 1
+    await looks.queue.close()
+
+
+@in_a_loop
+async def test_a_key_that_rests_keeps_no_worker_from_others() -> None:
+    work_queue.BETWEEN_LOOKS = timedelta(hours=1)
+    looks = Looks(workers=1)
+    looks.gate.set()
+    looks.answers = [timedelta(hours=1), None]
+    looks.queue.wake("rests")
+    await looks.times(1)
+    await looks.still()
+    looks.queue.wake("rests")
+    await looks.still()
+
+    looks.queue.wake("other")
+    await looks.times(2)
+
+    assert looks.begun == ["rests", "other"]
+    await looks.queue.close()
 
 
 @in_a_loop

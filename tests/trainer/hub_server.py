@@ -16,7 +16,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """`someone/model` at its revisions `main` and `v1`; `someone/gated` asks for permission; there is nothing else."""
+    """`someone/model` at its revisions `main` and `v1`, and nothing else.
+
+    `someone/gated` asks for permission, `someone/forbidden` refuses, `someone/busy` has no time.
+    """
 
     model: ClassVar[Path]
 
@@ -31,6 +34,10 @@ class _Hub(BaseHTTPRequestHandler):
         repository, _, rest = path.removeprefix("/api/models").removeprefix("/").partition("model/")
         if path.startswith("/api/models/someone/gated"):
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+        elif path.startswith("/api/models/someone/forbidden"):
+            self._send(403, b"")
+        elif path.startswith("/api/models/someone/busy"):
+            self._send(503, b"")
         elif repository != "someone/":
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif rest in ("revision/main", "revision/v1"):

@@ -178,6 +178,8 @@ def test_the_weights_are_left_on_the_hub_when_they_are_not_needed() -> None:
     [
         ("someone/else", FailureClass.MODEL_NOT_FOUND, "someone/else is neither a directory here nor a model on the hub; check the name"),
         ("someone/gated", FailureClass.ACCESS_DENIED, "someone/gated is gated; ask for access to it on the hub, and set HF_TOKEN"),
+        ("someone/forbidden", FailureClass.ACCESS_DENIED, "the hub refuses someone/forbidden; HF_TOKEN must be one that may read it"),
+        ("someone/busy", FailureClass.STORAGE_ERROR, "someone/busy is not a directory here, and the hub cannot be reached ("),
         ("hf://someone/model@v9", FailureClass.MODEL_NOT_FOUND, "someone/model has no revision v9 on the hub"),
     ],
 )

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -106,6 +107,10 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
     except RevisionNotFoundError as error:
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {name} has no revision {revision} on the hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        if isinstance(answer, HfHubHTTPError) and answer.response.status_code == HTTPStatus.FORBIDDEN:
+            refused = f"{where}: the hub refuses {name}; HF_TOKEN must be one that may read it"
+            raise FineTuneError(FailureClass.ACCESS_DENIED, refused) from error
         hint = "give a model's directory, or try again with a network"
         # Where it is not to be asked, it will not answer another time.
         failure_class = FailureClass.MODEL_NOT_FOUND if constants.HF_HUB_OFFLINE else FailureClass.STORAGE_ERROR
