@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import warnings
 from typing import NoReturn
 
 
@@ -27,6 +28,8 @@ def run() -> None:
     except FineTuneError as error:
         sys.exit(str(error))
     configure(configuration.log_format, configuration.log_level)
+    # kopf makes this and, when the start fails, leaves it: no matter for whoever has to read why it failed.
+    warnings.filterwarnings("ignore", "coroutine 'authenticator' was never awaited", RuntimeWarning)
     ready = asyncio.Event()
     memo = kopf.Memo(configuration=configuration, ready=ready)
     try:

@@ -268,8 +268,8 @@ def test_without_kuberay_it_ends_and_says_what_to_install(without_kuberay: Contr
 
     assert code == 1
     assert re.search(r"does not serve ray\.io/v1 RayJobs and RayClusters: install KubeRay 1\.6 or newer", process.log())
-    assert "Unclosed" not in process.log()
     assert "Traceback" not in process.log()
+    assert process.lines(), "and nothing besides"
 
 
 def test_a_port_that_is_taken_ends_it_and_is_said(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
@@ -287,6 +287,7 @@ def test_a_port_that_is_taken_ends_it_and_is_said(served: ControlPlane, inside: 
     assert code == 1
     assert "address already in use" in process.log()
     assert "Traceback" not in process.log()
+    assert process.lines(), "and nothing besides"
 
 
 def test_an_api_server_that_is_not_there_ends_it_and_is_said(served: ControlPlane, tmp_path: Path) -> None:
@@ -302,3 +303,4 @@ def test_an_api_server_that_is_not_there_ends_it_and_is_said(served: ControlPlan
     assert code == 1
     assert "Cannot connect to host 127.0.0.1" in process.log()
     assert "Traceback" not in process.log()
+    assert process.lines(), "and nothing besides"
