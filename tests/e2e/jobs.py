@@ -81,11 +81,10 @@ def wait_for_step(kubectl: Kubectl, namespace: str, name: str, step: int, *, sec
     """Until the status shows so many optimizer steps of a job that trains."""
 
     def reached() -> bool:
-        status = at(get(kubectl, namespace, name), "status")
-        assert isinstance(status, dict)
-        assert status.get("phase") not in ("Failed", "Succeeded"), status
-        done = at(status, "progress", "step")
-        return status.get("phase") == "Running" and isinstance(done, int) and done >= step
+        found = get(kubectl, namespace, name)
+        now, done = at(found, "status", "phase"), at(found, "status", "progress", "step")
+        assert now not in ("Failed", "Succeeded"), at(found, "status")
+        return now == "Running" and isinstance(done, int) and done >= step
 
     wait_for(f"step {step} of {name}", reached, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
 
@@ -94,9 +93,9 @@ def wait_for_checkpoint(kubectl: Kubectl, namespace: str, name: str, *, seconds:
     """Until the status shows a checkpoint."""
 
     def saved() -> bool:
-        status = at(get(kubectl, namespace, name), "status")
-        assert at(status if isinstance(status, dict) else None, "phase") != "Failed", status
-        return bool(at(status if isinstance(status, dict) else None, "checkpoints"))
+        found = get(kubectl, namespace, name)
+        assert at(found, "status", "phase") != "Failed", at(found, "status")
+        return bool(at(found, "status", "checkpoints"))
 
     wait_for(f"a checkpoint of {name}", saved, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
 
