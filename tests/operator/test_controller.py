@@ -379,6 +379,14 @@ def succeed(world: World) -> Iterator[None]:
     yield
 
 
+def lived(operator: Operator, job: Object, *, steps: int) -> World:
+    """The world of a job after so many steps of `succeed`, each of which the operator has seen."""
+    world = World(operator, job)
+    for _ in itertools.islice(succeed(world), steps):
+        operator.settle(job)
+    return world
+
+
 def test_a_job_goes_through_its_phases(operator: Operator, inside: Namespace) -> None:
     job = inside.create_job()
     shown = [operator.settle(job) for _ in succeed(World(operator, job))]
@@ -753,11 +761,7 @@ def test_what_only_a_watch_believes_in_is_not_waited_for(operator: Operator, ins
 
 def test_another_attempt_does_not_wait_for_what_only_a_watch_believes_in(operator: Operator, inside: Namespace) -> None:
     job = inside.create_job()
-    world = World(operator, job)
-    life = succeed(world)
-    for _ in range(5):
-        next(life)
-        operator.settle(job)
+    world = lived(operator, job, steps=5)
     assert operator.status(job).phase is Phase.RETRYING
 
     world.pods_are("Running")
@@ -769,11 +773,7 @@ def test_another_attempt_does_not_wait_for_what_only_a_watch_believes_in(operato
 
 def test_a_record_that_is_nonsense_is_shown_as_such_and_ends_nothing(operator: Operator, inside: Namespace) -> None:
     job = inside.create_job()
-    world = World(operator, job)
-    life = succeed(world)
-    for _ in range(3):
-        next(life)
-        operator.settle(job)
+    world = lived(operator, job, steps=3)
 
     world.record_is('{"version": 1, "progress": "all of it"}')
     status = operator.settle(job)
@@ -790,11 +790,7 @@ def test_a_trainer_that_goes_to_and_fro_does_not_fill_the_cluster_with_events(
     monkeypatch.setattr(event_limit, "BURST", 3)
     lost = REGISTRY.get_sample_value("finetune_events_lost_total") or 0.0
     job = inside.create_job()
-    world = World(operator, job)
-    life = succeed(world)
-    for _ in range(3):
-        next(life)
-        operator.settle(job)
+    world = lived(operator, job, steps=3)
 
     for _ in range(5):
         world.trainer_says(3)

@@ -268,6 +268,7 @@ def test_without_kuberay_it_ends_and_says_what_to_install(without_kuberay: Contr
 
     assert code == 1
     assert re.search(r"does not serve ray\.io/v1 RayJobs and RayClusters: install KubeRay 1\.6 or newer", process.log())
+    assert "Unclosed" not in process.log()
     assert "Traceback" not in process.log()
     assert process.lines(), "and nothing besides"
 
