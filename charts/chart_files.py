@@ -23,7 +23,10 @@ _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "ex
 
 
 def generated() -> dict[Path, str]:
-    """The content of each generated file, by its path in the chart. Of the values' schema all but `config` is as it is there."""
+    """The content of each generated file, by its path in the chart.
+
+    Of the values' schema all but `config` is as it is there.
+    """
     return {CRD: crd_yaml(), VALUES_SCHEMA: values_schema((CHART / VALUES_SCHEMA).read_text())}
 
 

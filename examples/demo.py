@@ -2,7 +2,8 @@
 
     python examples/demo.py
 
-Run it from the project's folder, after examples/make_inputs.py. Interrupted or killed, it goes on from the newest checkpoint.
+Run it from the project's folder, after examples/make_inputs.py. Interrupted or killed, it goes on from the
+newest checkpoint.
 """
 
 from __future__ import annotations
@@ -54,24 +55,34 @@ def main() -> None:
         sys.exit(trained.returncode or 1)
 
     best = next(checkpoint for checkpoint in result.checkpoints if checkpoint.best)
-    evaluations = [line for line in map(json.loads, (Path(run.path) / "metrics.jsonl").read_text().splitlines()) if "evalLoss" in line]
+    evaluations = [
+        line
+        for line in map(json.loads, (Path(run.path) / "metrics.jsonl").read_text().splitlines())
+        if "evalLoss" in line
+    ]
     console.print()
     for line in evaluations:
         model = "base model" if line["step"] == 0 else f"after epoch {line['epoch']:g}"
-        console.print(f"{model:14} validation loss {line['evalLoss']:.3f}, perplexity {line['perplexity']:.1f}", highlight=False)
+        console.print(
+            f"{model:14} validation loss {line['evalLoss']:.3f}, perplexity {line['perplexity']:.1f}",
+            highlight=False,
+        )
 
     row = held_out_row(manifest.spec)
     base_answer, tuned_answer = answers(manifest.spec, Path(best.path), row)
     console.print(
         Panel(
-            f"[bold]{row.messages[0].content}[/]\n\nbase    {base_answer}\n\ntuned   {tuned_answer}\n\npython  {row.messages[1].content}",
+            f"[bold]{row.messages[0].content}[/]\n\nbase    {base_answer}\n\ntuned   {tuned_answer}\n\npython"
+            f"  {row.messages[1].content}",
             title="a question that was held out",
             width=min(100, console.width),
         ),
         highlight=False,
     )
     draw_losses(Path(run.path) / "metrics.jsonl", PICTURE)
-    console.print(f"the loss, drawn: {PICTURE}\nthe adapter:     {best.path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"the loss, drawn: {PICTURE}\nthe adapter:     {best.path}", highlight=False, soft_wrap=True
+    )
     console.print(f"{time.monotonic() - started:.0f} seconds in all", highlight=False)
 
 
@@ -92,7 +103,10 @@ def answers(spec: FineTuneJobSpec, adapter: Path, row: Row) -> tuple[str, str]:
     def answer(model: PreTrainedModel | PeftModel) -> str:
         with torch.inference_mode():
             generated = model.generate(  # type: ignore[operator]
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER_TOKENS, do_sample=False
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=ANSWER_TOKENS,
+                do_sample=False,
             )
         return str(tokenizer.decode(generated[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 

@@ -2,8 +2,8 @@
 
     python examples/make_inputs.py [--what model|data|all]
 
-They are kept in the user's cache directory, and `examples/inputs` becomes a link to them. The model takes half a minute, a download
-of 93 MB and 540 MB of disk (750 MB meanwhile); one that is there is not made again.
+They are kept in the user's cache directory, and `examples/inputs` becomes a link to them. The model takes
+half a minute, a download of 93 MB and 540 MB of disk (750 MB meanwhile); one that is there is not made again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def make_model() -> Path:
 def make_data() -> Path:
     """The directory with the JSON lines files, always made anew, in under a second: they follow the running Python's documentation.
 
-    The first rows are for validation, the next ones for training; the large file holds those and all that are left.
+    The first rows are for validation, the next ones for training; the large file holds those and all that are
+    left.
     """
     script = Path(__file__).with_name("make_stdlib_rows.py")
     made = subprocess.run([sys.executable, "-I", "-S", script], stdout=subprocess.PIPE, text=True, check=True)

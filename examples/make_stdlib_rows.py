@@ -2,8 +2,8 @@
 
     python -I -S examples/make_stdlib_rows.py > FILE
 
-The switches keep other packages out, since some of them replace functions of the standard library. The same version of Python
-gives the same bytes.
+The switches keep other packages out, since some of them replace functions of the standard library. The same
+version of Python gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from types import ModuleType
 
 MODULES = (
-    "argparse ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections configparser contextlib copy csv "
-    "dataclasses datetime decimal difflib dis email enum fileinput fnmatch fractions ftplib functools gc getpass glob gzip hashlib "
-    "heapq hmac html http imaplib importlib inspect io ipaddress itertools json keyword linecache locale logging lzma mailbox math "
-    "mimetypes multiprocessing operator os os.path pathlib pickle pkgutil platform plistlib pprint queue random re sched secrets "
-    "selectors shelve shlex shutil signal smtplib socket socketserver sqlite3 ssl stat statistics string struct subprocess sys "
-    "sysconfig tarfile tempfile textwrap threading time timeit tokenize traceback tracemalloc types unicodedata unittest "
-    "urllib.parse urllib.request uuid warnings weakref xml.etree.ElementTree zipfile zlib"
+    "argparse ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections configparser"
+    " contextlib copy csv dataclasses datetime decimal difflib dis email enum fileinput fnmatch fractions"
+    " ftplib functools gc getpass glob gzip hashlib heapq hmac html http imaplib importlib inspect io"
+    " ipaddress itertools json keyword linecache locale logging lzma mailbox math mimetypes multiprocessing"
+    " operator os os.path pathlib pickle pkgutil platform plistlib pprint queue random re sched secrets"
+    " selectors shelve shlex shutil signal smtplib socket socketserver sqlite3 ssl stat statistics string"
+    " struct subprocess sys sysconfig tarfile tempfile textwrap threading time timeit tokenize traceback"
+    " tracemalloc types unicodedata unittest urllib.parse urllib.request uuid warnings weakref"
+    " xml.etree.ElementTree zipfile zlib"
 )
 """Modules that every Python from 3.11 on has and that do nothing but define things when they are imported."""
 
@@ -34,15 +36,20 @@ ANSWER_CHARACTERS = range(20, 161)
 def stdlib_rows() -> list[dict[str, list[dict[str, str]]]]:
     """Chat rows for the documented public functions and classes of `MODULES`, each answer once.
 
-    The order is by a hash of the name: the first rows are a fair sample of all modules, always the same one, and what another
-    version of Python adds or drops does not move the others.
+    The order is by a hash of the name: the first rows are a fair sample of all modules, always the same one,
+    and what another version of Python adds or drops does not move the others.
     """
     answers: dict[str, str] = {}
     for name, answer in _documented():
         answers.setdefault(answer, name)
     named = sorted((hashlib.sha256(name.encode()).digest(), name, answer) for answer, name in answers.items())
     return [
-        {"messages": [{"role": "user", "content": f"What does `{name}` do?"}, {"role": "assistant", "content": answer}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"What does `{name}` do?"},
+                {"role": "assistant", "content": answer},
+            ]
+        }
         for _, name, answer in named
     ]
 
@@ -52,7 +59,12 @@ def first_sentence(docstring: str) -> str | None:
     paragraph = " ".join(inspect.cleandoc(docstring).partition("\n\n")[0].split())
     sentence = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z\"'`(*])", paragraph)[0]
     sentence = re.sub(r":\w+:`~?([^`]+)`", r"\1", sentence).replace("``", "`").rstrip(":")
-    if not re.match(r"[A-Z][a-z]* \w", sentence) or "->" in sentence or "..." in sentence or len(sentence) not in ANSWER_CHARACTERS:
+    if (
+        not re.match(r"[A-Z][a-z]* \w", sentence)
+        or "->" in sentence
+        or "..." in sentence
+        or len(sentence) not in ANSWER_CHARACTERS
+    ):
         return None
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
@@ -79,7 +91,10 @@ def _is_offered(name: str, member: object, module: ModuleType) -> bool:
     """Whether a member is the module's own and public, and not something that it has imported for itself."""
     if hasattr(module, "__all__"):
         return name in module.__all__
-    return not name.startswith("_") and getattr(member, "__module__", None) in {module.__name__, f"_{module.__name__}"}
+    return not name.startswith("_") and getattr(member, "__module__", None) in {
+        module.__name__,
+        f"_{module.__name__}",
+    }
 
 
 if __name__ == "__main__":

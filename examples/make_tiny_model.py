@@ -2,8 +2,8 @@
 
     python examples/make_tiny_model.py DIRECTORY
 
-The model knows nothing; it is for runs in which only the machinery matters. The same versions of Python, torch and
-tokenizers give the same bytes.
+The model knows nothing; it is for runs in which only the machinery matters. The same versions of Python,
+torch and tokenizers give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 BOS, TURN_START, TURN_END, PAD = "<|begin_of_text|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' +"
+    " message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{"
+    " '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """ChatML after a BOS, without generation tags, as most published templates are."""
 
@@ -64,7 +64,8 @@ def make_tiny_model(
 def _tokenizer(vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the Python documentation that comes with Python.
 
-    As Llama 3's does, it puts a BOS before every text it encodes with special tokens; the chat template writes one too.
+    As Llama 3's does, it puts a BOS before every text it encodes with special tokens; the chat template
+    writes one too.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,6 +96,8 @@ def _tokenizer(vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFas
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Makes a few-layer Llama with its own tokenizer.")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--tie-word-embeddings", action="store_true", help="one matrix for embedding and output")
+    parser.add_argument(
+        "--tie-word-embeddings", action="store_true", help="one matrix for embedding and output"
+    )
     arguments = parser.parse_args()
     print(make_tiny_model(arguments.directory, tie_word_embeddings=arguments.tie_word_embeddings))

@@ -17,11 +17,13 @@ SYSTEM_MESSAGE = "You explain the Python language."
 def make_tiny_rows(path: Path, rows: int, seed: int = 0) -> Path:
     """Writes `rows` chat rows as JSON lines and returns the path.
 
-    A row has one to three question-and-answer pairs, an answer 3 to 60 words, and every fourth row a system message.
-    The same arguments give the same bytes under the same version of Python.
+    A row has one to three question-and-answer pairs, an answer 3 to 60 words, and every fourth row a system
+    message. The same arguments give the same bytes under the same version of Python.
     """
     choice = random.Random(seed)
-    lines = [json.dumps({"messages": _messages(choice, with_system=row % 4 == 3)}) + "\n" for row in range(rows)]
+    lines = [
+        json.dumps({"messages": _messages(choice, with_system=row % 4 == 3)}) + "\n" for row in range(rows)
+    ]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 

@@ -58,7 +58,9 @@ def stdlib_validation() -> Path:
 
 @contextmanager
 def _control_plane(directory: Path) -> Iterator[ControlPlane]:
-    control_plane = ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address())
+    control_plane = ControlPlane(
+        directory, partial(find, say=print), Processes(directory / "processes"), free_address()
+    )
     control_plane.start()
     yield control_plane
     control_plane.remove()

@@ -18,7 +18,10 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
         # pytest counts no report with this attribute as a failure.
         cause = vars(report).pop("wasxfail", report.longreprtext)
         report.outcome = "failed"
-        report.longrepr = f"skipped or expected to fail: {cause}\nRun it everywhere, or say why not in REASONS under {report.nodeid!r}."
+        report.longrepr = (
+            f"skipped or expected to fail: {cause}\nRun it everywhere, or say why not in REASONS under"
+            f" {report.nodeid!r}."
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

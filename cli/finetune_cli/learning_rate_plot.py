@@ -15,16 +15,36 @@ def draw_learning_rate(numbers: Numbers, path: Path) -> None:
     """Draws the learning rate of every optimizer step, and in grey the other schedule that decays, for comparison."""
     stride = max(1, numbers.total_steps // POINTS)
     updates = sorted(
-        {*range(0, numbers.total_steps, stride), min(numbers.num_warmup_steps, numbers.total_steps - 1), numbers.total_steps - 1}
+        {
+            *range(0, numbers.total_steps, stride),
+            min(numbers.num_warmup_steps, numbers.total_steps - 1),
+            numbers.total_steps - 1,
+        }
     )
     with picture(path) as axes:
         for scheduler in ("linear", "cosine"):
             if scheduler != numbers.lr_scheduler_type:
                 other = numbers.model_copy(update={"lr_scheduler_type": scheduler})
-                axes.plot(updates, [other.learning_rate_at(update) for update in updates], color=GREY, linestyle="--", label=scheduler)
+                axes.plot(
+                    updates,
+                    [other.learning_rate_at(update) for update in updates],
+                    color=GREY,
+                    linestyle="--",
+                    label=scheduler,
+                )
         rates = [numbers.learning_rate_at(update) for update in updates]
-        axes.plot(updates, rates, color=BLUE, linewidth=2.2, label=f"{numbers.lr_scheduler_type} (this job)", gid="this-job")
-        axes.set_title(f"{numbers.num_warmup_steps} warm-up steps to {numbers.learning_rate:g}, then {numbers.lr_scheduler_type}")
+        axes.plot(
+            updates,
+            rates,
+            color=BLUE,
+            linewidth=2.2,
+            label=f"{numbers.lr_scheduler_type} (this job)",
+            gid="this-job",
+        )
+        axes.set_title(
+            f"{numbers.num_warmup_steps} warm-up steps to {numbers.learning_rate:g}, then"
+            f" {numbers.lr_scheduler_type}"
+        )
         axes.set_xlabel(f"optimizer step ({numbers.steps_per_epoch} an epoch)")
         axes.set_ylabel("learning rate")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -19,11 +19,24 @@ def draw_losses(metrics: Path, path: Path) -> None:
     steps = [line for line in lines if isinstance(line, StepLine)]
     evaluations = [line for line in lines if isinstance(line, EvaluationLine)]
     with picture(path) as axes:
-        axes.plot([line.step for line in steps], [line.loss for line in steps], color=BLUE, linewidth=1.4, label="training", gid="training")
+        axes.plot(
+            [line.step for line in steps],
+            [line.loss for line in steps],
+            color=BLUE,
+            linewidth=1.4,
+            label="training",
+            gid="training",
+        )
         if evaluations:
             losses = [line.eval_loss for line in evaluations]
             axes.plot(
-                [line.step for line in evaluations], losses, color=ORANGE, linewidth=2, marker="o", label="validation", gid="validation"
+                [line.step for line in evaluations],
+                losses,
+                color=ORANGE,
+                linewidth=2,
+                marker="o",
+                label="validation",
+                gid="validation",
             )
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss")

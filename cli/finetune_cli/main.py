@@ -1,6 +1,7 @@
 """The command `finetune`, also installed as `kubectl-finetune`: what can be asked for, and how it ends.
 
-Exit codes: 0 success, 1 the job or a file is wrong or training failed, 2 the command line is wrong, 130 after Ctrl-C.
+Exit codes: 0 success, 1 the job or a file is wrong or training failed, 2 the command line is wrong, 130 after
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ commands = typer.Typer(
 )
 
 Job = Annotated[Path, typer.Argument(metavar="FILE", help="A FineTuneJob or an LLMForge training YAML.")]
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What is written to standard output: for people, or JSON alone.")]
+OutputOption = Annotated[
+    Output,
+    typer.Option("--output", "-o", help="What is written to standard output: for people, or JSON alone."),
+]
 
 
 def app() -> None:
@@ -54,7 +58,14 @@ def app() -> None:
             raise
         from finetune_cli.plain_text import say_problems
 
-        say_problems([f"this command needs {error.name}, which is not installed: pip install 'finetune-operator[trainer]'"])
+        say_problems(
+            [
+                (
+                    f"this command needs {error.name}, which is not installed: pip install"
+                    " 'finetune-operator[trainer]'"
+                )
+            ]
+        )
         sys.exit(1)
 
 
@@ -74,7 +85,10 @@ def show_version(asked: bool) -> None:
 
 @commands.callback()
 def root(
-    _version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=show_version)] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=show_version),
+    ] = False,
 ) -> None:
     """Options of the command itself."""
 
@@ -83,20 +97,32 @@ def root(
 def run(
     file: Job,
     storage: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where runs are kept: a directory (./finetune-runs, if left out), s3://… or gs://….")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where runs are kept: a directory (./finetune-runs, if left out), s3://… or gs://….",
+        ),
     ] = None,
-    devices: Annotated[int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Train on this machine, from the newest checkpoint if there is one; Ctrl-C saves a snapshot and stops."""
     from finetune_api.manifest import read_manifest
     from finetune_cli.run import run_here
 
-    raise typer.Exit(run_here(read_manifest(file), storage=storage, devices=devices, json_wanted=output is Output.JSON))
+    raise typer.Exit(
+        run_here(read_manifest(file), storage=storage, devices=devices, json_wanted=output is Output.JSON)
+    )
 
 
 @commands.command()
-def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="FineTuneJobs or LLMForge training YAMLs.")]) -> None:
+def validate(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="FineTuneJobs or LLMForge training YAMLs.")
+    ],
+) -> None:
     """Show every mistake of one or more files, each with its field."""
     from finetune_cli.validate import validate_files
 
@@ -104,7 +130,9 @@ def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="F
 
 
 @commands.command()
-def convert(file: Annotated[Path, typer.Argument(metavar="LLMFORGE_YAML", help="An LLMForge training YAML.")]) -> None:
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="LLMFORGE_YAML", help="An LLMForge training YAML.")],
+) -> None:
     """Write a FineTuneJob manifest from an LLMForge training YAML."""
     from finetune_api.manifest import read_manifest
     from finetune_cli.plain_text import say_warnings
@@ -118,7 +146,12 @@ def convert(file: Annotated[Path, typer.Argument(metavar="LLMFORGE_YAML", help="
 def plan(
     file: Job,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=picture_path, help="Draw the learning rate into a .png, .svg or .pdf file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            callback=picture_path,
+            help="Draw the learning rate into a .png, .svg or .pdf file.",
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -140,9 +173,15 @@ def crd() -> None:
 @commands.command()
 def merge(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="The directory of a LoRA checkpoint, here or in s3://… or gs://….")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="The directory of a LoRA checkpoint, here or in s3://… or gs://…."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the merged model goes: a directory that is new or empty.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Where the merged model goes: a directory that is new or empty."),
+    ],
 ) -> None:
     """Merge a LoRA checkpoint into its base model."""
     from finetune_cli.merge import merge_checkpoint

@@ -8,7 +8,10 @@ from finetune_cli.plain_text import console, one_line
 
 
 def merge_checkpoint(checkpoint: str, out: Path) -> None:
-    """Merges and says where the model is. Raises FineTuneError, with nothing written, when it cannot be done."""
+    """Merges and says where the model is.
+
+    Raises FineTuneError, with nothing written, when it cannot be done.
+    """
     people = console()
     with people.status("merging"):
         from finetune_trainer.merge import merge

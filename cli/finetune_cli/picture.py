@@ -16,7 +16,10 @@ BLUE, ORANGE, GREY = "#2a6f97", "#d1603d", "#9aa5ae"
 
 @contextmanager
 def picture(path: Path) -> Iterator[Axes]:
-    """Axes to draw on; at the end of the `with` block the picture is in `path`. Raises FineTuneError when it cannot be written."""
+    """Axes to draw on; at the end of the `with` block the picture is in `path`.
+
+    Raises FineTuneError when it cannot be written.
+    """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -26,4 +29,6 @@ def picture(path: Path) -> Iterator[Axes]:
     try:
         figure.savefig(path, dpi=144)
     except OSError as error:
-        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: {error.strerror}; the picture is not written") from error
+        raise FineTuneError(
+            FailureClass.STORAGE_ERROR, f"{path}: {error.strerror}; the picture is not written"
+        ) from error

@@ -11,7 +11,10 @@ from finetune_cli.plain_text import console, say_warnings
 
 
 def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) -> None:
-    """Shows the plan, and draws the learning rate into the file `picture`. Raises FineTuneError for what is wrong with the job."""
+    """Shows the plan, and draws the learning rate into the file `picture`.
+
+    Raises FineTuneError for what is wrong with the job.
+    """
     people = console(stderr=json_wanted)
     with people.status("reading the model and the rows"):
         from finetune_cli.plan_view import job_plan, show_tables

@@ -24,7 +24,8 @@ class JobPlan(StatusModel):
     plan: Plan
     """As in the status of the job."""
     numbers: Numbers
-    """The fields of the spec that the numbers of the plan come from, with their defaults, spelled as in the spec."""
+    """The fields of the spec that the numbers of the plan come from, with their defaults, spelled as in the
+    spec."""
     token_statistics: TokenStatistics
     memory_per_device: dict[ResolvedPrecision, MemoryEstimate]
     """Bytes on each device, by the precision that is computed in."""
@@ -33,7 +34,9 @@ class JobPlan(StatusModel):
 
 def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
     """The plan of a prepared job, with the memory it takes in each precision that `spec.dtype` may turn out to be."""
-    precisions: tuple[ResolvedPrecision, ...] = ("bf16", "fp32") if manifest.spec.dtype == "auto" else (manifest.spec.dtype,)
+    precisions: tuple[ResolvedPrecision, ...] = (
+        ("bf16", "fp32") if manifest.spec.dtype == "auto" else (manifest.spec.dtype,)
+    )
     return JobPlan(
         plan=prepared.plan,
         numbers=prepared.numbers,
@@ -46,7 +49,11 @@ def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
 def show_tables(console: Console, manifest: Manifest, plan: JobPlan) -> None:
     """Writes the tables."""
     console.print(one_line(f"{manifest.metadata.name}: {manifest.spec.model_id}"))
-    for table in (_plan_table(plan), _tokens_table(plan.token_statistics), _memory_table(plan.memory_per_device)):
+    for table in (
+        _plan_table(plan),
+        _tokens_table(plan.token_statistics),
+        _memory_table(plan.memory_per_device),
+    ):
         console.print()
         console.print(table)
 
@@ -54,7 +61,8 @@ def show_tables(console: Console, manifest: Manifest, plan: JobPlan) -> None:
 def _plan_table(plan: JobPlan) -> Table:
     sizes, numbers = plan.plan, plan.numbers
     factors = (
-        f"{numbers.train_batch_size_per_device} rows x {numbers.num_devices} devices x {numbers.gradient_accumulation_steps} accumulated"
+        f"{numbers.train_batch_size_per_device} rows x {numbers.num_devices} devices x"
+        f" {numbers.gradient_accumulation_steps} accumulated"
     )
     table = _table("Plan", "")
     for name, value in (
@@ -67,7 +75,13 @@ def _plan_table(plan: JobPlan) -> Table:
         ("steps per epoch", f"{sizes.steps_per_epoch:,}"),
         ("epochs", f"{sizes.total_epochs:,}"),
         ("steps", f"{sizes.total_steps:,}"),
-        ("learning rate", f"{numbers.learning_rate:g}, {numbers.lr_scheduler_type} after {numbers.num_warmup_steps} warm-up steps"),
+        (
+            "learning rate",
+            (
+                f"{numbers.learning_rate:g}, {numbers.lr_scheduler_type} after {numbers.num_warmup_steps}"
+                " warm-up steps"
+            ),
+        ),
         ("checkpoints", f"after epoch {_few([index + 1 for index in sizes.checkpoint_epochs])}"),
         ("trained parameters", f"{sizes.trainable_parameters:,} of {sizes.total_parameters:,}"),
     ):
@@ -90,7 +104,11 @@ def _tokens_table(statistics: TokenStatistics) -> Table:
 
 
 def _memory_table(memory: dict[ResolvedPrecision, MemoryEstimate]) -> Table:
-    names = {"bf16": "GPU, bf16", "fp32": "CPU, fp32"} if len(memory) > 1 else {precision: precision for precision in memory}
+    names = (
+        {"bf16": "GPU, bf16", "fp32": "CPU, fp32"}
+        if len(memory) > 1
+        else {precision: precision for precision in memory}
+    )
     table = _table("Memory of a device, estimated, GiB", *(names[precision] for precision in memory))
     for part in MemoryEstimate.model_fields:
         table.add_row(part, *(f"{getattr(estimated, part) / GIB:,.2f}" for estimated in memory.values()))

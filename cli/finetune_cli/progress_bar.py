@@ -37,7 +37,12 @@ class TerminalProgress:
         self._live.start(refresh=True)
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         self._live.stop()
 
     def say(self, line: str) -> None:

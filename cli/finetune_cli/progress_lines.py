@@ -31,7 +31,12 @@ class LineProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         return None
 
     def say(self, line: str) -> None:
@@ -51,8 +56,14 @@ class LineProgress:
         if (
             record.plan
             and record.progress
-            and (now - self._shown_at >= SECONDS_BETWEEN_STEPS or record.progress.step == record.plan.total_steps)
+            and (
+                now - self._shown_at >= SECONDS_BETWEEN_STEPS
+                or record.progress.step == record.plan.total_steps
+            )
         ):
             self._shown_at = now
-            where = f"epoch {running_epoch(record.progress, record.plan)}  step {record.progress.step}/{record.plan.total_steps}"
+            where = (
+                f"epoch {running_epoch(record.progress, record.plan)}  step"
+                f" {record.progress.step}/{record.plan.total_steps}"
+            )
             self._console.print("  ".join([where, *details(record.progress, datetime.now(UTC))]))

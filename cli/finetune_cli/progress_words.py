@@ -10,8 +10,8 @@ from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord
 def sizes(plan: Plan) -> str:
     """What is about to be trained, on a line."""
     return (
-        f"{plan.rows:,} rows with {plan.tokens:,} tokens, {plan.total_epochs:,} x {plan.steps_per_epoch:,} steps, "
-        f"{parameters(plan.trainable_parameters)} of {parameters(plan.total_parameters)} parameters"
+        f"{plan.rows:,} rows with {plan.tokens:,} tokens, {plan.total_epochs:,} x {plan.steps_per_epoch:,}"
+        f" steps, {parameters(plan.trainable_parameters)} of {parameters(plan.total_parameters)} parameters"
     )
 
 
@@ -36,9 +36,13 @@ def validated(record: ProgressRecord) -> str | None:
     """The last validation and where the model that it looked at is; None before the first one."""
     if record.evaluation is None:
         return None
-    saved = next((checkpoint for checkpoint in record.checkpoints if checkpoint.epoch == record.evaluation.epoch), None)
+    saved = next(
+        (checkpoint for checkpoint in record.checkpoints if checkpoint.epoch == record.evaluation.epoch), None
+    )
     where = f", saved as {saved.name}" if saved else ""
-    return f"{_model(record.evaluation)}: {losses(record.evaluation.loss, record.evaluation.perplexity)}{where}"
+    return (
+        f"{_model(record.evaluation)}: {losses(record.evaluation.loss, record.evaluation.perplexity)}{where}"
+    )
 
 
 def losses(loss: float, perplexity: float) -> str:

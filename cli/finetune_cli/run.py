@@ -14,7 +14,10 @@ from finetune_cli.status_view import as_json, as_yaml, show_summary
 
 
 def run_here(manifest: Manifest, *, storage: str | None, devices: int | None, json_wanted: bool) -> int:
-    """Trains and returns the exit code. Raises FineTuneError, with nothing written, for what is wrong before training."""
+    """Trains and returns the exit code.
+
+    Raises FineTuneError, with nothing written, for what is wrong before training.
+    """
     people = console(stderr=json_wanted)
     with progress_on(people) as progress:
         from finetune_trainer.local import DEFAULT_STORAGE, run_locally

@@ -21,7 +21,10 @@ PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.S
 
 def document(manifest: Manifest, status: FineTuneJobStatus) -> dict[str, JsonValue]:
     """The FineTuneJob with its status."""
-    return {**manifest.document, "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)}
+    return {
+        **manifest.document,
+        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True),
+    }
 
 
 def as_json(manifest: Manifest, status: FineTuneJobStatus) -> str:
@@ -35,9 +38,16 @@ def as_yaml(manifest: Manifest, status: FineTuneJobStatus) -> str:
 
 
 def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str) -> None:
-    """The end of a run in a few lines: phase, losses, checkpoints, where they are. Why it failed is not repeated here."""
+    """The end of a run in a few lines: phase, losses, checkpoints, where they are.
+
+    Why it failed is not repeated here.
+    """
     reason = "" if status.phase is Phase.FAILED else f": {status.message}"
-    console.print(Text.assemble((f"{status.phase}", PHASE_STYLES.get(status.phase or Phase.RUNNING, "bold")), one_line(reason)))
+    console.print(
+        Text.assemble(
+            (f"{status.phase}", PHASE_STYLES.get(status.phase or Phase.RUNNING, "bold")), one_line(reason)
+        )
+    )
     for name, value in _facts(status, run_directory):
         console.print(f"  {name:16} {one_line(value)}")
     if status.checkpoints:
@@ -51,7 +61,10 @@ def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str,
         if status.progress.train_loss is not None:
             yield "training loss", f"{status.progress.train_loss:.3f} in the last step"
     if status.evaluation is not None:
-        yield "last validation", losses(status.evaluation.loss, status.evaluation.perplexity).removeprefix("validation ")
+        yield (
+            "last validation",
+            losses(status.evaluation.loss, status.evaluation.perplexity).removeprefix("validation "),
+        )
     if status.start_time is not None and status.completion_time is not None:
         yield "time", clock(status.completion_time - status.start_time)
     yield "run directory", run_directory
@@ -68,6 +81,8 @@ def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
     for checkpoint in checkpoints:
         loss = "" if checkpoint.eval_loss is None else f"{checkpoint.eval_loss:.3f}"
         perplexity = "" if checkpoint.perplexity is None else f"{checkpoint.perplexity:.4g}"
-        flags = ", ".join(flag for flag, given in (("best", checkpoint.best), ("latest", checkpoint.latest)) if given)
+        flags = ", ".join(
+            flag for flag, given in (("best", checkpoint.best), ("latest", checkpoint.latest)) if given
+        )
         table.add_row(checkpoint.name, str(checkpoint.epoch), str(checkpoint.step), loss, perplexity, flags)
     return table

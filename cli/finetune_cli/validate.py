@@ -11,7 +11,10 @@ from finetune_cli.plain_text import console, one_line, say_problems, say_warning
 
 
 def validate_files(files: Sequence[Path]) -> int:
-    """Says what is wrong with which file, or that it is right. Returns the exit code: 1 if any file is wrong."""
+    """Says what is wrong with which file, or that it is right.
+
+    Returns the exit code: 1 if any file is wrong.
+    """
     wrong = 0
     for file in files:
         try:

@@ -1,4 +1,7 @@
-"""The parts of a spec that are about the cluster: storage, run policy, pods. `finetune run` on one machine ignores the pods."""
+"""The parts of a spec that are about the cluster: storage, run policy, pods.
+
+`finetune run` on one machine ignores the pods.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,21 @@ Quantity = Annotated[
         json_schema_extra={
             "x-kubernetes-int-or-string": True,
             "maxLength": 64,
-            VALIDATIONS: [{"rule": f"type(self) == int ? self >= 0 : self.matches(r'{_QUANTITY}')", "message": _QUANTITY_WORDS}],
+            VALIDATIONS: [
+                {
+                    "rule": f"type(self) == int ? self >= 0 : self.matches(r'{_QUANTITY}')",
+                    "message": _QUANTITY_WORDS,
+                }
+            ],
         }
     ),
 ]
-Labels = Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=64)]
-Annotations = Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=16384)]], Field(max_length=64)]
+Labels = Annotated[
+    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=64)
+]
+Annotations = Annotated[
+    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=16384)]], Field(max_length=64)
+]
 Seconds = Annotated[Integer, Field(ge=1, le=10 * 366 * 86400)]
 
 
@@ -96,7 +108,8 @@ class Cluster(SpecModel):
     image_pull_secrets: Annotated[list[Reference], Field(max_length=16)] | None = None
     """Secrets that a private registry asks for."""
     service_account_name: Name | None = None
-    """Service account of all pods, for workload identity; one without rights is made for the job, if left out."""
+    """Service account of all pods, for workload identity; one without rights is made for the job, if left
+    out."""
     env: Annotated[list[JsonObject], Field(max_length=256)] | None = None
     """Environment variables, `{name, value}` or `{name, valueFrom}`."""
     env_from: Annotated[list[JsonObject], Field(max_length=64)] | None = None

@@ -19,7 +19,8 @@ WITHOUT_EFFECT = {
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
 _RESOURCES = {"worker_resources": ("memory", "CPU"), "trainer_resources": ("memory",)}
-"""What is understood there besides accelerators: a worker has one device, and rank 0 the processors of its worker."""
+"""What is understood there besides accelerators: a worker has one device, and rank 0 the processors of its
+worker."""
 
 
 def effect(field: str) -> str:
@@ -39,7 +40,10 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     if spec.lora_config is not None:
         yield from _lora(spec.lora_config)
     elif spec.initial_adapter_model_ckpt_path is not None:
-        yield "initial_adapter_model_ckpt_path", "needs spec.lora_config; without it every parameter is trained and there is no adapter"
+        yield (
+            "initial_adapter_model_ckpt_path",
+            "needs spec.lora_config; without it every parameter is trained and there is no adapter",
+        )
 
 
 def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
@@ -58,19 +62,27 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
     if spec.eval_first and spec.valid_path is None:
         yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
     if spec.lora_config is None:
-        yield "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for LoRA"
+        yield (
+            "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for"
+            " LoRA"
+        )
 
 
 def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
     """What is not built, and what PEFT's LoraConfig refuses, in words that name our fields."""
     if lora.loftq_config:
         yield "lora_config.loftq_config", f"{QUANTIZES}; leave it out"
-    if isinstance(lora.init_lora_weights, str) and (unbuilt := unbuilt_initialisation(lora.init_lora_weights)):
+    if isinstance(lora.init_lora_weights, str) and (
+        unbuilt := unbuilt_initialisation(lora.init_lora_weights)
+    ):
         yield "lora_config.init_lora_weights", f"{unbuilt}; leave it out"
     if isinstance(lora.target_modules, str):
         for field in ("layers_to_transform", "layers_pattern"):
             if getattr(lora, field) is not None:
-                yield f"lora_config.{field}", f"needs spec.lora_config.target_modules as a list of names, is {lora.target_modules}"
+                yield (
+                    f"lora_config.{field}",
+                    f"needs spec.lora_config.target_modules as a list of names, is {lora.target_modules}",
+                )
     if lora.layers_pattern and lora.layers_to_transform is None:
         yield "lora_config.layers_pattern", "needs spec.lora_config.layers_to_transform"
     if lora.lora_bias and isinstance(lora.init_lora_weights, str):

@@ -1,7 +1,8 @@
 """Generates the CustomResourceDefinition from the models: `python -m finetune_api.crd > crds/finetunejobs.yaml`.
 
-The schema is structural, as the API server demands: pydantic's JSON Schema with references put in place, null left out (in Kubernetes a
-field that is null is absent), and unions that cannot be typed left open, for the operator to check.
+The schema is structural, as the API server demands: pydantic's JSON Schema with references put in place, null
+left out (in Kubernetes a field that is null is absent), and unions that cannot be typed left open, for the
+operator to check.
 """
 
 from __future__ import annotations
@@ -112,9 +113,12 @@ def crd_yaml() -> str:
 def unchecked_fields() -> list[str]:
     """Immutable fields that CEL cannot see, because their schema is open.
 
-    The API server refuses to change them only when neither `suspend` nor `run_policy` changes with them: the operator has to look.
+    The API server refuses to change them only when neither `suspend` nor `run_policy` changes with them: the
+    operator has to look.
     """
-    return [name for name, field in _spec()["properties"].items() if name not in MUTABLE and not _visible(field)]
+    return [
+        name for name, field in _spec()["properties"].items() if name not in MUTABLE and not _visible(field)
+    ]
 
 
 def _columns(columns: tuple[tuple[str, str, str], ...], priority: int) -> Iterator[JsonValue]:
@@ -126,7 +130,10 @@ def _resource() -> Schema:
     text = {"type": "string", "maxLength": 253}
     return {
         "type": "object",
-        "description": "Fine-tunes a language model: an LLMForge training YAML under `spec`, the state of the run under `status`.",
+        "description": (
+            "Fine-tunes a language model: an LLMForge training YAML under `spec`, the state of the run under"
+            " `status`."
+        ),
         "required": ["spec"],
         "properties": {
             "apiVersion": text,
@@ -161,7 +168,10 @@ def _immutability() -> Iterator[Schema]:
             same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
         yield {"rule": same, "message": _IMMUTABLE, "fieldPath": f".{name}"}
     changed = " || ".join(f"self.{name} != oldSelf.{name}" for name in MUTABLE)
-    yield {"rule": f"{changed} || self == oldSelf", "message": f"only {' and '.join(MUTABLE)} can change after creation"}
+    yield {
+        "rule": f"{changed} || self == oldSelf",
+        "message": f"only {' and '.join(MUTABLE)} can change after creation",
+    }
 
 
 def _visible(schema: Schema) -> bool:
@@ -187,7 +197,9 @@ def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
             structural |= {bound: schema[word]} | ({_exclusive(bound): True} if exclusive else {})
     structural |= {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
     if "properties" in schema:
-        structural["properties"] = {name: _structural(field, definitions) for name, field in schema["properties"].items()}
+        structural["properties"] = {
+            name: _structural(field, definitions) for name, field in schema["properties"].items()
+        }
     elif isinstance(schema.get("additionalProperties"), dict) and OPEN not in schema:
         structural["additionalProperties"] = _structural(schema["additionalProperties"], definitions)
     if "items" in schema:
@@ -213,7 +225,9 @@ def _typed(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     if schema.get("oneOf") == [{"type": "integer"}, {"type": "number"}]:
         return schema | {"type": "number"}
     if len(members) == 1:
-        return _typed(members[0] | {key: value for key, value in schema.items() if key != "anyOf"}, definitions)
+        return _typed(
+            members[0] | {key: value for key, value in schema.items() if key != "anyOf"}, definitions
+        )
     return schema
 
 

@@ -49,7 +49,9 @@ _REASONS = {
 """Words for pydantic's kinds of errors; other kinds are our own and say what must be."""
 
 
-def explain(error: ValidationError, model: type[BaseModel], document: Mapping[str, JsonValue], root: str) -> list[str]:
+def explain(
+    error: ValidationError, model: type[BaseModel], document: Mapping[str, JsonValue], root: str
+) -> list[str]:
     """A line `path: what is wrong` for every error in a document, whose own path is `root`."""
     return [_line(detail, model, document, root) for detail in error.errors(include_url=False)]
 
@@ -88,17 +90,24 @@ def _shown(value: object) -> str:
             return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def _locate(loc: tuple[int | str, ...], model: type[BaseModel], document: Mapping[str, JsonValue]) -> tuple[str, type[BaseModel]]:
+def _locate(
+    loc: tuple[int | str, ...], model: type[BaseModel], document: Mapping[str, JsonValue]
+) -> tuple[str, type[BaseModel]]:
     """The path of an error as a person writes it, and the model that owns its last key.
 
-    pydantic puts the tags of unions and, for keys of maps, `[key]` into a location; neither is part of the document.
+    pydantic puts the tags of unions and, for keys of maps, `[key]` into a location; neither is part of the
+    document.
     """
     path = ""
     owner = model
     current: JsonValue = dict(document)
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
-        if isinstance(current, dict) and isinstance(part, str) and (part in current or (last and part in owner.model_fields)):
+        if (
+            isinstance(current, dict)
+            and isinstance(part, str)
+            and (part in current or (last and part in owner.model_fields))
+        ):
             field = owner.model_fields.get(part)
             path += f".{part}" if field or re.fullmatch(r"\w+", part) else f"[{part}]"
             current = current.get(part)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Strict, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Strict,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 VALIDATIONS = "x-kubernetes-validations"
@@ -66,20 +77,32 @@ Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 """A number, also written as `1e-4`, which YAML 1.1 reads as text."""
 
-Amount = Annotated[Annotated[int, Tag("whole")] | Annotated[Number, Tag("decimal")], Discriminator(_whole_or_decimal)]
+Amount = Annotated[
+    Annotated[int, Tag("whole")] | Annotated[Number, Tag("decimal")], Discriminator(_whole_or_decimal)
+]
 """A number that stays an integer when it is one: bytes of memory."""
 
 Flag = Annotated[bool, Strict()]
 """true or false, and nothing that merely resembles it."""
 
-DataPath = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=_DATA_FORMS.schema), AfterValidator(_DATA_FORMS.check)]
+DataPath = Annotated[
+    str,
+    Field(min_length=1, max_length=4096, json_schema_extra=_DATA_FORMS.schema),
+    AfterValidator(_DATA_FORMS.check),
+]
 """A file of rows."""
 
-ModelPath = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=_MODEL_FORMS.schema), AfterValidator(_MODEL_FORMS.check)]
+ModelPath = Annotated[
+    str,
+    Field(min_length=1, max_length=4096, json_schema_extra=_MODEL_FORMS.schema),
+    AfterValidator(_MODEL_FORMS.check),
+]
 """A model's or an adapter's directory, or its name on the hub."""
 
 StoragePath = Annotated[
-    str, Field(min_length=1, max_length=4096, json_schema_extra=_STORAGE_FORMS.schema), AfterValidator(_STORAGE_FORMS.check)
+    str,
+    Field(min_length=1, max_length=4096, json_schema_extra=_STORAGE_FORMS.schema),
+    AfterValidator(_STORAGE_FORMS.check),
 ]
 """Where runs are written."""
 
@@ -88,7 +111,8 @@ LongText = Annotated[str, Field(min_length=1, max_length=4096)]
 JsonObject = Annotated[dict[str, JsonValue], Field(max_length=256)]
 """An object whose keys are not typed here."""
 UnbuiltBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
-"""Settings of something that is not built yet: refused, whatever they are. Open as a whole, since CEL does not see a map of open values."""
+"""Settings of something that is not built yet: refused, whatever they are. Open as a whole, since CEL does
+not see a map of open values."""
 
 
 class SpecModel(BaseModel):
@@ -99,10 +123,13 @@ class SpecModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absence(cls, document: object) -> object:
-        # The API server does the same. `checkpoint_every_n_epochs: null` is LLMForge's own way to write its default.
+        # The API server does the same. `checkpoint_every_n_epochs: null` is LLMForge's own way to write its
+        # default.
         if not isinstance(document, dict):
             return document
-        return {key: value for key, value in document.items() if value is not None or key not in cls.model_fields}
+        return {
+            key: value for key, value in document.items() if value is not None or key not in cls.model_fields
+        }
 
 
 class HubRepository(SpecModel):
@@ -135,9 +162,12 @@ def one_of(words: str) -> Discriminator:
 
 
 CheckpointPath = Annotated[
-    Annotated[ModelPath, Tag("text")] | Annotated[HubRepository, Tag("object")], one_of("a path or {repo_id: organisation/name}")
+    Annotated[ModelPath, Tag("text")] | Annotated[HubRepository, Tag("object")],
+    one_of("a path or {repo_id: organisation/name}"),
 ]
 """A path, or `{repo_id: organisation/name}`, as LLMForge takes both."""
 
 TextList = Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=4096)]
-TextOrList = Annotated[Annotated[LongText, Tag("text")] | Annotated[TextList, Tag("list")], one_of("a text or a list of texts")]
+TextOrList = Annotated[
+    Annotated[LongText, Tag("text")] | Annotated[TextList, Tag("list")], one_of("a text or a list of texts")
+]

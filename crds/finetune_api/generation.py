@@ -22,14 +22,16 @@ _CEL: list[JsonValue] = [
         "!self.system_in_last_user || self.system_in_user": _LAST_NEEDS_FIRST,
     }.items()
 ]
-"""What the API server can tell without reading the templates as Python does: braces written twice deceive it."""
+"""What the API server can tell without reading the templates as Python does: braces written twice deceive
+it."""
 
 
 class PromptFormat(SpecModel):
     """A prompt format of LLMForge: the ten keys of RayLLM's `PromptFormat`, with its rules and defaults.
 
-    `{instruction}` stands for the content of a message, `{system}` for the system message where `system_in_user` is set. They are
-    filled in by Python's `str.format`, so that a brace that is part of the text is written twice.
+    `{instruction}` stands for the content of a message, `{system}` for the system message where
+    `system_in_user` is set. They are filled in by Python's `str.format`, so that a brace that is part of the
+    text is written twice.
     """
 
     model_config = ConfigDict(json_schema_extra={VALIDATIONS: _CEL})
@@ -59,7 +61,11 @@ class PromptFormat(SpecModel):
     def _placeholders(self) -> Self:
         in_user = ("instruction", "system") if self.system_in_user else ("instruction",)
         needed = {"system": ("instruction",), "user": in_user, "assistant": ("instruction",)}
-        problems = [problem for role, names in needed.items() for problem in _misplaced(role, getattr(self, role), names)]
+        problems = [
+            problem
+            for role, names in needed.items()
+            for problem in _misplaced(role, getattr(self, role), names)
+        ]
         if self.system_in_last_user and not self.system_in_user:
             problems.append(_LAST_NEEDS_FIRST)
         if problems:
@@ -81,9 +87,14 @@ def _misplaced(role: str, template: str, names: tuple[str, ...]) -> list[str]:
     problems = [f"{role} must contain {{{name}}}" for name in names if name not in found]
     for name in sorted(found.difference(names)):
         if name == "system":
-            problems.append(f"{role} has {{system}}, which is only known in user and with system_in_user: true")
+            problems.append(
+                f"{role} has {{system}}, which is only known in user and with system_in_user: true"
+            )
         else:
-            problems.append(f"{role} has {{{name}}}, which stands for nothing; write a brace that is part of the text twice")
+            problems.append(
+                f"{role} has {{{name}}}, which stands for nothing; write a brace that is part of the text"
+                " twice"
+            )
     return problems
 
 
@@ -92,5 +103,7 @@ class GenerationConfig(SpecModel):
 
     prompt_format: PromptFormat | None = None
     """Used instead of the tokenizer's own chat template."""
-    stopping_sequences: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=64)] | None = None
+    stopping_sequences: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=64)] | None
+    ) = None
     """Texts that end an answer; kept in the checkpoint's generation config."""

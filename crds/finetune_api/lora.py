@@ -24,7 +24,8 @@ from finetune_api.fields import (
 
 ALL_LINEAR = "all-linear"
 INITIALISATIONS = ("gaussian", "olora", "pissa", "orthogonal", "mica")
-"""PEFT's initialisations that need no pass over the data and no quantized base model, and that an adapter can be loaded with again."""
+"""PEFT's initialisations that need no pass over the data and no quantized base model, and that an adapter can
+be loaded with again."""
 NEEDS_DATA = "needs a pass over the data before training, which is not supported yet"
 NEEDS_LOSS = "adds a term to the loss, which is not supported yet"
 QUANTIZES = "quantizes the base model, which is not supported yet"
@@ -33,7 +34,10 @@ UNBUILT_INITIALISATIONS = {
     "corda": NEEDS_DATA,
     "lora_ga": NEEDS_DATA,
     "loftq": QUANTIZES,
-    "pissa_niter_N": "starts from a random approximation that nobody who loads the adapter can repeat; pissa can be repeated",
+    "pissa_niter_N": (
+        "starts from a random approximation that nobody who loads the adapter can repeat; pissa can be"
+        " repeated"
+    ),
 }
 """PEFT's other initialisations, and why they are refused; N is a number of iterations."""
 UNBUILT_BLOCKS = {
@@ -59,7 +63,9 @@ def unbuilt_initialisation(name: str) -> str | None:
 
 def _initialisation(name: str) -> str:
     if name not in INITIALISATIONS and unbuilt_initialisation(name) is None:
-        raise PydanticCustomError("initialisation", "must be true, false or one of {known}", {"known": ", ".join(INITIALISATIONS)})
+        raise PydanticCustomError(
+            "initialisation", "must be true, false or one of {known}", {"known": ", ".join(INITIALISATIONS)}
+        )
     return name
 
 
@@ -71,9 +77,13 @@ Initialisation = Annotated[
     one_of(f"true, false or one of {', '.join(INITIALISATIONS)}"),
     Field(json_schema_extra={"enum": [True, False, *INITIALISATIONS]}),
 ]
-Layers = Annotated[Annotated[Index, Tag("number")] | Annotated[Indices, Tag("list")], one_of("a layer's index or a list of them")]
+Layers = Annotated[
+    Annotated[Index, Tag("number")] | Annotated[Indices, Tag("list")],
+    one_of("a layer's index or a list of them"),
+]
 TokenIndices = Annotated[
-    Annotated[Indices, Tag("list")] | Annotated[dict[ShortText, Indices], Field(max_length=64), Tag("object")],
+    Annotated[Indices, Tag("list")]
+    | Annotated[dict[ShortText, Indices], Field(max_length=64), Tag("object")],
     one_of("a list of token ids, or a map from modules to such lists"),
 ]
 
@@ -99,7 +109,8 @@ class LoraConfig(SpecModel):
     lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Probability with which inputs of the adapters are dropped in training."""
     target_modules: TextOrList = ALL_LINEAR
-    """Modules that get adapters: names, a regular expression, or `all-linear` for every linear layer but the head."""
+    """Modules that get adapters: names, a regular expression, or `all-linear` for every linear layer but the
+    head."""
     exclude_modules: TextOrList | None = None
     """Modules that get none."""
     task_type: Literal["CAUSAL_LM"] | None = None
@@ -126,7 +137,10 @@ class LoraConfig(SpecModel):
     """Ranks that differ from r, by module name or regular expression."""
     alpha_pattern: Annotated[dict[ShortText, Rank], Field(max_length=1024)] = Field(default_factory=dict)
     """Alphas that differ from lora_alpha, by module name or regular expression."""
-    layer_replication: Annotated[list[Annotated[list[Index], Field(min_length=2, max_length=2)]], Field(max_length=1024)] | None = None
+    layer_replication: (
+        Annotated[list[Annotated[list[Index], Field(min_length=2, max_length=2)]], Field(max_length=1024)]
+        | None
+    ) = None
     """Ranges [start, end) of layers that are stacked into a larger model."""
     target_parameters: TextList | None = None
     """Parameters (not modules) that get adapters."""

@@ -1,4 +1,7 @@
-"""Reads what a person wrote: a FineTuneJob manifest, or a bare LLMForge training YAML. Every mistake is reported at once."""
+"""Reads what a person wrote: a FineTuneJob manifest, or a bare LLMForge training YAML.
+
+Every mistake is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,17 @@ _PARTS = ("apiVersion", "kind", "metadata", "spec", "status")
 
 def _object_name(name: str) -> str:
     if not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name):
-        raise PydanticCustomError("name", "must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends")
+        raise PydanticCustomError(
+            "name", "must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
+        )
     return name
 
 
 def _namespace(name: str) -> str:
     if not re.fullmatch(_LABEL, name):
-        raise PydanticCustomError("name", "must be lower-case letters, digits and `-`, with a letter or digit at both ends")
+        raise PydanticCustomError(
+            "name", "must be lower-case letters, digits and `-`, with a letter or digit at both ends"
+        )
     return name
 
 
@@ -86,7 +93,9 @@ def read_manifest(path: Path) -> Manifest:
     document, remarks = parse(text, str(path))
     if not document.keys() & {"apiVersion", "kind", "metadata", "spec"}:
         spec = read_spec(document)
-        return Manifest(metadata=Metadata(name=_name_from(path)), spec=spec, warnings=(*remarks, *warnings(spec)))
+        return Manifest(
+            metadata=Metadata(name=_name_from(path)), spec=spec, warnings=(*remarks, *warnings(spec))
+        )
     return _read_object(document, remarks)
 
 
@@ -96,7 +105,9 @@ def read_spec(document: Mapping[str, JsonValue]) -> FineTuneJobSpec:
         spec = FineTuneJobSpec.model_validate(document)
     except ValidationError as error:
         wrong = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
-        problems = explain(error, FineTuneJobSpec, document, "spec") + _problems(_what_is_right(document, wrong))
+        problems = explain(error, FineTuneJobSpec, document, "spec") + _problems(
+            _what_is_right(document, wrong)
+        )
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems) from error
     problems = _problems(spec)
     if problems:
@@ -113,8 +124,14 @@ def _what_is_right(document: Mapping[str, JsonValue], wrong: set[str]) -> FineTu
 
     Something right stands in for a wrong field that others need.
     """
-    stand_ins = {"model_id": "model", "train_path": "data", **({"lora_config": {}} if "lora_config" in wrong else {})}
-    return FineTuneJobSpec.model_validate(stand_ins | {key: value for key, value in document.items() if key not in wrong})
+    stand_ins = {
+        "model_id": "model",
+        "train_path": "data",
+        **({"lora_config": {}} if "lora_config" in wrong else {}),
+    }
+    return FineTuneJobSpec.model_validate(
+        stand_ins | {key: value for key, value in document.items() if key not in wrong}
+    )
 
 
 def _read_object(document: dict[str, JsonValue], remarks: list[str]) -> Manifest:
@@ -124,7 +141,9 @@ def _read_object(document: dict[str, JsonValue], remarks: list[str]) -> Manifest
     try:
         metadata = Metadata.model_validate(raw_metadata if isinstance(raw_metadata, dict) else {})
     except ValidationError as error:
-        problems += explain(error, Metadata, raw_metadata if isinstance(raw_metadata, dict) else {}, "metadata")
+        problems += explain(
+            error, Metadata, raw_metadata if isinstance(raw_metadata, dict) else {}, "metadata"
+        )
     if isinstance(raw_spec, dict):
         try:
             spec = read_spec(raw_spec)

@@ -1,4 +1,7 @@
-"""The numbers of a run: sequence length, batches, steps, epochs, learning rate, checkpoints. Computed here and nowhere else."""
+"""The numbers of a run: sequence length, batches, steps, epochs, learning rate, checkpoints.
+
+Computed here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ DEFAULT_FULL_LEARNING_RATE = 1e-5
 """LLMForge's advice: about 1e-4 for LoRA and 1e-5 for full-parameter training."""
 SHORTEST_CONTEXT = 512
 TOKENS_PER_MICRO_BATCH = 8192
-"""Batch size times context length of the default; 512 tokens give 16 rows, LLMForge's advice for 7B models on an A10."""
+"""Batch size times context length of the default; 512 tokens give 16 rows, LLMForge's advice for 7B models on
+an A10."""
 LARGEST_DEFAULT_BATCH = 16
 
 
@@ -58,10 +62,12 @@ class Numbers(BaseModel):
     def learning_rate_at(self, update: int) -> float:
         """The learning rate of update `update` (0-based).
 
-        Equals transformers' `get_scheduler` after `update` steps (`constant_with_warmup` for `constant`): linear from 0 over the
-        warm-up, then half a cosine or a line to 0 at the end of the run, or constant.
+        Equals transformers' `get_scheduler` after `update` steps (`constant_with_warmup` for `constant`):
+        linear from 0 over the warm-up, then half a cosine or a line to 0 at the end of the run, or constant.
         """
-        return self.learning_rate * learning_rate_factor(self.lr_scheduler_type, update, self.num_warmup_steps, self.total_steps)
+        return self.learning_rate * learning_rate_factor(
+            self.lr_scheduler_type, update, self.num_warmup_steps, self.total_steps
+        )
 
 
 def learning_rate_factor(scheduler: Scheduler, update: int, warmup_steps: int, total_steps: int) -> float:
@@ -76,17 +82,21 @@ def learning_rate_factor(scheduler: Scheduler, update: int, warmup_steps: int, t
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * progress)))
 
 
-def numbers(spec: FineTuneJobSpec, *, rows: int, longest_row: int, model_context_length: int | None) -> Numbers:
+def numbers(
+    spec: FineTuneJobSpec, *, rows: int, longest_row: int, model_context_length: int | None
+) -> Numbers:
     """The numbers of a run on `rows` training rows.
 
-    `longest_row` is the token count of the longest training or validation row, `model_context_length` the most tokens the
-    model takes (None when it does not say). Raises FineTuneError (InvalidSpec) where the spec asks for more than there is.
+    `longest_row` is the token count of the longest training or validation row, `model_context_length` the
+    most tokens the model takes (None when it does not say). Raises FineTuneError (InvalidSpec) where the spec
+    asks for more than there is.
     """
     problems: list[str] = []
     warnings: list[str] = []
     if spec.context_length and model_context_length and spec.context_length > model_context_length:
         problems.append(
-            f"spec.context_length: {spec.context_length} is more than the model takes; at most {model_context_length} is possible"
+            f"spec.context_length: {spec.context_length} is more than the model takes; at most"
+            f" {model_context_length} is possible"
         )
 
     context_length = spec.context_length or default_context_length(longest_row, model_context_length)
@@ -101,13 +111,19 @@ def numbers(spec: FineTuneJobSpec, *, rows: int, longest_row: int, model_context
         )
     total_steps = steps_per_epoch * epochs
     if spec.num_devices > rows:
-        warnings.append(f"spec.num_devices is {spec.num_devices}, and there are {rows} rows: some devices have nothing to do")
+        warnings.append(
+            f"spec.num_devices is {spec.num_devices}, and there are {rows} rows: some devices have nothing"
+            " to do"
+        )
 
     warmup = DEFAULT_WARMUP_STEPS if spec.num_warmup_steps is None else spec.num_warmup_steps
     if warmup >= total_steps:
         shortfall = f"{warmup} warm-up steps leave none of the run's {total_steps} for the full learning rate"
         if spec.num_warmup_steps is None:
-            warnings.append(f"spec.num_warmup_steps is left out, and its default of {shortfall}; set it lower, or train longer")
+            warnings.append(
+                f"spec.num_warmup_steps is left out, and its default of {shortfall}; set it lower, or train"
+                " longer"
+            )
         else:
             problems.append(f"spec.num_warmup_steps: {shortfall}; at most {total_steps - 1} are possible")
     if problems:

@@ -35,7 +35,10 @@ def config_map_mount(name: str) -> PurePosixPath:
 
 
 def mounted(path: str) -> PurePosixPath | None:
-    """The path inside the pods of a `pvc://` or `configmap://` path; None for other paths. `.` and `..` stay below the mount."""
+    """The path inside the pods of a `pvc://` or `configmap://` path; None for other paths.
+
+    `.` and `..` stay below the mount.
+    """
     claim, config_map = claim_of(path), config_map_of(path)
     if claim is None and config_map is None:
         return None

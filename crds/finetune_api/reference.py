@@ -39,7 +39,10 @@ def reference() -> str:
 
 
 def _sections(paths: Sequence[tuple[str, ...]], model: type[BaseModel], *, defaults: bool) -> Iterator[str]:
-    """The section of a model that is at these paths, and those of the models in it. Each model comes once, with all of its paths."""
+    """The section of a model that is at these paths, and those of the models in it.
+
+    Each model comes once, with all of its paths.
+    """
     headings = [f"`{'.'.join(path)}`" for path in paths]
     yield f"## {', '.join(headings)}\n"
     yield "| field | type | default | |" if defaults else "| field | type | |"
@@ -49,7 +52,12 @@ def _sections(paths: Sequence[tuple[str, ...]], model: type[BaseModel], *, defau
         name = field.alias or attribute
         for each in models_in(field.annotation):
             nested.setdefault(each, []).extend((*path, name) for path in paths)
-        cells = [f"`{name}`", _type(field.annotation), *([_default(field)] if defaults else []), _description(paths[0], name, field)]
+        cells = [
+            f"`{name}`",
+            _type(field.annotation),
+            *([_default(field)] if defaults else []),
+            _description(paths[0], name, field),
+        ]
         yield f"| {' | '.join(cells)} |"
     yield ""
     for each, below in nested.items():
@@ -77,9 +85,13 @@ def _type(annotation: object) -> str:
     if origin is Annotated:
         return _type(arguments[0])
     if origin is Literal:
-        return ", ".join(f"`{str(argument).lower() if isinstance(argument, bool) else argument}`" for argument in arguments)
+        return ", ".join(
+            f"`{str(argument).lower() if isinstance(argument, bool) else argument}`" for argument in arguments
+        )
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type(argument) for argument in arguments if argument is not type(None)))
+        return " or ".join(
+            dict.fromkeys(_type(argument) for argument in arguments if argument is not type(None))
+        )
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is dict:

@@ -25,7 +25,10 @@ def flagged(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """The checkpoints in the order in which they were saved, with `best` and `latest` set on the ones that are."""
     top = best(checkpoints)
     ordered = sorted(checkpoints, key=_age)
-    return [checkpoint.model_copy(update={"best": checkpoint is top, "latest": checkpoint is ordered[-1]}) for checkpoint in ordered]
+    return [
+        checkpoint.model_copy(update={"best": checkpoint is top, "latest": checkpoint is ordered[-1]})
+        for checkpoint in ordered
+    ]
 
 
 def _rank(checkpoint: Checkpoint) -> tuple[float, int]:

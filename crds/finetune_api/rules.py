@@ -62,7 +62,9 @@ def _no_lora(field: str, reason: str, absent: str) -> Rule:
     return Rule(
         field=f"lora_config.{field}",
         problem=f"{reason}; leave it out",
-        broken=lambda spec: spec.lora_config is not None and getattr(spec.lora_config, field) not in (None, False),
+        broken=lambda spec: (
+            spec.lora_config is not None and getattr(spec.lora_config, field) not in (None, False)
+        ),
         cel=f"!has(self.lora_config) || {absent}",
     )
 
@@ -71,13 +73,20 @@ def _trackers_own(key: str) -> Rule:
     owner, other = ("wandb", "mlflow") if key in WANDB_KEYS else ("mlflow", "wandb")
 
     def broken(spec: FineTuneJobSpec) -> bool:
-        return spec.logger is not None and spec.logger.provider == other and getattr(spec.logger.provider_config, key) is not None
+        return (
+            spec.logger is not None
+            and spec.logger.provider == other
+            and getattr(spec.logger.provider_config, key) is not None
+        )
 
     return Rule(
         field=f"logger.provider_config.{key}",
         problem=f"belongs to {owner}; the provider is {other}",
         broken=broken,
-        cel=f"!has(self.logger) || self.logger.provider != '{other}' || !has(self.logger.provider_config.{key})",
+        cel=(
+            f"!has(self.logger) || self.logger.provider != '{other}' ||"
+            f" !has(self.logger.provider_config.{key})"
+        ),
     )
 
 
@@ -107,7 +116,9 @@ RULES = (
     Rule(
         field="lora_config.lora_bias",
         problem="does not go with spec.lora_config.use_dora; keep one of them",
-        broken=lambda spec: spec.lora_config is not None and spec.lora_config.lora_bias and spec.lora_config.use_dora,
+        broken=lambda spec: (
+            spec.lora_config is not None and spec.lora_config.lora_bias and spec.lora_config.use_dora
+        ),
         cel="!has(self.lora_config) || !self.lora_config.lora_bias || !self.lora_config.use_dora",
     ),
     *(_trackers_own(key) for key in LoggerConfig.model_fields),

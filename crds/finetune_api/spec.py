@@ -31,7 +31,9 @@ from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
 from finetune_api.status import MOST_EPOCHS, MOST_KEPT_CHECKPOINTS
 
-Task = Literal["causal_lm", "instruction_tuning", "classification", "preference_tuning", "vision_language_tuning"]
+Task = Literal[
+    "causal_lm", "instruction_tuning", "classification", "preference_tuning", "vision_language_tuning"
+]
 Scheduler = Literal["cosine", "linear", "constant"]
 BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
 Steps = Annotated[Integer, Field(ge=0, le=10**9)]
@@ -139,7 +141,8 @@ class FineTuneJobSpec(SpecModel):
     num_devices: Annotated[Integer, Field(ge=1, le=4096)] = 1
     """Workers, one accelerator each."""
     worker_resources: WorkerResources | None = None
-    """What each worker asks for: `accelerator_type:A10G: 0.001`, `anyscale/accelerator_shape:4xA10G: 0.001`, `memory` in bytes."""
+    """What each worker asks for: `accelerator_type:A10G: 0.001`, `anyscale/accelerator_shape:4xA10G: 0.001`,
+    `memory` in bytes."""
     trainer_resources: ResourceAmounts | None = None
     """What the first worker asks for besides: `memory` in bytes, since it gathers the weights."""
 

@@ -51,7 +51,11 @@ class StatusModel(BaseModel):
     """Base of all status models: camelCase outside, snake_case inside, nothing unknown."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="strings",
     )
 
 
@@ -75,7 +79,9 @@ class Condition(StatusModel):
     """What the condition is about."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
-    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    reason: Annotated[
+        str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    ]
     """Why, in one word for programs."""
     message: LongText
     """Why, for people."""
@@ -206,7 +212,10 @@ class FineTuneJobStatus(StatusModel):
     """The status in one word."""
     conditions: Annotated[
         list[Condition],
-        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
     ] = []
     """The status for programs, one entry a type."""
     message: LongText | None = None

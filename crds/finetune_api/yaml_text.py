@@ -1,7 +1,7 @@
 """YAML as kubectl reads it, with the places of mistakes; and written so that kubectl reads the same.
 
-PyYAML follows YAML 1.1, kubectl's parser Go's mixture of 1.1 and 1.2: there `1e-4` is a number, and a date and `12:30` are text.
-Source: `resolve.go` of go.yaml.in/yaml/v2, which sigs.k8s.io/yaml uses.
+PyYAML follows YAML 1.1, kubectl's parser Go's mixture of 1.1 and 1.2: there `1e-4` is a number, and a date
+and `12:30` are text. Source: `resolve.go` of go.yaml.in/yaml/v2, which sigs.k8s.io/yaml uses.
 """
 
 from __future__ import annotations
@@ -18,11 +18,23 @@ from finetune_api.failure import FailureClass, FineTuneError
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = [
-    ("bool", r"y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    (
+        "bool",
+        r"y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
+        "yYnNtTfFoO",
+    ),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
-    ("int", r"[-+]?(0[0-7_]*|0b[01][01_]*|0o[0-7][0-7_]*|0x[0-9a-fA-F][0-9a-fA-F_]*|[1-9][0-9_]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    (
+        "int",
+        r"[-+]?(0[0-7_]*|0b[01][01_]*|0o[0-7][0-7_]*|0x[0-9a-fA-F][0-9a-fA-F_]*|[1-9][0-9_]*)",
+        "-+0123456789",
+    ),
+    (
+        "float",
+        r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 ]
 """Plain scalars that are not text: tag, form, first characters. The first that fits counts."""
 
@@ -38,7 +50,9 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> ScalarNode:
         # PyYAML's other styles fold Unicode's line breaks into spaces.
-        return self.represent_scalar(f"{_TAG}str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
+        return self.represent_scalar(
+            f"{_TAG}str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None
+        )
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
@@ -57,7 +71,8 @@ def dump(document: Mapping[str, JsonValue]) -> str:
 def parse(text: str, source: str) -> tuple[dict[str, JsonValue], list[str]]:
     """The map that a text holds, and remarks about keys that are given twice with the same value, which public LLMForge files have.
 
-    Raises FineTuneError (InvalidSpec), with the line, for what is not YAML, not one map, or has keys that contradict each other.
+    Raises FineTuneError (InvalidSpec), with the line, for what is not YAML, not one map, or has keys that
+    contradict each other.
     """
     try:
         root = _only_map(text)
@@ -81,9 +96,14 @@ def _only_map(text: str) -> MappingNode:
         raise ValueError("is empty")
     root, *others = roots
     if others:
-        raise yaml.MarkedYAMLError(problem="a second document begins here; give each a file of its own", problem_mark=others[0].start_mark)
+        raise yaml.MarkedYAMLError(
+            problem="a second document begins here; give each a file of its own",
+            problem_mark=others[0].start_mark,
+        )
     if not isinstance(root, MappingNode):
-        raise ValueError(f"must be a map of fields, is {'a list' if isinstance(root, CollectionNode) else 'a text'}")
+        raise ValueError(
+            f"must be a map of fields, is {'a list' if isinstance(root, CollectionNode) else 'a text'}"
+        )
     return root
 
 

@@ -12,7 +12,8 @@ from typing import NoReturn
 
 def run() -> None:
     """Runs until SIGTERM. A wrong configuration ends it at once, with every mistake on standard error, and exit code 1."""
-    # The first process of a container is deaf to signals that it has no handler for, and kopf's is there a second later only.
+    # The first process of a container is deaf to signals that it has no handler for, and kopf's is there a
+    # second later only.
     signal.signal(signal.SIGTERM, _end)
 
     import kopf
@@ -52,7 +53,8 @@ def run() -> None:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    # An exception would be lost where whatever is being imported catches it, and so far there is nothing to clean up.
+    # An exception would be lost where whatever is being imported catches it, and so far there is nothing to
+    # clean up.
     os._exit(128 + number)
 
 

@@ -1,6 +1,7 @@
 """Accelerator profiles: to which nodes the workers of a type go, and what they ask for there.
 
-The default table fits nodes that GKE, Karpenter on AWS, EKS Auto Mode, AKS or GPU Feature Discovery labels: their labels are alternatives.
+The default table fits nodes that GKE, Karpenter on AWS, EKS Auto Mode, AKS or GPU Feature Discovery labels:
+their labels are alternatives.
 """
 
 from __future__ import annotations
@@ -38,16 +39,32 @@ class _Form:
 LabelKey = Annotated[
     str,
     Field(max_length=317),
-    AfterValidator(_Form(rf"({_DOMAIN}/)?{_LABEL}", "must be a label's name, such as cloud.google.com/gke-accelerator").check),
+    AfterValidator(
+        _Form(
+            rf"({_DOMAIN}/)?{_LABEL}", "must be a label's name, such as cloud.google.com/gke-accelerator"
+        ).check
+    ),
 ]
 LabelValue = Annotated[
     str,
-    AfterValidator(_Form(f"{_LABEL}?", "must be a label's value: at most 63 letters, digits, `-`, `_` and `.`; numbers in quotes").check),
+    AfterValidator(
+        _Form(
+            f"{_LABEL}?",
+            "must be a label's value: at most 63 letters, digits, `-`, `_` and `.`; numbers in quotes",
+        ).check
+    ),
 ]
 ResourceName = Annotated[
-    str, Field(max_length=317), AfterValidator(_Form(rf"{_DOMAIN}/{_LABEL}", "must be an extended resource, such as nvidia.com/gpu").check)
+    str,
+    Field(max_length=317),
+    AfterValidator(
+        _Form(rf"{_DOMAIN}/{_LABEL}", "must be an extended resource, such as nvidia.com/gpu").check
+    ),
 ]
-AcceleratorType = Annotated[str, AfterValidator(_Form(_LABEL, "must be a type's name, letters, digits and `-`, such as A100-80G").check)]
+AcceleratorType = Annotated[
+    str,
+    AfterValidator(_Form(_LABEL, "must be a type's name, letters, digits and `-`, such as A100-80G").check),
+]
 NodeLabels = Annotated[dict[LabelKey, Annotated[list[LabelValue], Field(min_length=1)]], Field(min_length=1)]
 
 
@@ -72,11 +89,15 @@ class Toleration(_Part):
     @model_validator(mode="after")
     def _is_legal(self) -> Self:
         if self.key is None and self.operator != "Exists":
-            raise PydanticCustomError("toleration", "must have a key, or the operator Exists, which then means every taint")
+            raise PydanticCustomError(
+                "toleration", "must have a key, or the operator Exists, which then means every taint"
+            )
         if self.operator == "Exists" and self.value:
             raise PydanticCustomError("toleration", "must have no value when the operator is Exists")
         if self.tolerationSeconds is not None and self.effect != "NoExecute":
-            raise PydanticCustomError("toleration", "must have the effect NoExecute when it has tolerationSeconds")
+            raise PydanticCustomError(
+                "toleration", "must have the effect NoExecute when it has tolerationSeconds"
+            )
         return self
 
 
@@ -84,7 +105,8 @@ class AcceleratorProfile(_Part):
     """How workers of a type become pods. A worker has one device, and amounts are for one worker."""
 
     resource: ResourceName | None = None
-    """The extended resource that is one device, `nvidia.com/gpu`, which Ray calls `GPU`; left out for workers without a device."""
+    """The extended resource that is one device, `nvidia.com/gpu`, which Ray calls `GPU`; left out for workers
+    without a device."""
     node_labels: list[NodeLabels] = []
     """Alternatives. A node must have every label of one of them, each with one of the values in its list."""
     node_selector: dict[LabelKey, LabelValue] = {}
@@ -136,7 +158,12 @@ def _nvidia(
 
 
 def _alternatives(
-    gke: Sequence[str], aws: str | None, aws_memory: int | None, aks: str | None, aks_machines: Sequence[str], discovered: Sequence[str]
+    gke: Sequence[str],
+    aws: str | None,
+    aws_memory: int | None,
+    aks: str | None,
+    aks_machines: Sequence[str],
+    discovered: Sequence[str],
 ) -> Iterator[dict[str, list[str]]]:
     if gke:
         yield {_GKE: list(gke)}
@@ -154,8 +181,9 @@ def _alternatives(
 _A100_40G = ["NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-PCIE-40GB"]
 _A100_80G = ["NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe"]
 
-# CPU and memory of a worker leave room for system pods on the smallest machine with one such device, or fill an eighth of one with eight.
-# A whole A10, and a size of A100, are known on AKS by the machine only: a sixth of an A10 has the same name.
+# CPU and memory of a worker leave room for system pods on the smallest machine with one such device, or fill
+# an eighth of one with eight. A whole A10, and a size of A100, are known on AKS by the machine only: a sixth
+# of an A10 has the same name.
 _DEFAULTS = {
     NO_DEVICE: AcceleratorProfile(cpu=2, memory="4Gi"),
     "T4": _nvidia(3, "10Gi", gke=["nvidia-tesla-t4"], aws="t4", aks="T4", discovered=["Tesla-T4"]),
@@ -165,7 +193,13 @@ _DEFAULTS = {
         gke=["nvidia-tesla-v100"],
         aws="v100",
         aks="V100",
-        discovered=["Tesla-V100-SXM2-16GB", "Tesla-V100-SXM2-32GB", "Tesla-V100-SXM3-32GB", "Tesla-V100-PCIE-16GB", "Tesla-V100-PCIE-32GB"],
+        discovered=[
+            "Tesla-V100-SXM2-16GB",
+            "Tesla-V100-SXM2-32GB",
+            "Tesla-V100-SXM3-32GB",
+            "Tesla-V100-PCIE-16GB",
+            "Tesla-V100-PCIE-32GB",
+        ],
     ),
     "L4": _nvidia(3, "11Gi", gke=["nvidia-l4"], aws="l4", discovered=["NVIDIA-L4"]),
     "L40S": _nvidia(3, "24Gi", aws="l40s", discovered=["NVIDIA-L40S"]),
@@ -176,7 +210,14 @@ _DEFAULTS = {
         aks_machines=["Standard_NV36ads_A10_v5", "Standard_NV36adms_A10_v5", "Standard_NV72ads_A10_v5"],
         discovered=["NVIDIA-A10"],
     ),
-    "A100": _nvidia(10, "70Gi", gke=["nvidia-tesla-a100", "nvidia-a100-80gb"], aws="a100", aks="A100", discovered=[*_A100_40G, *_A100_80G]),
+    "A100": _nvidia(
+        10,
+        "70Gi",
+        gke=["nvidia-tesla-a100", "nvidia-a100-80gb"],
+        aws="a100",
+        aks="A100",
+        discovered=[*_A100_40G, *_A100_80G],
+    ),
     "A100-40G": _nvidia(
         10,
         "70Gi",
@@ -208,7 +249,14 @@ _DEFAULTS = {
         aks="H100",
         discovered=["NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"],
     ),
-    "H200": _nvidia(10, "200Gi", gke=["nvidia-h200-141gb"], aws="h200", aks="H200", discovered=["NVIDIA-H200", "NVIDIA-H200-NVL"]),
+    "H200": _nvidia(
+        10,
+        "200Gi",
+        gke=["nvidia-h200-141gb"],
+        aws="h200",
+        aks="H200",
+        discovered=["NVIDIA-H200", "NVIDIA-H200-NVL"],
+    ),
     "B200": _nvidia(20, "210Gi", gke=["nvidia-b200"], aws="b200", discovered=["NVIDIA-B200"]),
 }
 

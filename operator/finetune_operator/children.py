@@ -1,6 +1,7 @@
 """What the operator makes for a job: where the progress record goes, who may write it, and the RayJob of an attempt.
 
-Everything is owned by the FineTuneJob, so that deleting it deletes all, and is made once: nothing here is ever written again.
+Everything is owned by the FineTuneJob, so that deleting it deletes all, and is made once: nothing here is
+ever written again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from finetune_api.manifest import Manifest as JobManifest
 from finetune_api.manifest import Metadata as JobMetadata
 from finetune_api.paths import JOB_FILE
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, KUEUE_LABELS, MANAGED_BY, UNCHECKED_SPEC, child_name, ray_job_name
+from finetune_operator.names import (
+    ATTEMPT,
+    JOB_NAME,
+    JOB_UID,
+    KUEUE_LABELS,
+    MANAGED_BY,
+    UNCHECKED_SPEC,
+    child_name,
+    ray_job_name,
+)
 from finetune_operator.pods import Manifest, PodSource, head_pod, submitter_pod, worker_pod, worker_processors
 
 ENTRYPOINT = "python -m finetune_trainer.on_cluster"
@@ -44,7 +54,9 @@ def children(source: PodSource, *, deadline_seconds: int | None) -> list[Manifes
     account = source.cluster.service_account_name or name
     common = [_config_map(source, name), _role(source, name), _role_binding(source, name, account)]
     if account == name:
-        common.insert(1, {**_object(source, "v1", SERVICE_ACCOUNT, name), "automountServiceAccountToken": False})
+        common.insert(
+            1, {**_object(source, "v1", SERVICE_ACCOUNT, name), "automountServiceAccountToken": False}
+        )
     if source.configuration.network_policies:
         common.append(_network_policy(source, name))
     return [*common, _ray_job(source, name, account, deadline_seconds)]
@@ -58,12 +70,19 @@ def unchecked_hash(spec: FineTuneJobSpec) -> str:
 
 def _config_map(source: PodSource, name: str) -> Manifest:
     """Holds the job for the trainer to read, and the progress record that it writes."""
-    job = JobManifest(metadata=JobMetadata(name=source.metadata.name, namespace=source.metadata.namespace), spec=source.spec)
+    job = JobManifest(
+        metadata=JobMetadata(name=source.metadata.name, namespace=source.metadata.namespace), spec=source.spec
+    )
     return {**_object(source, "v1", CONFIG_MAP, name), "data": {JOB_FILE: job.to_yaml()}}
 
 
 def _role(source: PodSource, name: str) -> Manifest:
-    rule: Manifest = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "patch"]}
+    rule: Manifest = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [name],
+        "verbs": ["get", "patch"],
+    }
     return {**_object(source, "rbac.authorization.k8s.io/v1", ROLE, name), "rules": [rule]}
 
 
@@ -78,12 +97,18 @@ def _role_binding(source: PodSource, name: str, account: str) -> Manifest:
 def _network_policy(source: PodSource, name: str) -> Manifest:
     """Ray's ports are for the job's own pods; the dashboard, which asks for the token, is for whoever the configuration says."""
     pods: Manifest = {"matchLabels": {JOB_UID: source.metadata.uid}}
-    clients = [peer.model_dump(mode="json", exclude_none=True) for peer in source.configuration.dashboard_clients]
+    clients = [
+        peer.model_dump(mode="json", exclude_none=True) for peer in source.configuration.dashboard_clients
+    ]
     dashboard: Manifest = {
         "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}],
         **({"from": list[JsonValue](clients)} if clients else {}),
     }
-    spec: Manifest = {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}, dashboard]}
+    spec: Manifest = {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": pods}]}, dashboard],
+    }
     return {**_object(source, "networking.k8s.io/v1", NETWORK_POLICY, name), "spec": spec}
 
 
@@ -104,11 +129,18 @@ def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds:
     if profile.resource is not None:
         ray_resources["GPU"] = str(devices)
     labels = {key: value for key, value in source.metadata.labels.items() if key in KUEUE_LABELS}
-    job = _object(source, "ray.io/v1", RAY_JOB, ray_job_name(source.metadata.name, source.metadata.uid, source.attempt), labels)
+    job = _object(
+        source,
+        "ray.io/v1",
+        RAY_JOB,
+        ray_job_name(source.metadata.name, source.metadata.uid, source.attempt),
+        labels,
+    )
     spec: Manifest = {
         "entrypoint": ENTRYPOINT,
         "submissionMode": "K8sJobMode",
-        # The client would submit the program again on a cluster that has lost it: trying again is the operator's.
+        # The client would submit the program again on a cluster that has lost it: trying again is the
+        # operator's.
         "submitterConfig": {"backoffLimit": 0},
         "backoffLimit": 0,
         "shutdownAfterJobFinishes": True,
@@ -116,7 +148,8 @@ def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds:
         "submitterPodTemplate": submitter_pod(source, account),
         "rayClusterSpec": {
             "rayVersion": source.configuration.ray_version,
-            # Ray's ports run what anyone who reaches them sends: KubeRay makes a token that all of them ask for.
+            # Ray's ports run what anyone who reaches them sends: KubeRay makes a token that all of them ask
+            # for.
             "authOptions": {"mode": "token"},
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
@@ -140,8 +173,15 @@ def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds:
     return {**job, "spec": spec}
 
 
-def _object(source: PodSource, api_version: str, kind: str, name: str, labels: Mapping[str, str] | None = None) -> Manifest:
-    owner: Manifest = {"apiVersion": API_VERSION, "kind": KIND, "name": source.metadata.name, "uid": source.metadata.uid}
+def _object(
+    source: PodSource, api_version: str, kind: str, name: str, labels: Mapping[str, str] | None = None
+) -> Manifest:
+    owner: Manifest = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": source.metadata.name,
+        "uid": source.metadata.uid,
+    }
     metadata: Manifest = {
         "name": name,
         "namespace": source.metadata.namespace,
@@ -150,5 +190,8 @@ def _object(source: PodSource, api_version: str, kind: str, name: str, labels: M
     }
     if kind == RAY_JOB:
         metadata["labels"] = {**cast("dict[str, str]", metadata["labels"]), ATTEMPT: str(source.attempt)}
-        metadata["annotations"] = {JOB_NAME: source.metadata.name, UNCHECKED_SPEC: unchecked_hash(source.spec)}
+        metadata["annotations"] = {
+            JOB_NAME: source.metadata.name,
+            UNCHECKED_SPEC: unchecked_hash(source.spec),
+        }
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata}

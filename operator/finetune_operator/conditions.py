@@ -48,8 +48,13 @@ class Finding:
     message: str = ""
 
 
-def conditions(before: Sequence[Condition], now_true: Mapping[ConditionType, Finding], generation: int, now: datetime) -> list[Condition]:
-    """The conditions with new findings; the others stay. The time of transition changes with `status` alone (metav1.Condition)."""
+def conditions(
+    before: Sequence[Condition], now_true: Mapping[ConditionType, Finding], generation: int, now: datetime
+) -> list[Condition]:
+    """The conditions with new findings; the others stay.
+
+    The time of transition changes with `status` alone (metav1.Condition).
+    """
     known = {condition.type: condition for condition in before}
     result: list[Condition] = []
     for kind in TYPES:

@@ -26,21 +26,34 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from finetune_api.cluster import Quantity
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import Integer, StoragePath
 from finetune_api.yaml_text import parse
-from finetune_operator.accelerator_profiles import NO_DEVICE, AcceleratorProfile, AcceleratorType, effective_profiles
+from finetune_operator.accelerator_profiles import (
+    NO_DEVICE,
+    AcceleratorProfile,
+    AcceleratorType,
+    effective_profiles,
+)
 
 PREFIX = "FINETUNE_OPERATOR_"
 """What the names of the environment variables begin with."""
 FILE = f"{PREFIX}CONFIG"
 """The environment variable that names the YAML file."""
 
-_SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
+_SERVICE_LINK = re.compile(
+    r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)"
+)
 """Variables that Kubernetes sets for Services called finetune-operator...: they are not ours."""
 JsonObject = dict[str, JsonValue]
 
@@ -51,13 +64,17 @@ _ROOT = "\0"
 
 def _namespace(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
-        raise PydanticCustomError("name", "must be a namespace: at most 63 lower-case letters, digits and `-`")
+        raise PydanticCustomError(
+            "name", "must be a namespace: at most 63 lower-case letters, digits and `-`"
+        )
     return name
 
 
 def _image(name: str) -> str:
     if not re.fullmatch(r"[^\s]+", name):
-        raise PydanticCustomError("image", "must be the name of an image, such as registry.example.com/trainer:1.0")
+        raise PydanticCustomError(
+            "image", "must be the name of an image, such as registry.example.com/trainer:1.0"
+        )
     return name
 
 
@@ -108,7 +125,12 @@ class Configuration(BaseSettings):
     """What whoever installs the operator decides."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
     )
 
     trainer_image: Annotated[str, AfterValidator(_image)]
@@ -118,21 +140,27 @@ class Configuration(BaseSettings):
     ray_version: Annotated[str, AfterValidator(_version)] = "2.60.0"
     """The version of Ray in that image."""
     storage: StoragePath | None = None
-    """Where runs go of jobs without `spec.storage`; without it, every job must have one. As in a job: `s3://`, `gs://`, `pvc://CLAIM/path`."""
+    """Where runs go of jobs without `spec.storage`; without it, every job must have one. As in a job:
+    `s3://`, `gs://`, `pvc://CLAIM/path`."""
     accelerators: dict[AcceleratorType, AcceleratorProfile | None] = {}
-    """Accelerator profiles by type, over those below. A type's profile replaces the default one whole, `null` removes it."""
+    """Accelerator profiles by type, over those below. A type's profile replaces the default one whole, `null`
+    removes it."""
     default_accelerator: str = NO_DEVICE
     """The type for jobs that name none; `CPU` is no device."""
     head: PodResources = PodResources(cpu=1, memory="8Gi")
     """The pod of a job that coordinates, and does not train."""
     submitter: PodResources = PodResources(cpu="100m", memory="1Gi")
     """The pod of a job that hands the program to Ray, and follows its log."""
-    watch_namespaces: Annotated[list[Annotated[str, AfterValidator(_namespace)]], NoDecode, BeforeValidator(_listed)] = []
+    watch_namespaces: Annotated[
+        list[Annotated[str, AfterValidator(_namespace)]], NoDecode, BeforeValidator(_listed)
+    ] = []
     """Namespaces whose jobs are run; all, if empty. `a,b` is a list as well."""
     network_policies: bool = True
-    """Whether each job gets a NetworkPolicy that closes its pods to all others, but for Ray's dashboard, which asks for the job's token."""
+    """Whether each job gets a NetworkPolicy that closes its pods to all others, but for Ray's dashboard,
+    which asks for the job's token."""
     dashboard_clients: list[NetworkPolicyPeer] = []
-    """Who may reach the dashboard then, besides the job's own pods; anyone who has the token, if empty. KubeRay must be among them."""
+    """Who may reach the dashboard then, besides the job's own pods; anyone who has the token, if empty.
+    KubeRay must be among them."""
     workers: Annotated[Integer, Field(ge=1, le=1000)] = 8
     """Jobs that are reconciled at the same time."""
     resync_seconds: Annotated[Integer, Field(ge=1, le=86400)] = 60
@@ -186,7 +214,9 @@ def load_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
         found = [f"{sources.of(detail)}: {_plain(line)}" for line, detail in zip(lines, details, strict=True)]
         # A file that could not be read might have said what is missing.
         unsure = () if sources.file_is_read else ("missing", _UNKNOWN_TYPE)
-        problems += [line for line, detail in zip(found, details, strict=True) if detail["type"] not in unsure]
+        problems += [
+            line for line, detail in zip(found, details, strict=True) if detail["type"] not in unsure
+        ]
     if problems:
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
     return configuration
@@ -221,11 +251,18 @@ class _Sources:
         for layer in (self._from_file, self._from_environment):
             for key, value in layer.items():
                 below = merged.get(key, _pod_default(key))
-                merged[key] = {**below, **value} if key in _POD_FIELDS and isinstance(below, dict) and isinstance(value, dict) else value
+                merged[key] = (
+                    {**below, **value}
+                    if key in _POD_FIELDS and isinstance(below, dict) and isinstance(value, dict)
+                    else value
+                )
         return merged
 
     def of(self, detail: ErrorDetails) -> str:
-        """Where the value of an error was written: the variable, or the file. What is missing belongs into the file, if there is one."""
+        """Where the value of an error was written: the variable, or the file.
+
+        What is missing belongs into the file, if there is one.
+        """
         path = [str(part) for part in detail["loc"]]
         for length in range(len(path), 0, -1):
             if _holds(self._from_environment, path[:length]):
@@ -251,7 +288,11 @@ class _Environment(EnvSettingsSource):
             return value
 
 
-_POD_FIELDS = {name: field.default for name, field in Configuration.model_fields.items() if isinstance(field.default, PodResources)}
+_POD_FIELDS = {
+    name: field.default
+    for name, field in Configuration.model_fields.items()
+    if isinstance(field.default, PodResources)
+}
 
 
 def _pod_default(field: str) -> JsonValue:
@@ -270,7 +311,9 @@ def _variables() -> Iterator[str]:
 def _nearest(name: str, known: list[str]) -> str:
     if name.startswith(f"{PREFIX}ACCELERATORS__"):
         return f"; give all profiles as JSON in {PREFIX}ACCELERATORS, or in the file"
-    meant = difflib.get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1, cutoff=0.5)
+    meant = difflib.get_close_matches(
+        name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1, cutoff=0.5
+    )
     return f"; did you mean {PREFIX}{meant[0]}?" if meant else ""
 
 
@@ -362,7 +405,11 @@ default_accelerator: RTX-6000
 def page() -> str:
     """docs/configuration.md."""
     profiles = effective_profiles({})
-    tolerations = list(dict.fromkeys(_taint(each.model_dump()) for profile in profiles.values() for each in profile.tolerations))
+    tolerations = list(
+        dict.fromkeys(
+            _taint(each.model_dump()) for profile in profiles.values() for each in profile.tolerations
+        )
+    )
     return _PAGE.format(
         file=FILE,
         prefix=PREFIX,
@@ -396,7 +443,9 @@ def _kind(schema: Mapping[str, JsonValue]) -> str:
     if isinstance(choices, list):
         return ", ".join(f"`{choice}`" for choice in choices)
     if isinstance(alternatives, list):
-        kinds = [_kind(each) for each in alternatives if isinstance(each, dict) and each.get("type") != "null"]
+        kinds = [
+            _kind(each) for each in alternatives if isinstance(each, dict) and each.get("type") != "null"
+        ]
         return " or ".join(dict.fromkeys(kinds))
     words = {"string": "text", "integer": "integer", "boolean": "boolean", "array": "list", "object": "map"}
     return words.get(str(schema.get("type")), "object")
@@ -404,10 +453,13 @@ def _kind(schema: Mapping[str, JsonValue]) -> str:
 
 def _profile_row(name: str, profile: AcceleratorProfile) -> str:
     alternatives = [
-        " and ".join(f"`{label}`: {', '.join(values)}" for label, values in alternative.items()) for alternative in profile.node_labels
+        " and ".join(f"`{label}`: {', '.join(values)}" for label, values in alternative.items())
+        for alternative in profile.node_labels
     ]
     device = f"`{profile.resource}`" if profile.resource else "none"
-    return f"| `{name}` | {device} | {profile.cpu} | {profile.memory} | {'<br>'.join(alternatives) or 'any'} |"
+    return (
+        f"| `{name}` | {device} | {profile.cpu} | {profile.memory} | {'<br>'.join(alternatives) or 'any'} |"
+    )
 
 
 def _taint(toleration: Mapping[str, JsonValue]) -> str:

@@ -74,7 +74,10 @@ class Controller:
         self._event_limit = EventLimit()
 
     async def look(self, key: Key) -> timedelta | None:
-        """Looks at a job once; returns when to look again. Raises RefusedError or OSError where the API server does not do as it should."""
+        """Looks at a job once; returns when to look again.
+
+        Raises RefusedError or OSError where the API server does not do as it should.
+        """
         with RECONCILES.time():
             body = await self._api.get(KIND, key.namespace, key.name)
             job = read_job(body) if body is not None else None
@@ -84,10 +87,15 @@ class Controller:
             seen = await self._gather(job)
             decision = reconcile(seen, self._configuration, self._clock())
             if decision.create or _may_wait_in_vain(seen):
-                # Before anything is made, what may be in its way is read as etcd has it; and that something is gone a watch may not tell.
+                # Before anything is made, what may be in its way is read as etcd has it; and that something
+                # is gone a watch may not tell.
                 decision = reconcile(await self._gather(job, live=True), self._configuration, self._clock())
             again = await self._carry_out(body, job, decision)
-            resync = None if decision.status.phase in ENDED else timedelta(seconds=self._configuration.resync_seconds)
+            resync = (
+                None
+                if decision.status.phase in ENDED
+                else timedelta(seconds=self._configuration.resync_seconds)
+            )
             return min((each for each in (again, resync) if each is not None), default=None)
 
     async def _gather(self, job: Job, *, live: bool = False) -> Observed:
@@ -95,7 +103,9 @@ class Controller:
         name = ray_job_name(job.metadata.name, uid, job.attempt)
         ray_job = await self._api.get(RAY_JOB, namespace, name)
         if ray_job is not None and not _is_owned(ray_job, uid):
-            raise NotOursError(f"RayJob {name} is there and is not this job's: delete it, or rename the FineTuneJob")
+            raise NotOursError(
+                f"RayJob {name} is there and is not this job's: delete it, or rename the FineTuneJob"
+            )
         config_map = None
         if job.status.phase not in ENDED:
             config_map = await self._api.get(CONFIG_MAP, namespace, child_name(job.metadata.name, uid))
@@ -108,7 +118,10 @@ class Controller:
         record = data.get(RECORD_KEY) if isinstance(data, dict) else None
         if live:
             pods = [Pod.model_validate(each) for each in await self._api.of_job("Pod", namespace, uid)]
-            clusters = [RayCluster.model_validate(each) for each in await self._api.of_job("RayCluster", namespace, uid)]
+            clusters = [
+                RayCluster.model_validate(each)
+                for each in await self._api.of_job("RayCluster", namespace, uid)
+            ]
         else:
             pods, clusters = list(self._children.pods(uid)), list(self._children.clusters(uid))
         return Observed(
@@ -129,7 +142,9 @@ class Controller:
             try:
                 made = await self._api.create(manifest)
             except RefusedError as refusal:
-                if refusal.status == HTTPStatus.CONFLICT:  # of something that the server counts: it is to be tried again
+                if (
+                    refusal.status == HTTPStatus.CONFLICT
+                ):  # of something that the server counts: it is to be tried again
                     raise
                 return await self._show_refusal(body, job, decision.status, manifest, refusal)
             if made:
@@ -142,12 +157,16 @@ class Controller:
         if after == before:
             return body
         written = await self._api.replace_status({**body, "status": _document(after)})
-        self._freshness.expect(job.metadata.uid, str(cast("dict[str, JsonValue]", written["metadata"])["resourceVersion"]))
+        self._freshness.expect(
+            job.metadata.uid, str(cast("dict[str, JsonValue]", written["metadata"])["resourceVersion"])
+        )
         self._measure(job, before, after)
         events = self._event_limit.admitted(job.metadata.uid, decision.events, self._clock())
         if len(events) < len(decision.events):
             EVENTS_LOST.inc(len(decision.events) - len(events))
-            job_logger(job.metadata).warning("%d events are not posted: there are too many", len(decision.events) - len(events))
+            job_logger(job.metadata).warning(
+                "%d events are not posted: there are too many", len(decision.events) - len(events)
+            )
         for event in events:
             job_logger(job.metadata).info("%s: %s", event.reason, event.message)
             try:
@@ -168,7 +187,9 @@ class Controller:
         name = cast("dict[str, str]", manifest["metadata"])["name"]
         what = f"the API server refuses {manifest['kind']} {name}: {refusal.message}"
         if refusal.status == HTTPStatus.NOT_FOUND and manifest["kind"] == RAY_JOB:
-            what = f"{manifest['kind']} {name} cannot be made: KubeRay's resource definitions are not installed"
+            what = (
+                f"{manifest['kind']} {name} cannot be made: KubeRay's resource definitions are not installed"
+            )
         job_logger(job.metadata).warning("%s", what)
         decision = refused(job, status, what, final=refusal.status in FINAL, now=self._clock())
         await self._show(body, job.model_copy(update={"status": status}), decision)
@@ -180,10 +201,17 @@ class Controller:
         clusters = list(self._children.clusters(key.uid))
         if not clusters:
             return None
-        ray_jobs = [RayJob.model_validate(each) for each in await self._api.of_job(RAY_JOB, key.namespace, key.uid)]
+        ray_jobs = [
+            RayJob.model_validate(each) for each in await self._api.of_job(RAY_JOB, key.namespace, key.uid)
+        ]
         deletions, again = release(ray_jobs, clusters, self._clock())
         for deletion in deletions:
-            _log.warning("deleting %s %s/%s of a deleted job, since KubeRay has not", deletion.kind, key.namespace, deletion.name)
+            _log.warning(
+                "deleting %s %s/%s of a deleted job, since KubeRay has not",
+                deletion.kind,
+                key.namespace,
+                deletion.name,
+            )
             await self._api.delete(deletion.kind, key.namespace, deletion.name, deletion.uid)
         return again
 
@@ -193,10 +221,17 @@ class Controller:
             held = (after.device_seconds or 0.0) - (before.device_seconds or 0.0)
             # With nothing as well: a series that does not begin at 0 hides what it began with.
             DEVICE_SECONDS.labels(accelerator=after.accelerator_type).inc(max(0.0, held))
-        if after.progress is not None and (before.progress is None or after.progress.last_update_time != before.progress.last_update_time):
+        if after.progress is not None and (
+            before.progress is None or after.progress.last_update_time != before.progress.last_update_time
+        ):
             PROGRESS_LAG.observe(max(0.0, (now - after.progress.last_update_time).total_seconds()))
         created = job.metadata.creation_timestamp
-        if after.phase is Phase.RUNNING and before.phase is not Phase.RUNNING and after.attempts == 1 and created is not None:
+        if (
+            after.phase is Phase.RUNNING
+            and before.phase is not Phase.RUNNING
+            and after.attempts == 1
+            and created is not None
+        ):
             TIME_TO_RUNNING.observe((now - created).total_seconds())
 
 

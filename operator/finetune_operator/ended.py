@@ -13,7 +13,8 @@ from finetune_operator.seen import Observed, RayJob
 from finetune_operator.waiting import Obstacle, out_of_memory
 
 RETRIED = frozenset({FailureClass.NODE_LOST, FailureClass.STORAGE_ERROR})
-"""What another attempt may cure. The user's errors and a loss that diverged would only come again, and so does a lack of memory."""
+"""What another attempt may cure. The user's errors and a loss that diverged would only come again, and so
+does a lack of memory."""
 
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=6)
@@ -52,32 +53,50 @@ def failure_of_attempt(seen: Observed, ray_job: RayJob, record: ProgressRecord |
         return said
     status = ray_job.status
     if status.job_deployment_status == "ValidationFailed":
-        return _failure(FailureClass.INVALID_SPEC, f"KubeRay refuses RayJob {ray_job.metadata.name}: {status.message}")
+        return _failure(
+            FailureClass.INVALID_SPEC, f"KubeRay refuses RayJob {ray_job.metadata.name}: {status.message}"
+        )
     if killed is not None:
         return killed
     if status.reason == "PreRunningDeadlineExceeded":
         return _never_started(seen)
     if status.reason == "DeadlineExceeded":
-        return _failure(FailureClass.DEADLINE_EXCEEDED, "the job took longer than spec.run_policy.active_deadline_seconds")
+        return _failure(
+            FailureClass.DEADLINE_EXCEEDED, "the job took longer than spec.run_policy.active_deadline_seconds"
+        )
     left = re.search(r"exit code (-?\d+)", status.message)
     if status.job_status == "STOPPED" or (left is not None and left[1] in _STOPPED):
-        return _failure(FailureClass.NODE_LOST, "the training was stopped from outside, and not by this operator")
+        return _failure(
+            FailureClass.NODE_LOST, "the training was stopped from outside, and not by this operator"
+        )
     if left is not None:
         return _failure(
             FailureClass.UNKNOWN,
-            f"the trainer's driver ended with {left[0]} and without a word; its log: kubectl logs job/{ray_job.metadata.name}",
+            f"the trainer's driver ended with {left[0]} and without a word; its log: kubectl logs"
+            f" job/{ray_job.metadata.name}",
         )
     why = status.reason or "no reason given"
-    return _failure(FailureClass.NODE_LOST, f"the head of the Ray cluster, or the way to it, was lost ({why})")
+    return _failure(
+        FailureClass.NODE_LOST, f"the head of the Ray cluster, or the way to it, was lost ({why})"
+    )
 
 
 def _never_started(seen: Observed) -> Failure:
     """The pods are gone when KubeRay gives up: what they waited for is what was seen last."""
-    last = next((condition for condition in seen.job.status.conditions if condition.type == "ClusterReady"), None)
+    last = next(
+        (condition for condition in seen.job.status.conditions if condition.type == "ClusterReady"), None
+    )
     obstacle = Obstacle(last.reason) if last is not None and last.reason in list(Obstacle) else None
-    failure_class = _OBSTACLE_CLASSES.get(obstacle, FailureClass.DEADLINE_EXCEEDED) if obstacle else FailureClass.DEADLINE_EXCEEDED
+    failure_class = (
+        _OBSTACLE_CLASSES.get(obstacle, FailureClass.DEADLINE_EXCEEDED)
+        if obstacle
+        else FailureClass.DEADLINE_EXCEEDED
+    )
     waited_for = last.message if last is not None and obstacle else "the Ray cluster was not ready"
-    return _failure(failure_class, f"the pods were not ready within spec.run_policy.starting_deadline_seconds; at last: {waited_for}")
+    return _failure(
+        failure_class,
+        f"the pods were not ready within spec.run_policy.starting_deadline_seconds; at last: {waited_for}",
+    )
 
 
 def _killed_for_memory(seen: Observed) -> Failure | None:
@@ -85,7 +104,9 @@ def _killed_for_memory(seen: Observed) -> Failure | None:
     found = out_of_memory(pod for pod in seen.pods if pod.metadata.labels.get(ATTEMPT, attempt) == attempt)
     if found is not None:
         return _failure(FailureClass.OUT_OF_MEMORY, found.message)
-    last = next((condition for condition in seen.job.status.conditions if condition.type == "ClusterReady"), None)
+    last = next(
+        (condition for condition in seen.job.status.conditions if condition.type == "ClusterReady"), None
+    )
     if last is not None and last.reason == Obstacle.OUT_OF_MEMORY:
         return _failure(FailureClass.OUT_OF_MEMORY, last.message)
     return None

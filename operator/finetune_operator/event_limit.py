@@ -11,7 +11,8 @@ OF_THE_TRAINER: frozenset[Reason] = frozenset(("CheckpointSaved", "NewBest", "Re
 """Those that a trainer can cause as often as it likes. The others are turns that this operator takes."""
 BURST = 100
 REFILL = timedelta(seconds=10)
-"""A job has so many at once, and one more each time: about what events there are of an hour, after which Kubernetes deletes them."""
+"""A job has so many at once, and one more each time: about what events there are of an hour, after which
+Kubernetes deletes them."""
 
 
 class EventLimit:
@@ -29,7 +30,8 @@ class EventLimit:
         self._full_at.pop(uid, None)
 
     def _take(self, uid: str, now: datetime) -> bool:
-        # A bucket is known by when it will be full again, one refill later for each event that is taken (the GCRA).
+        # A bucket is known by when it will be full again, one refill later for each event that is taken (the
+        # GCRA).
         full_at = max(self._full_at.get(uid, now), now) + REFILL
         if full_at - now > BURST * REFILL:
             return False

@@ -41,7 +41,9 @@ class Event:
 
 def turns(before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequence[str] = ()) -> list[Event]:
     """The events between two statuses of a job; `remarks` are warnings about its spec, told once when it is accepted."""
-    return [Event(event.type, event.reason, _short(event.message)) for event in _turns(before, after, remarks)]
+    return [
+        Event(event.type, event.reason, _short(event.message)) for event in _turns(before, after, remarks)
+    ]
 
 
 def _turns(before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequence[str]) -> Iterator[Event]:
@@ -51,7 +53,10 @@ def _turns(before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequenc
         for remark in remarks:
             yield Event("Warning", "SpecRemark", remark)
     yield from _ignored_changes(before, after)
-    if after.ray_job_name is not None and (after.ray_job_name, after.attempts) != (before.ray_job_name, before.attempts):
+    if after.ray_job_name is not None and (after.ray_job_name, after.attempts) != (
+        before.ray_job_name,
+        before.attempts,
+    ):
         yield Event("Normal", "ClusterRequested", f"RayJob {after.ray_job_name}: {_devices(after)}")
     yield from _checkpoints(before, after)
     yield from _record(before, after)
@@ -74,7 +79,9 @@ def _phase(after: FineTuneJobStatus) -> Iterator[Event]:
         case Phase.SUCCEEDED:
             yield Event("Normal", "Succeeded", message)
         case Phase.FAILED:
-            yield Event("Warning", "Failed", f"{failure.failure_class}: {failure.message}" if failure else message)
+            yield Event(
+                "Warning", "Failed", f"{failure.failure_class}: {failure.message}" if failure else message
+            )
         case _:
             pass
 
@@ -83,7 +90,11 @@ def _checkpoints(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
     newest = before.latest_checkpoint.step if before.latest_checkpoint else -1
     for checkpoint in after.checkpoints:
         if checkpoint.step > newest:
-            yield Event("Normal", "CheckpointSaved", f"{checkpoint.name} after epoch {checkpoint.epoch}{_loss(checkpoint)}")
+            yield Event(
+                "Normal",
+                "CheckpointSaved",
+                f"{checkpoint.name} after epoch {checkpoint.epoch}{_loss(checkpoint)}",
+            )
     best, old = after.best_checkpoint, before.best_checkpoint
     if best is not None and old is not None and best.name != old.name and best.eval_loss is not None:
         yield Event("Normal", "NewBest", f"{best.name}{_loss(best)}")
@@ -91,13 +102,21 @@ def _checkpoints(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
 
 def _record(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     training, old = condition(after.conditions, "Training"), condition(before.conditions, "Training")
-    if training is not None and training.reason == RECORD_INVALID and (old is None or old.reason != RECORD_INVALID):
+    if (
+        training is not None
+        and training.reason == RECORD_INVALID
+        and (old is None or old.reason != RECORD_INVALID)
+    ):
         yield Event("Warning", RECORD_INVALID, training.message)
 
 
 def _ignored_changes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     accepted, old = condition(after.conditions, "Accepted"), condition(before.conditions, "Accepted")
-    if accepted is not None and accepted.reason == "ChangeIgnored" and (old is None or old.reason != "ChangeIgnored"):
+    if (
+        accepted is not None
+        and accepted.reason == "ChangeIgnored"
+        and (old is None or old.reason != "ChangeIgnored")
+    ):
         yield Event("Warning", "ChangeIgnored", accepted.message)
 
 

@@ -15,7 +15,13 @@ Check = Callable[[], str | None]
 async def serve(port: int, *, live: Check, ready: Check) -> web.AppRunner:
     """Listens on all addresses, until the runner is cleaned up."""
     application = web.Application()
-    application.add_routes([web.get("/livez", _answering(live)), web.get("/readyz", _answering(ready)), web.get("/metrics", _metrics)])
+    application.add_routes(
+        [
+            web.get("/livez", _answering(live)),
+            web.get("/readyz", _answering(ready)),
+            web.get("/metrics", _metrics),
+        ]
+    )
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, port=port).start()

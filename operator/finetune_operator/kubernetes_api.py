@@ -43,14 +43,21 @@ _PLURALS = {
 }
 
 WATCHED = (KIND, "RayJob", "RayCluster", "Pod", "ConfigMap")
-_NO_KUBERAY = "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer, with its resource definitions"
+_NO_KUBERAY = (
+    "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer, with its"
+    " resource definitions"
+)
 _ABSENT = {
-    KIND: f"this cluster does not serve {GROUP}/{VERSION} {KIND}s: install the operator's resource definition, crds/finetunejobs.yaml",
+    KIND: (
+        f"this cluster does not serve {GROUP}/{VERSION} {KIND}s: install the operator's resource definition,"
+        " crds/finetunejobs.yaml"
+    ),
     "RayJob": _NO_KUBERAY,
     "RayCluster": _NO_KUBERAY,
 }
 _ALLOW = (
-    "bind the roles of the operator's chart to its service account (rbac.create), and let watch_namespaces name the namespaces they are for"
+    "bind the roles of the operator's chart to its service account (rbac.create), and let watch_namespaces"
+    " name the namespaces they are for"
 )
 
 
@@ -75,14 +82,20 @@ class KubernetesApi:
 
     @classmethod
     async def connect(cls) -> KubernetesApi:
-        """With the pod's service account, or else the kubeconfig in use: as kopf does. Raises FineTuneError where there is neither."""
+        """With the pod's service account, or else the kubeconfig in use: as kopf does.
+
+        Raises FineTuneError where there is neither.
+        """
         try:
             config.load_incluster_config()
         except config.ConfigException:
             try:
                 await config.load_kube_config()
             except config.ConfigException as error:
-                problem = f"there is no cluster to connect to ({error}): run in a pod that has a service account's token, or set KUBECONFIG"
+                problem = (
+                    f"there is no cluster to connect to ({error}): run in a pod that has a service account's"
+                    " token, or set KUBECONFIG"
+                )
                 raise FineTuneError(FailureClass.ACCESS_DENIED, problem) from error
         client = ApiClient()
         client.user_agent = COMPONENT
@@ -105,7 +118,11 @@ class KubernetesApi:
                 except RefusedError as refusal:
                     if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
                         raise
-                    problems.append(_ABSENT[kind] if refusal.status == HTTPStatus.NOT_FOUND else f"{refusal.message}; {_ALLOW}")
+                    problems.append(
+                        _ABSENT[kind]
+                        if refusal.status == HTTPStatus.NOT_FOUND
+                        else f"{refusal.message}; {_ALLOW}"
+                    )
         if problems:
             raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(problems))
 
@@ -137,7 +154,9 @@ class KubernetesApi:
     async def replace_status(self, body: Body) -> Body:
         """Writes a FineTuneJob's status; refused (409) when somebody wrote the object since `body` was read."""
         metadata = cast("dict[str, str]", body["metadata"])
-        return await self._call("update", KIND, metadata["namespace"], metadata["name"], subresource="status", body=body)
+        return await self._call(
+            "update", KIND, metadata["namespace"], metadata["name"], subresource="status", body=body
+        )
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Deletes an object with what belongs to it, unless it is gone, or is another one of that name."""
@@ -194,7 +213,9 @@ class KubernetesApi:
         method = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}[verb]
         return await self._request(method, path, verb, plural, body)
 
-    async def _request(self, method: str, path: str, verb: str, resource: str, body: Body | None = None) -> Body:
+    async def _request(
+        self, method: str, path: str, verb: str, resource: str, body: Body | None = None
+    ) -> Body:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         _, url, headers, content, _ = await self._client.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]

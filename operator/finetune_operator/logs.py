@@ -22,7 +22,9 @@ class _JobLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 class _Json(JsonFormatter):
-    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
         super().add_fields(log_data, record, message_dict)
         log_data.pop("job", None)
         log_data.pop("k8s_ref", None)
@@ -40,7 +42,9 @@ class _Text(logging.Formatter):
 
 def job_logger(job: Metadata) -> logging.LoggerAdapter[logging.Logger]:
     """A logger whose lines are about a job."""
-    return _JobLogger(logging.getLogger("finetune_operator"), {field: getattr(job, field) for field in _FIELDS})
+    return _JobLogger(
+        logging.getLogger("finetune_operator"), {field: getattr(job, field) for field in _FIELDS}
+    )
 
 
 def configure(log_format: Literal["json", "text"], level: str) -> None:
@@ -49,7 +53,9 @@ def configure(log_format: Literal["json", "text"], level: str) -> None:
     logging.Formatter.converter = time.gmtime
     renamed = {"asctime": "time", "levelname": "level", "name": "logger"}
     if log_format == "json":
-        handler.setFormatter(_Json("%(asctime)s %(levelname)s %(name)s %(message)s", datefmt=_UTC, rename_fields=renamed))
+        handler.setFormatter(
+            _Json("%(asctime)s %(levelname)s %(name)s %(message)s", datefmt=_UTC, rename_fields=renamed)
+        )
     else:
         handler.setFormatter(_Text("%(message)s", datefmt=_UTC))
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -61,4 +67,6 @@ def configure(log_format: Literal["json", "text"], level: str) -> None:
 def _job_of(record: logging.LogRecord) -> dict[str, str]:
     """The job that a line is about: ours says `job`, kopf's `k8s_ref`."""
     about = getattr(record, "job", None) or getattr(record, "k8s_ref", None)
-    return {field: str(about[field]) for field in _FIELDS if about.get(field)} if isinstance(about, dict) else {}
+    return (
+        {field: str(about[field]) for field in _FIELDS if about.get(field)} if isinstance(about, dict) else {}
+    )

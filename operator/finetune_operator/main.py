@@ -1,4 +1,6 @@
-"""Every trigger of the operator, on one screen. Each only wakes the job that it is about; `controller` looks at it.
+"""Every trigger of the operator, on one screen.
+
+Each only wakes the job that it is about; `controller` looks at it.
 
 python -m finetune_operator
 """
@@ -53,7 +55,10 @@ async def start(
     settings: kopf.OperatorSettings,
     **indexes: Any,  # noqa: ANN401 - kopf passes the indexes below by their names
 ) -> None:
-    """Connects, and begins to look at jobs. What is in the way ends the operator: Kubernetes starts it again, later and later."""
+    """Connects, and begins to look at jobs.
+
+    What is in the way ends the operator: Kubernetes starts it again, later and later.
+    """
     try:
         await _start(memo, settings, indexes)
     except (FineTuneError, RefusedError, OSError) as error:
@@ -69,7 +74,12 @@ async def _start(memo: kopf.Memo, settings: kopf.OperatorSettings, indexes: Mapp
     memo.freshness = Freshness()
     memo.api = await KubernetesApi.connect()
     await memo.api.check(configuration.watch_namespaces)
-    controller = Controller(memo.api, configuration, _Indexed(indexes["pods_of_jobs"], indexes["clusters_of_jobs"]), memo.freshness)
+    controller = Controller(
+        memo.api,
+        configuration,
+        _Indexed(indexes["pods_of_jobs"], indexes["clusters_of_jobs"]),
+        memo.freshness,
+    )
     memo.queue = WorkQueue(controller.look, workers=configuration.workers, on_error=_say)
     memo.collector = JobCollector(lambda: list(memo.jobs.values()))
     REGISTRY.register(memo.collector)
@@ -143,7 +153,8 @@ async def part_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
 
 
 def _settle(settings: kopf.OperatorSettings) -> None:
-    # The operator needs none of what these keep on objects; were kopf to keep something, it should bear our name.
+    # The operator needs none of what these keep on objects; were kopf to keep something, it should bear our
+    # name.
     settings.persistence.finalizer = f"{GROUP}/finalizer"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP, v1=False)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, v1=False)
@@ -151,7 +162,8 @@ def _settle(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.networking.request_timeout = 30
-    # The watches are back seconds after an API server is; after two minutes without one the operator ends, and is started again.
+    # The watches are back seconds after an API server is; after two minutes without one the operator ends,
+    # and is started again.
     settings.networking.error_backoffs = (1, 2, 3, *[5] * 24)
     settings.watching.chunk_size = 500
     for resource in (RAY_JOBS, RAY_CLUSTERS, ("", "v1", "pods"), ("", "v1", "configmaps")):
@@ -181,14 +193,19 @@ def _say(key: Key, error: Exception) -> None:
     RECONCILE_ERRORS.labels(kind=type(error).__name__).inc()
     logger = job_logger(Metadata(name=key.name, namespace=key.namespace, uid=key.uid))
     told = None if isinstance(error, OSError | NotOursError) or _is_passing(error) else error
-    logger.warning("looking at the job failed and is tried again: %s: %s", type(error).__name__, error, exc_info=told)
+    logger.warning(
+        "looking at the job failed and is tried again: %s: %s", type(error).__name__, error, exc_info=told
+    )
 
 
 def _is_passing(error: Exception) -> bool:
     """Whether a refusal is one that comes and goes: an object was overtaken, or the API server is starting or busy."""
     if not isinstance(error, RefusedError):
         return False
-    return error.status in (*_OVERTAKEN, HTTPStatus.TOO_MANY_REQUESTS) or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return (
+        error.status in (*_OVERTAKEN, HTTPStatus.TOO_MANY_REQUESTS)
+        or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    )
 
 
 def _plain(body: kopf.Body) -> dict[str, Any]:

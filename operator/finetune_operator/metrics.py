@@ -23,17 +23,23 @@ RECONCILES = Histogram(
     "Time to look at a job once",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
-RECONCILE_ERRORS = Counter("finetune_reconcile_errors", "Looks at a job that failed and are tried again", ["kind"])
+RECONCILE_ERRORS = Counter(
+    "finetune_reconcile_errors", "Looks at a job that failed and are tried again", ["kind"]
+)
 API_CALLS = Counter("finetune_api_calls", "Calls to the Kubernetes API", ["verb", "resource", "code"])
 PROGRESS_LAG = Histogram(
-    "finetune_progress_lag_seconds", "From a progress record's time to its being in the status", buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 300)
+    "finetune_progress_lag_seconds",
+    "From a progress record's time to its being in the status",
+    buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 300),
 )
 TIME_TO_RUNNING = Histogram(
     "finetune_time_to_running_seconds",
     "From a job's creation to its first training step",
     buckets=(15, 30, 60, 120, 300, 600, 1800, 3600, 14400),
 )
-DEVICE_SECONDS = Counter("finetune_device_seconds", "Devices times the seconds that they were held", ["accelerator"])
+DEVICE_SECONDS = Counter(
+    "finetune_device_seconds", "Devices times the seconds that they were held", ["accelerator"]
+)
 EVENTS_LOST = Counter("finetune_events_lost", "Kubernetes events that could not be posted, or were too many")
 WATCH_STALE = Gauge("finetune_watch_stale_seconds", "For how long a watch has owed an event; 0 is healthy")
 
@@ -66,7 +72,9 @@ class JobCollector(Collector):
         yield _series("finetune_job_devices", "Devices that the job holds", oldest, _devices)
 
 
-def _series(name: str, text: str, jobs: Iterable[Job], value: Callable[[Job], float | None]) -> GaugeMetricFamily:
+def _series(
+    name: str, text: str, jobs: Iterable[Job], value: Callable[[Job], float | None]
+) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=_LABELS)
     for job in jobs:
         number = value(job)

@@ -7,7 +7,8 @@ import re
 from finetune_api.manifest import GROUP
 
 JOB_UID = f"{GROUP}/job-uid"
-"""The label by which everything that belongs to a job is found, pods included; its value is the FineTuneJob's UID."""
+"""The label by which everything that belongs to a job is found, pods included; its value is the FineTuneJob's
+UID."""
 JOB_NAME = f"{GROUP}/job-name"
 """An annotation, since a name may be longer than a label's value."""
 ATTEMPT = f"{GROUP}/attempt"

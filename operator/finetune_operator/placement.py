@@ -40,8 +40,8 @@ def placement(spec: FineTuneJobSpec, configuration: Configuration) -> Placement:
     if profile is None:
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
-            f"spec.worker_resources: no profile of this operator knows the accelerator type {accelerator_type}; "
-            f"known are {', '.join(sorted(configuration.profiles))}",
+            "spec.worker_resources: no profile of this operator knows the accelerator type"
+            f" {accelerator_type}; known are {', '.join(sorted(configuration.profiles))}",
         )
     devices = _devices_of_shape(resources)
     return Placement(

@@ -18,7 +18,10 @@ _FACTORS = {
 
 
 def amount(quantity: int | str) -> Decimal:
-    """The number that a quantity stands for: bytes, or processors. Source: apimachinery's `resource.Quantity`."""
+    """The number that a quantity stands for: bytes, or processors.
+
+    Source: apimachinery's `resource.Quantity`.
+    """
     if isinstance(quantity, int):
         return Decimal(quantity)
     parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([numkMGTPE]|[KMGTPE]i|)", quantity)

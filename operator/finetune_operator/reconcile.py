@@ -1,8 +1,9 @@
 """Decides what happens with a job: from all that is known at a moment to what to make, to delete and to show. Pure.
 
-It is level-based: every call looks at everything anew, so that an event that was lost, doubled or late changes nothing, and an operator
-that died between any two calls goes on where the cluster is. What was decided before is in the status, which is written before anything
-is made; a RayJob that should be there and is not is made again.
+It is level-based: every call looks at everything anew, so that an event that was lost, doubled or late
+changes nothing, and an operator that died between any two calls goes on where the cluster is. What was
+decided before is in the status, which is written before anything is made; a RayJob that should be there and
+is not is made again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 SLOW_KUBERAY = timedelta(seconds=30)
 """KubeRay takes a RayJob up in a second; after so long something is wrong with it."""
 LOST_POD = timedelta(seconds=90)
-"""After a pod's grace: on a node that does not answer, Ray's processes end by themselves when they miss the head for a minute."""
+"""After a pod's grace: on a node that does not answer, Ray's processes end by themselves when they miss the
+head for a minute."""
 RELEASE_AFTER = timedelta(seconds=10)
 """How long KubeRay may take to free a deleted job's cluster."""
 
@@ -106,11 +108,13 @@ def refused(job: Job, status: FineTuneJobStatus, what: str, *, final: bool, now:
     return Decision(shown)
 
 
-def release(ray_jobs: Sequence[RayJob], clusters: Sequence[RayCluster], now: datetime) -> tuple[tuple[Deletion, ...], timedelta | None]:
+def release(
+    ray_jobs: Sequence[RayJob], clusters: Sequence[RayCluster], now: datetime
+) -> tuple[tuple[Deletion, ...], timedelta | None]:
     """What to delete of a job that is gone, and when to look again.
 
-    Owner references delete everything, but a RayJob waits for KubeRay's finalizer; when KubeRay does not answer, its cluster must not
-    hold the devices until it does.
+    Owner references delete everything, but a RayJob waits for KubeRay's finalizer; when KubeRay does not
+    answer, its cluster must not hold the devices until it does.
     """
     going = [each for each in ray_jobs if each.metadata.deletion_timestamp is not None]
     if not going or not clusters:
@@ -119,7 +123,10 @@ def release(ray_jobs: Sequence[RayJob], clusters: Sequence[RayCluster], now: dat
     left = since + RELEASE_AFTER - now
     if left > timedelta():
         return (), left
-    return tuple(Deletion("RayCluster", each.metadata.name, each.metadata.uid) for each in clusters), RELEASE_AFTER
+    return (
+        tuple(Deletion("RayCluster", each.metadata.name, each.metadata.uid) for each in clusters),
+        RELEASE_AFTER,
+    )
 
 
 def _can_begin(job: Job, spec: FineTuneJobSpec, configuration: Configuration) -> Placement:
@@ -131,7 +138,10 @@ def _can_begin(job: Job, spec: FineTuneJobSpec, configuration: Configuration) ->
     except FineTuneError as error:
         problems += error.problems
     if job.status.run_directory is None and spec.storage is None and configuration.storage is None:
-        problems.append("spec.storage: is required, since this operator has no default; give {path: s3://..., gs://... or pvc://CLAIM/dir}")
+        problems.append(
+            "spec.storage: is required, since this operator has no default; give {path: s3://..., gs://... or"
+            " pvc://CLAIM/dir}"
+        )
     if problems or placed is None:
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
     return placed
@@ -139,8 +149,18 @@ def _can_begin(job: Job, spec: FineTuneJobSpec, configuration: Configuration) ->
 
 def _not_accepted(seen: Observed, error: FineTuneError, now: datetime) -> Decision:
     job = seen.job
-    if seen.ray_job is not None and not seen.ray_job.has_ended:  # accepted by an operator that was less strict: what runs is not disturbed
-        return Decision(_updated(job, job.status, now, {}, message=f"this version of the operator does not accept the spec: {error}"))
+    if (
+        seen.ray_job is not None and not seen.ray_job.has_ended
+    ):  # accepted by an operator that was less strict: what runs is not disturbed
+        return Decision(
+            _updated(
+                job,
+                job.status,
+                now,
+                {},
+                message=f"this version of the operator does not accept the spec: {error}",
+            )
+        )
     failure = Failure(failure_class=error.failure_class, message=shortened(str(error)))
     finding = Finding("False", failure.failure_class, failure.message)
     return _told(job.status, Decision(_failed(job, job.status, failure, now, {"Accepted": finding})))
@@ -177,7 +197,9 @@ def _with_record(status: FineTuneJobStatus, record: ProgressRecord | None) -> Fi
     """The status with what the trainer says; what it does not say (yet) stays as an earlier attempt said it."""
     if record is None:
         return status
-    if record.failure is not None and record.plan is None and not record.checkpoints:  # it failed before it could look
+    if (
+        record.failure is not None and record.plan is None and not record.checkpoints
+    ):  # it failed before it could look
         record = record.model_copy(update={"checkpoints": status.checkpoints})
     chosen = best(record.checkpoints)
     latest = next((checkpoint for checkpoint in record.checkpoints if checkpoint.latest), None)
@@ -194,8 +216,16 @@ def _with_record(status: FineTuneJobStatus, record: ProgressRecord | None) -> Fi
 
 
 def _started(status: FineTuneJobStatus, ray_job: RayJob | None) -> FineTuneJobStatus:
-    """The status with the time at which the job began. What waits in a queue has not, and what ended before a suspension counts no more."""
-    if status.start_time is not None or ray_job is None or ray_job.metadata.deletion_timestamp is not None or ray_job.is_queued:
+    """The status with the time at which the job began.
+
+    What waits in a queue has not, and what ended before a suspension counts no more.
+    """
+    if (
+        status.start_time is not None
+        or ray_job is None
+        or ray_job.metadata.deletion_timestamp is not None
+        or ray_job.is_queued
+    ):
         return status
     if ray_job.has_ended and ray_job.metadata.name != status.ray_job_name:
         return status
@@ -225,10 +255,13 @@ def _begin(now: _Now, status: FineTuneJobStatus, attempt: int, failure: Failure 
     if deadline is None and now.spec.run_policy.active_deadline_seconds is not None:
         seconds = now.spec.run_policy.active_deadline_seconds
     name = ray_job_name(job.metadata.name, job.metadata.uid, attempt)
-    asked = Finding("False", Obstacle.KUBERAY, f"asked for RayJob {name} ({placed.pods} x {placed.accelerator_type})")
+    asked = Finding(
+        "False", Obstacle.KUBERAY, f"asked for RayJob {name} ({placed.pods} x {placed.accelerator_type})"
+    )
     before = condition(status.conditions, "ClusterReady")
     if before is not None and before.reason == Obstacle.REFUSED and status.ray_job_name == name:
-        # It was refused and is asked for again: a status that went to and fro would wake the operator each time.
+        # It was refused and is asked for again: a status that went to and fro would wake the operator each
+        # time.
         asked = Finding("False", Obstacle.REFUSED, before.message)
     shown = _updated(
         job,
@@ -254,7 +287,9 @@ def _under_way(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decisio
     if ray_job.metadata.deletion_timestamp is not None:
         return _deleted_by_others(now, status, ray_job)
     desired = status.workers.desired if status.workers else now.spec.num_devices
-    ready = sum(pod.is_worker and pod.is_ready and pod.metadata.deletion_timestamp is None for pod in now.seen.pods)
+    ready = sum(
+        pod.is_worker and pod.is_ready and pod.metadata.deletion_timestamp is None for pod in now.seen.pods
+    )
     seen: dict[str, Any] = {
         "workers": Workers(desired=desired, ready=ready),
         "ray_cluster_name": ray_job.status.ray_cluster_name or None,
@@ -266,55 +301,83 @@ def _under_way(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decisio
     if not ray_job.is_running:
         return _starting(now, status, seen, ray_job, waiting(now.seen, desired))
     wait = None if ready >= desired else waiting(now.seen, desired)
-    ready_finding = Finding("False", wait.obstacle, wait.message) if wait else Finding("True", "Ready", "all pods are ready")
+    ready_finding = (
+        Finding("False", wait.obstacle, wait.message)
+        if wait
+        else Finding("True", "Ready", "all pods are ready")
+    )
     if not _trains(now):
         message = wait.message if wait else _preparing(now)
         findings = _not_training(now, "Starting", ready_finding)
         if now.record_problem is not None:
             message = now.record_problem
             findings["Training"] = Finding("False", RECORD_INVALID, message)
-        return Decision(_updated(now.job, status, now.time, findings, phase=Phase.STARTING, message=message, **seen))
+        return Decision(
+            _updated(now.job, status, now.time, findings, phase=Phase.STARTING, message=message, **seen)
+        )
     message = _training(status)
     findings = {
         **_accepted(now),
         "ClusterReady": ready_finding,
-        "Training": Finding("True", RECORD_INVALID if now.record_problem else "Training", now.record_problem or ""),
+        "Training": Finding(
+            "True", RECORD_INVALID if now.record_problem else "Training", now.record_problem or ""
+        ),
         "Succeeded": Finding("Unknown", "InProgress"),
         "Stalled": Finding("False", "Progressing"),
     }
     shown = now.record_problem or (wait.message if wait else message)
-    return Decision(_updated(now.job, status, now.time, findings, phase=Phase.RUNNING, message=shown, failure=None, **seen))
+    return Decision(
+        _updated(
+            now.job, status, now.time, findings, phase=Phase.RUNNING, message=shown, failure=None, **seen
+        )
+    )
 
 
 def _trains(now: _Now) -> bool:
     """Whether this attempt has shown progress; a record that cannot be read any more does not undo that."""
     if now.record_problem is not None:
         return now.job.status.phase is Phase.RUNNING
-    return now.record is not None and now.record.attempt == now.job.attempt and now.record.progress is not None
+    return (
+        now.record is not None and now.record.attempt == now.job.attempt and now.record.progress is not None
+    )
 
 
 def _queued(now: _Now, status: FineTuneJobStatus, seen: dict[str, Any], ray_job: RayJob) -> Decision:
     queue = now.job.metadata.labels.get(QUEUE)
     name = ray_job.metadata.name
-    what = f"waiting for Kueue to admit RayJob {name} from queue {queue}" if queue else f"RayJob {name} is held back: its suspend is true"
+    what = (
+        f"waiting for Kueue to admit RayJob {name} from queue {queue}"
+        if queue
+        else f"RayJob {name} is held back: its suspend is true"
+    )
     findings = _not_training(now, "Queued", Finding("False", "Queued", what))
     return Decision(_updated(now.job, status, now.time, findings, phase=Phase.QUEUED, message=what, **seen))
 
 
-def _starting(now: _Now, status: FineTuneJobStatus, seen: dict[str, Any], ray_job: RayJob, wait: Wait) -> Decision:
+def _starting(
+    now: _Now, status: FineTuneJobStatus, seen: dict[str, Any], ray_job: RayJob, wait: Wait
+) -> Decision:
     message, look_again = wait.message, None
     created = ray_job.metadata.creation_timestamp
     if wait.obstacle is Obstacle.KUBERAY:
         look_again = SLOW_KUBERAY
         if created is not None and now.time - created > SLOW_KUBERAY:
-            message += "; it has not answered, check that the KubeRay operator runs and watches this namespace"
+            message += (
+                "; it has not answered, check that the KubeRay operator runs and watches this namespace"
+            )
     findings = _not_training(now, "Starting", Finding("False", wait.obstacle, message))
     waits = Phase.PENDING if wait.obstacle is Obstacle.KUBERAY else Phase.STARTING
-    return Decision(_updated(now.job, status, now.time, findings, phase=waits, message=message, **seen), look_again=look_again)
+    return Decision(
+        _updated(now.job, status, now.time, findings, phase=waits, message=message, **seen),
+        look_again=look_again,
+    )
 
 
 def _deleted_by_others(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
-    message = f"RayJob {ray_job.metadata.name} is being deleted, which KubeRay has to finish; then the attempt begins again"
+    message = (
+        f"RayJob {ray_job.metadata.name} is being deleted, which KubeRay has to finish; then the attempt"
+        " begins again"
+    )
     findings = _not_training(now, "Waiting", Finding("False", "CleaningUp", message))
     shown = _updated(now.job, status, now.time, findings, phase=_waiting_phase(status), message=message)
     return Decision(shown, look_again=timedelta(seconds=5))
@@ -350,7 +413,9 @@ def _suspended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob | None) -> 
         start_time=None,
         workers=_given_back(status),
     )
-    delete = (_deletion(ray_job),) if ray_job is not None and ray_job.metadata.deletion_timestamp is None else ()
+    delete = (
+        (_deletion(ray_job),) if ray_job is not None and ray_job.metadata.deletion_timestamp is None else ()
+    )
     return Decision(shown, delete=delete)
 
 
@@ -358,9 +423,14 @@ def _too_late(now: _Now, status: FineTuneJobStatus, ray_job: RayJob | None) -> D
     seconds = now.spec.run_policy.active_deadline_seconds
     failure = Failure(
         failure_class=FailureClass.DEADLINE_EXCEEDED,
-        message=f"the job took longer than spec.run_policy.active_deadline_seconds ({seconds} s); its checkpoints are kept",
+        message=(
+            f"the job took longer than spec.run_policy.active_deadline_seconds ({seconds} s); its checkpoints"
+            " are kept"
+        ),
     )
-    delete = (_deletion(ray_job),) if ray_job is not None and ray_job.metadata.deletion_timestamp is None else ()
+    delete = (
+        (_deletion(ray_job),) if ray_job is not None and ray_job.metadata.deletion_timestamp is None else ()
+    )
     return Decision(_failed(now.job, status, failure, now.time), delete=delete)
 
 
@@ -371,11 +441,22 @@ def _attempt_ended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Dec
     if problem is None and (ray_job.has_succeeded or (ray_job.is_out_of_sight and says_so)):
         return Decision(_succeeded(now, status, ended))
     if problem is not None and ray_job.has_succeeded:
-        return Decision(_failed(now.job, status, Failure(failure_class=FailureClass.UNKNOWN, message=problem), ended, time=now.time))
+        return Decision(
+            _failed(
+                now.job,
+                status,
+                Failure(failure_class=FailureClass.UNKNOWN, message=problem),
+                ended,
+                time=now.time,
+            )
+        )
     failure = failure_of_attempt(now.seen, ray_job, now.record)
     attempt, limit = now.job.attempt, now.spec.run_policy.backoff_limit
     deadline = _deadline(now, status)
-    extended = failure.failure_class is FailureClass.DEADLINE_EXCEEDED and ray_job.status.reason == "DeadlineExceeded"
+    extended = (
+        failure.failure_class is FailureClass.DEADLINE_EXCEEDED
+        and ray_job.status.reason == "DeadlineExceeded"
+    )
     again = is_retried(failure, attempt, limit) or (extended and (deadline is None or deadline > now.time))
     if not again:
         if attempt > 1:
@@ -393,19 +474,28 @@ def _attempt_ended(now: _Now, status: FineTuneJobStatus, ray_job: RayJob) -> Dec
 
 
 def _retrying(now: _Now, status: FineTuneJobStatus, failure: Failure) -> Decision:
-    message = f"attempt {now.job.attempt} failed ({failure.failure_class}: {failure.message}); another one goes on from "
+    message = (
+        f"attempt {now.job.attempt} failed ({failure.failure_class}: {failure.message}); another one goes on"
+        " from "
+    )
     message += status.latest_checkpoint.name if status.latest_checkpoint else "the beginning"
     left = _left_behind(now)
     if left is not None:
         message += f"; {left}"
     findings = _not_training(now, "Retrying", Finding("False", "Retrying", message))
-    shown = _updated(now.job, status, now.time, findings, phase=Phase.RETRYING, message=message, failure=failure)
+    shown = _updated(
+        now.job, status, now.time, findings, phase=Phase.RETRYING, message=message, failure=failure
+    )
     return Decision(shown)
 
 
 def _succeeded(now: _Now, status: FineTuneJobStatus, ended: datetime) -> FineTuneJobStatus:
     chosen = status.best_checkpoint
-    measured = f" (validation loss {chosen.eval_loss:.4f})" if chosen is not None and chosen.eval_loss is not None else ""
+    measured = (
+        f" (validation loss {chosen.eval_loss:.4f})"
+        if chosen is not None and chosen.eval_loss is not None
+        else ""
+    )
     steps = status.plan.total_steps if status.plan else 0
     message = f"trained {steps} steps; the best checkpoint is {chosen.name if chosen else ''}{measured}"
     findings: dict[ConditionType, Finding] = {
@@ -486,7 +576,9 @@ def _unfinished(now: _Now) -> str | None:
     if record is None or record.attempt != now.job.attempt or record.plan is None or record.progress is None:
         return "the RayJob succeeded, but the trainer left no record of it; was its own program run?"
     if record.progress.step < record.plan.total_steps or not record.checkpoints:
-        where = f"step {record.progress.step} of {record.plan.total_steps}, {len(record.checkpoints)} checkpoints"
+        where = (
+            f"step {record.progress.step} of {record.plan.total_steps}, {len(record.checkpoints)} checkpoints"
+        )
         return f"the RayJob succeeded, but its record says otherwise ({where}) in {status.run_directory}"
     return None
 
@@ -496,7 +588,11 @@ def _left_behind(now: _Now) -> str | None:
     alive = [pod.name for pod in now.seen.pods if _may_work(pod, now.time)]
     if alive:
         return f"waiting for pods of an earlier cluster to end: {', '.join(alive[:5])}"
-    clusters = [cluster.metadata.name for cluster in now.seen.ray_clusters if cluster.metadata.deletion_timestamp is None]
+    clusters = [
+        cluster.metadata.name
+        for cluster in now.seen.ray_clusters
+        if cluster.metadata.deletion_timestamp is None
+    ]
     return f"waiting for KubeRay to delete RayCluster {clusters[0]}" if clusters else None
 
 
@@ -509,8 +605,14 @@ def _may_work(pod: Pod, now: datetime) -> bool:
 
 def _accepted(now: _Now) -> dict[ConditionType, Finding]:
     ray_job = now.seen.ray_job
-    if ray_job is not None and ray_job.metadata.annotations.get(UNCHECKED_SPEC, "") not in ("", unchecked_hash(now.spec)):
-        what = "spec was changed in more than suspend and run_policy; the change is ignored, make a new FineTuneJob for it"
+    if ray_job is not None and ray_job.metadata.annotations.get(UNCHECKED_SPEC, "") not in (
+        "",
+        unchecked_hash(now.spec),
+    ):
+        what = (
+            "spec was changed in more than suspend and run_policy; the change is ignored, make a new"
+            " FineTuneJob for it"
+        )
         return {"Accepted": Finding("True", "ChangeIgnored", what)}
     return {"Accepted": Finding("True", "Valid", _summary(now.spec))}
 
@@ -586,7 +688,9 @@ def _updated(
     if before is not None and before.status == "True" and after is not None and after.status != "True":
         held = max(0.0, (now - before.last_transition_time).total_seconds())
         changes["device_seconds"] = round((status.device_seconds or 0.0) + held * held_devices(job.spec), 1)
-    return FineTuneJobStatus.model_validate({**status.model_dump(), **changes, "observed_generation": generation, "conditions": found})
+    return FineTuneJobStatus.model_validate(
+        {**status.model_dump(), **changes, "observed_generation": generation, "conditions": found}
+    )
 
 
 def _told(before: FineTuneJobStatus, decision: Decision, remarks: Sequence[str] = ()) -> Decision:

@@ -23,7 +23,8 @@ class RecordError(ValueError):
 def read_record(text: str, run_directory: str, run_name: str) -> ProgressRecord:
     """The record of the run `run_name` (`namespace/name-uid`), with paths in `run_directory`, the best and the latest checkpoint marked.
 
-    Raises RecordError when it is too large, is no record, contradicts itself, or names a path outside of the run.
+    Raises RecordError when it is too large, is no record, contradicts itself, or names a path outside of the
+    run.
     """
     written = text.encode(errors="replace")
     if len(written) > LARGEST_RECORD:
@@ -36,14 +37,19 @@ def read_record(text: str, run_directory: str, run_name: str) -> ProgressRecord:
     if problems:
         raise RecordError("; ".join(problems[:_SHOWN]))
     # A path may be spelt in several ways (`file:///runs`, `/runs/`); ours is the one that users have given.
-    listed = [each.model_copy(update={"path": child(run_directory, each.name)}) for each in record.checkpoints]
+    listed = [
+        each.model_copy(update={"path": child(run_directory, each.name)}) for each in record.checkpoints
+    ]
     return record.model_copy(update={"checkpoints": flagged(listed)})
 
 
 def _words(error: ValidationError) -> list[str]:
     # Without the values: they are whatever somebody wrote there.
     details = error.errors(include_url=False, include_input=False, include_context=False)
-    return [f"{'.'.join(str(part)[:40] for part in detail['loc'][:6]) or 'it'}: {detail['msg'][:100]}" for detail in details[:_SHOWN]]
+    return [
+        f"{'.'.join(str(part)[:40] for part in detail['loc'][:6]) or 'it'}: {detail['msg'][:100]}"
+        for detail in details[:_SHOWN]
+    ]
 
 
 def _contradictions(record: ProgressRecord, run_name: str) -> list[str]:
@@ -63,7 +69,11 @@ def _contradictions(record: ProgressRecord, run_name: str) -> list[str]:
         elif progress.step > plan.total_steps:
             problems.append("progress.step is beyond plan.totalSteps")
     if plan is not None:
-        problems += [f"checkpoints: {each.name} is beyond the last step" for each in record.checkpoints if each.step > plan.total_steps]
+        problems += [
+            f"checkpoints: {each.name} is beyond the last step"
+            for each in record.checkpoints
+            if each.step > plan.total_steps
+        ]
     return problems
 
 

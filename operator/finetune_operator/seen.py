@@ -104,7 +104,9 @@ class Pod(Seen):
     @property
     def is_ready(self) -> bool:
         """Whether its condition Ready holds."""
-        return any(condition.type == "Ready" and condition.status == "True" for condition in self.status.conditions)
+        return any(
+            condition.type == "Ready" and condition.status == "True" for condition in self.status.conditions
+        )
 
     @property
     def has_ended(self) -> bool:
@@ -211,7 +213,9 @@ def _readable_status(stored: dict[str, JsonValue]) -> FineTuneJobStatus:
         return FineTuneJobStatus.model_validate(stored)
     except ValidationError as error:
         wrong = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
-        return FineTuneJobStatus.model_validate({key: value for key, value in stored.items() if key not in wrong})
+        return FineTuneJobStatus.model_validate(
+            {key: value for key, value in stored.items() if key not in wrong}
+        )
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ async def try_job(api: KubernetesApi, manifest: Body, seconds: float, say: Calla
         await _take_away(api, metadata, deadline)
 
 
-async def _follow(api: KubernetesApi, metadata: Metadata, deadline: float, say: Callable[[str], None]) -> bool:
+async def _follow(
+    api: KubernetesApi, metadata: Metadata, deadline: float, say: Callable[[str], None]
+) -> bool:
     said = ""
     while time.monotonic() < deadline:
         job = await _job(api, metadata)

@@ -8,8 +8,20 @@ from enum import StrEnum
 
 from finetune_operator.seen import Observed, Pod
 
-_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
-_CONTAINER_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")
+_IMAGE_REASONS = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+)
+_CONTAINER_REASONS = (
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+    "CrashLoopBackOff",
+)
 _LONGEST = 600
 
 
@@ -54,8 +66,15 @@ def out_of_memory(pods: Iterable[Pod]) -> Wait | None:
             for state in (container.state, container.last_state):
                 if state.terminated is not None and state.terminated.reason == "OOMKilled":
                     kind = "worker" if pod.is_worker else "head"
-                    more = f"pod {pod.name} took more memory than its limit; raise spec.cluster.{kind}.resources.limits.memory"
-                    less = ", or lower spec.train_batch_size_per_device or spec.context_length" if pod.is_worker else ""
+                    more = (
+                        f"pod {pod.name} took more memory than its limit; raise"
+                        f" spec.cluster.{kind}.resources.limits.memory"
+                    )
+                    less = (
+                        ", or lower spec.train_batch_size_per_device or spec.context_length"
+                        if pod.is_worker
+                        else ""
+                    )
                     return Wait(Obstacle.OUT_OF_MEMORY, more + less)
     return None
 
@@ -64,7 +83,9 @@ def _refused(seen: Observed) -> Wait | None:
     """KubeRay was not allowed to make a pod: a quota, a policy, a missing service account."""
     for condition in seen.ray_cluster.status.conditions if seen.ray_cluster else ():
         if condition.type == "ReplicaFailure" and condition.status == "True":
-            return Wait(Obstacle.REFUSED, _short(f"a pod cannot be made ({condition.reason}): {condition.message}"))
+            return Wait(
+                Obstacle.REFUSED, _short(f"a pod cannot be made ({condition.reason}): {condition.message}")
+            )
     return None
 
 
@@ -73,7 +94,9 @@ def _unschedulable(pods: Sequence[Pod]) -> Wait | None:
         (pod, condition.message)
         for pod in pods
         for condition in pod.status.conditions
-        if condition.type == "PodScheduled" and condition.status == "False" and condition.reason == "Unschedulable"
+        if condition.type == "PodScheduled"
+        and condition.status == "False"
+        and condition.reason == "Unschedulable"
     ]
     if not stuck:
         return None
@@ -85,14 +108,20 @@ def _unschedulable(pods: Sequence[Pod]) -> Wait | None:
 def _image(pods: Iterable[Pod]) -> Wait | None:
     for pod, image, reason, message in _waiting_containers(pods):
         if reason in _IMAGE_REASONS:
-            return Wait(Obstacle.IMAGE_PULL, _short(f"pod {pod.name} cannot get the image {image} ({reason}): {message}"))
+            return Wait(
+                Obstacle.IMAGE_PULL,
+                _short(f"pod {pod.name} cannot get the image {image} ({reason}): {message}"),
+            )
     return None
 
 
 def _container(pods: Iterable[Pod]) -> Wait | None:
     for pod, _, reason, message in _waiting_containers(pods):
         if reason in _CONTAINER_REASONS:
-            return Wait(Obstacle.CONTAINER, _short(f"a container of pod {pod.name} does not start ({reason}): {message}"))
+            return Wait(
+                Obstacle.CONTAINER,
+                _short(f"a container of pod {pod.name} does not start ({reason}): {message}"),
+            )
     return None
 
 

@@ -13,7 +13,8 @@ Key = TypeVar("Key", bound=Hashable)
 FIRST_RETRY = timedelta(milliseconds=200)
 LONGEST_RETRY = timedelta(seconds=60)
 BETWEEN_LOOKS = timedelta(milliseconds=200)
-"""Between the beginnings of two looks at a key, so that a pod that writes all the time does not keep the API server busy."""
+"""Between the beginnings of two looks at a key, so that a pod that writes all the time does not keep the API
+server busy."""
 
 
 @dataclass
@@ -30,8 +31,9 @@ class _Entry:
 class WorkQueue(Generic[Key]):
     """Calls `look` for a key whenever it is woken.
 
-    Wake-ups that come while a key is being looked at, or too soon after that, become one more look. `look` returns when to look again by
-    itself (None: not before the key is woken); when it raises, it is called again after 0.2 s, 0.4 s, ... up to a minute.
+    Wake-ups that come while a key is being looked at, or too soon after that, become one more look. `look`
+    returns when to look again by itself (None: not before the key is woken); when it raises, it is called
+    again after 0.2 s, 0.4 s, ... up to a minute.
     """
 
     def __init__(

@@ -32,14 +32,22 @@ def draw(dashboard: Path, answers: Mapping[str, Sequence[Sequence[Line]]], pictu
     document = json.loads(dashboard.read_text())
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in document["panels"])
     figure = Figure(figsize=(16, height * 0.32), layout=None, facecolor="white")
-    begin = min(point[0] for queries in answers.values() for lines in queries for line in lines for point in line.points)
+    begin = min(
+        point[0]
+        for queries in answers.values()
+        for lines in queries
+        for line in lines
+        for point in line.points
+    )
     for panel in document["panels"]:
         place = panel["gridPos"]
         left, bottom = place["x"] / COLUMNS, 1 - (place["y"] + place["h"]) / height
         if panel["type"] == "row":
             figure.text(left + 0.01, bottom + 0.2 / height, panel["title"], fontsize=13, weight="bold")
             continue
-        axes = figure.add_axes((left + 0.035, bottom + 1.3 / height, place["w"] / COLUMNS - 0.05, (place["h"] - 2.6) / height))
+        axes = figure.add_axes(
+            (left + 0.035, bottom + 1.3 / height, place["w"] / COLUMNS - 0.05, (place["h"] - 2.6) / height)
+        )
         factor, unit = UNITS.get(panel["fieldConfig"]["defaults"].get("unit", ""), (1, ""))
         axes.set_title(f"{panel['title']}{f', {unit}' if unit else ''}", fontsize=9, loc="left")
         if panel["type"] == "timeseries":
@@ -51,7 +59,12 @@ def draw(dashboard: Path, answers: Mapping[str, Sequence[Sequence[Line]]], pictu
 
 def _curves(axes: Axes, lines: Sequence[Line], begin: float, factor: float) -> None:
     for line in lines:
-        axes.plot([time - begin for time, _ in line.points], [value * factor for _, value in line.points], label=_name(line), linewidth=1.2)
+        axes.plot(
+            [time - begin for time, _ in line.points],
+            [value * factor for _, value in line.points],
+            label=_name(line),
+            linewidth=1.2,
+        )
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if 0 < len(lines) <= 6 and any(_name(line) for line in lines):
@@ -62,7 +75,13 @@ def _numbers(axes: Axes, shown: Sequence[str]) -> None:
     axes.axis("off")
     columns = 4 if len(shown) > 4 else 1
     for number, text in enumerate(shown):
-        axes.text((number % columns) / columns, 1 - (number // columns + 1) * 0.3, text, fontsize=9, transform=axes.transAxes)
+        axes.text(
+            (number % columns) / columns,
+            1 - (number // columns + 1) * 0.3,
+            text,
+            fontsize=9,
+            transform=axes.transAxes,
+        )
 
 
 def _shown(panel: dict[str, Any], queries: Sequence[Sequence[Line]], factor: float) -> Iterator[str]:
@@ -81,4 +100,6 @@ def _shown(panel: dict[str, Any], queries: Sequence[Sequence[Line]], factor: flo
 
 
 def _name(line: Line) -> str:
-    return " ".join(value for key, value in line.labels.items() if key not in ("instance", "job", "namespace", "__name__"))
+    return " ".join(
+        value for key, value in line.labels.items() if key not in ("instance", "job", "namespace", "__name__")
+    )

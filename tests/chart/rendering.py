@@ -27,10 +27,21 @@ def helm(*arguments: str | Path, values: Mapping[str, JsonValue] | None = None) 
 def template(*options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE) -> str:
     """The text of all manifests. Raises ClusterError with helm's error."""
     versions = () if any("--kube-version" in each for each in options) else (f"--kube-version={KUBERNETES}",)
-    return helm("template", release, CHART, f"--namespace={NAMESPACE}", "--values=-", *versions, *options, values=values)
+    return helm(
+        "template",
+        release,
+        CHART,
+        f"--namespace={NAMESPACE}",
+        "--values=-",
+        *versions,
+        *options,
+        values=values,
+    )
 
 
-def manifests(*options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE) -> list[Manifest]:
+def manifests(
+    *options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE
+) -> list[Manifest]:
     """All manifests, hooks of `helm test` included."""
     documents = yaml.safe_load_all(template(*options, values=values, release=release))
     return [document for document in documents if document is not None]
@@ -38,7 +49,11 @@ def manifests(*options: str, values: Mapping[str, JsonValue] | None = None, rele
 
 def only(kind: str, rendered: list[Manifest], suffix: str = "") -> Manifest:
     """The one of a kind, whose name ends so."""
-    [found] = [each for each in rendered if each["kind"] == kind and str(at(each, "metadata.name")).endswith(suffix) and not is_hook(each)]
+    [found] = [
+        each
+        for each in rendered
+        if each["kind"] == kind and str(at(each, "metadata.name")).endswith(suffix) and not is_hook(each)
+    ]
     return found
 
 

@@ -26,7 +26,9 @@ ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
 DOCUMENT: dict[str, Any] = json.loads(DASHBOARD.read_text())
 PANELS: list[dict[str, Any]] = DOCUMENT["panels"]
 DATA_PANELS = [panel for panel in PANELS if panel["type"] != "row"]
-RULES: list[dict[str, Any]] = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
+]
 
 NOT_OURS = {"ALERTS", "process_cpu_seconds_total", "process_resident_memory_bytes"}
 """What Prometheus itself and its client for Python add."""
@@ -49,7 +51,11 @@ def names(query: str) -> set[str]:
 def labels(query: str) -> set[str]:
     """The labels that a PromQL expression chooses or groups by."""
     bare = re.sub(r'"[^"]*"', '""', query)
-    matched = {label for matchers in re.findall(r"\{([^}]*)\}", bare) for label in re.findall(r"(\w+) *[=!]", matchers)}
+    matched = {
+        label
+        for matchers in re.findall(r"\{([^}]*)\}", bare)
+        for label in re.findall(r"(\w+) *[=!]", matchers)
+    }
     return matched | {label for group in re.findall(_GROUPING, bare) for label in re.findall(r"\w+", group)}
 
 
@@ -65,7 +71,10 @@ def exported() -> dict[str, set[str]]:
     for collector in collectors():
         registry.register(collector)
     suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
-    return {family.name: {family.name + suffix for suffix in suffixes[family.type]} for family in registry.collect()}
+    return {
+        family.name: {family.name + suffix for suffix in suffixes[family.type]}
+        for family in registry.collect()
+    }
 
 
 def asked() -> Iterator[tuple[str, str]]:
@@ -75,7 +84,9 @@ def asked() -> Iterator[tuple[str, str]]:
     yield from ((each["name"], each["expr"]) for each in DOCUMENT["annotations"]["list"])
     for variable in DOCUMENT["templating"]["list"]:
         if variable["type"] == "query":
-            series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"], re.DOTALL).groups()  # type: ignore[union-attr]
+            series, label = re.fullmatch(
+                r"label_values\((.*), (\w+)\)", variable["query"]["query"], re.DOTALL
+            ).groups()  # type: ignore[union-attr]
             yield variable["name"], f"group by ({label}) ({series})"
     yield from ((rule["alert"], rule["expr"]) for rule in RULES)
 
@@ -104,11 +115,16 @@ def test_every_label_that_is_asked_for_is_one_that_series_have() -> None:
 
 def test_the_variables_choose_the_jobs_of_every_panel_that_shows_jobs() -> None:
     chosen = {
-        (panel["title"], matchers) for panel in DATA_PANELS for target in panel["targets"] for matchers in _OF_A_JOB.findall(target["expr"])
+        (panel["title"], matchers)
+        for panel in DATA_PANELS
+        for target in panel["targets"]
+        for matchers in _OF_A_JOB.findall(target["expr"])
     }
 
     assert len(chosen) >= 8
-    assert {title for title, matchers in chosen if matchers != 'namespace=~"$namespace",name=~"$job"'} == set()
+    assert {
+        title for title, matchers in chosen if matchers != 'namespace=~"$namespace",name=~"$job"'
+    } == set()
 
 
 def test_panels_do_not_overlap_and_leave_no_gap() -> None:
@@ -131,7 +147,9 @@ def test_panels_are_told_apart_by_id_and_title() -> None:
 
 
 @pytest.mark.parametrize("panel", DATA_PANELS, ids=lambda panel: panel["title"])
-def test_a_panel_says_what_it_shows_and_in_which_unit_and_asks_the_chosen_data_source(panel: dict[str, Any]) -> None:
+def test_a_panel_says_what_it_shows_and_in_which_unit_and_asks_the_chosen_data_source(
+    panel: dict[str, Any],
+) -> None:
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -144,7 +162,12 @@ def test_the_dashboard_has_its_variables_and_fits_a_config_map_well() -> None:
         ("namespace", "query"),
         ("job", "query"),
     ]
-    sources = [each["datasource"]["uid"] for key in ("templating", "annotations") for each in DOCUMENT[key]["list"] if "datasource" in each]
+    sources = [
+        each["datasource"]["uid"]
+        for key in ("templating", "annotations")
+        for each in DOCUMENT[key]["list"]
+        if "datasource" in each
+    ]
     assert sources == ["${datasource}"] * 3
     assert DASHBOARD.stat().st_size < 40_000
 
@@ -161,8 +184,16 @@ def test_no_variable_is_left_in_a_query() -> None:
 
 
 def test_variables_are_filled_in_as_grafana_does_it(tmp_path: Path) -> None:
-    expressions = ['a{namespace=~"$namespace",name=~"${job}"}', "rate(b[$__rate_interval])", "increase(c[$__range])", "${datasource}"]
-    panels = [{"type": "row", "title": "A row"}, {"type": "stat", "title": "A panel", "targets": [{"expr": each} for each in expressions]}]
+    expressions = [
+        'a{namespace=~"$namespace",name=~"${job}"}',
+        "rate(b[$__rate_interval])",
+        "increase(c[$__range])",
+        "${datasource}",
+    ]
+    panels = [
+        {"type": "row", "title": "A row"},
+        {"type": "stat", "title": "A panel", "targets": [{"expr": each} for each in expressions]},
+    ]
     dashboard = tmp_path / "dashboard.json"
     dashboard.write_text(json.dumps({"time": {"from": "now-6h", "to": "now"}, "panels": panels}))
 
@@ -181,7 +212,11 @@ def test_a_variable_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
 
 def test_every_alert_is_seen_firing_and_silent() -> None:
     tests = yaml.safe_load(ALERTS_TEST.read_text())["tests"]
-    expected = [(each["alertname"], bool(each["exp_alerts"])) for test in tests for each in test.get("alert_rule_test", [])]
+    expected = [
+        (each["alertname"], bool(each["exp_alerts"]))
+        for test in tests
+        for each in test.get("alert_rule_test", [])
+    ]
 
     assert set(expected) == {(rule["alert"], fires) for rule in RULES for fires in (True, False)}
 

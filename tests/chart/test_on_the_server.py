@@ -22,17 +22,32 @@ SWITCHES: dict[str, Manifest] = {
     "everything": {
         "image": {"digest": f"sha256:{'0' * 64}", "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "registry"}],
-        "config": {"storage": "s3://runs", "accelerators": {"V100": None}, "dashboard_clients": [{"namespaceSelector": {}}]},
+        "config": {
+            "storage": "s3://runs",
+            "accelerators": {"V100": None},
+            "dashboard_clients": [{"namespaceSelector": {}}],
+        },
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/finetune"}},
         "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"cpu": 2, "memory": "1Gi"}},
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}}},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
+            }
+        },
         "priorityClassName": "system-cluster-critical",
         "podLabels": {"team": "ml"},
         "podAnnotations": {"example.com/owner": "ml"},
-        "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}], "apiServerPorts": [16443]},
-        "metrics": {"serviceMonitor": {"enabled": True}, "alerts": {"enabled": True}, "dashboard": {"enabled": True}},
+        "networkPolicy": {
+            "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+            "apiServerPorts": [16443],
+        },
+        "metrics": {
+            "serviceMonitor": {"enabled": True},
+            "alerts": {"enabled": True},
+            "dashboard": {"enabled": True},
+        },
         "test": {"storageClassName": "fast", "spec": {"num_epochs": 1}},
     },
     "its own namespaces": {"watchNamespaces": ["default", "kube-public"], "crds": {"keep": False}},
@@ -59,9 +74,14 @@ def kubectl(api_server: ControlPlane) -> Iterator[Kubectl]:
 
 
 def offered(kubectl: Kubectl, rendered: list[Manifest]) -> list[str]:
-    """What the server says to the manifests, were they applied: a line each. Raises ClusterError with every objection."""
+    """What the server says to the manifests, were they applied: a line each.
+
+    Raises ClusterError with every objection.
+    """
     ours = [each for each in rendered if each["apiVersion"] != MONITORING]
-    return kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(ours)).splitlines()
+    return kubectl(
+        "apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(ours)
+    ).splitlines()
 
 
 @pytest.mark.parametrize("values", SWITCHES.values(), ids=SWITCHES)
@@ -80,9 +100,22 @@ def test_an_unknown_field_would_be_noticed(kubectl: Kubectl) -> None:
 
 
 def test_a_cluster_without_kuberay_gets_no_release(without_kuberay: ControlPlane) -> None:
-    with_namespace = ("--namespace", NAMESPACE, "--create-namespace", f"--kubeconfig={without_kuberay.kubeconfig}")
+    with_namespace = (
+        "--namespace",
+        NAMESPACE,
+        "--create-namespace",
+        f"--kubeconfig={without_kuberay.kubeconfig}",
+    )
 
-    with pytest.raises(ClusterError, match=r"this cluster does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer first"):
+    with pytest.raises(
+        ClusterError,
+        match=r"this cluster does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer first",
+    ):
         helm("install", "finetune-operator", CHART, *with_namespace)
 
-    assert json.loads(helm("list", "--all-namespaces", f"--kubeconfig={without_kuberay.kubeconfig}", "--output=json")) == []
+    assert (
+        json.loads(
+            helm("list", "--all-namespaces", f"--kubeconfig={without_kuberay.kubeconfig}", "--output=json")
+        )
+        == []
+    )

@@ -35,7 +35,9 @@ def configuration(rendered: list[Manifest], directory: Path) -> object:
 
 
 def test_what_is_generated_is_fresh() -> None:
-    assert {path: (CHART / path).read_text() for path in generated()} == generated(), "run: python charts/chart_files.py"
+    assert {path: (CHART / path).read_text() for path in generated()} == generated(), (
+        "run: python charts/chart_files.py"
+    )
 
 
 def test_the_charts_version_is_the_projects() -> None:
@@ -54,7 +56,13 @@ def test_every_value_has_a_comment_and_a_schema() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     tops = [line.partition(":")[0] for line in lines if re.match(r"[a-zA-Z]", line)]
     assert set(tops) == set(schema["properties"]) - {"global"}
-    commented_together = {"tolerations", "affinity", "priorityClassName", "podLabels", "podAnnotations"}  # with nodeSelector
+    commented_together = {
+        "tolerations",
+        "affinity",
+        "priorityClassName",
+        "podLabels",
+        "podAnnotations",
+    }  # with nodeSelector
     for name in set(tops) - commented_together:
         number = next(number for number, line in enumerate(lines) if line.startswith(f"{name}:"))
         assert lines[number - 1].startswith("#") or lines[number + 1].lstrip().startswith("#"), name
@@ -62,7 +70,9 @@ def test_every_value_has_a_comment_and_a_schema() -> None:
 
 def test_all_but_tests_and_cluster_wide_objects_is_in_the_releases_namespace(default: list[Manifest]) -> None:
     cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
-    assert {at(each, "metadata.namespace") for each in default if each["kind"] not in cluster_wide} == {NAMESPACE}
+    assert {at(each, "metadata.namespace") for each in default if each["kind"] not in cluster_wide} == {
+        NAMESPACE
+    }
 
 
 def test_the_definition_is_the_models_own_and_stays_when_the_release_goes(default: list[Manifest]) -> None:
@@ -72,8 +82,16 @@ def test_the_definition_is_the_models_own_and_stays_when_the_release_goes(defaul
 
 
 def test_the_definition_can_go_with_the_release_or_be_left_to_another() -> None:
-    assert at(only("CustomResourceDefinition", manifests(values={"crds": {"keep": False}})), "metadata.annotations") is None
-    assert "CustomResourceDefinition" not in {each["kind"] for each in manifests(values={"crds": {"install": False}})}
+    assert (
+        at(
+            only("CustomResourceDefinition", manifests(values={"crds": {"keep": False}})),
+            "metadata.annotations",
+        )
+        is None
+    )
+    assert "CustomResourceDefinition" not in {
+        each["kind"] for each in manifests(values={"crds": {"install": False}})
+    }
 
 
 def test_one_operator_is_at_work(default: list[Manifest]) -> None:
@@ -83,9 +101,18 @@ def test_one_operator_is_at_work(default: list[Manifest]) -> None:
 
 def test_the_configuration_is_a_file_that_the_operator_reads(tmp_path: Path) -> None:
     values: Manifest = {
-        "trainerImage": {"repository": "registry.test/trainer", "digest": f"sha256:{'0' * 64}", "pullPolicy": "Always"},
+        "trainerImage": {
+            "repository": "registry.test/trainer",
+            "digest": f"sha256:{'0' * 64}",
+            "pullPolicy": "Always",
+        },
         "watchNamespaces": ["a", "b"],
-        "config": {"storage": "s3://runs", "network_policies": False, "accelerators": {"V100": None}, "head": {"cpu": 2, "memory": "6Gi"}},
+        "config": {
+            "storage": "s3://runs",
+            "network_policies": False,
+            "accelerators": {"V100": None},
+            "head": {"cpu": 2, "memory": "6Gi"},
+        },
     }
     assert configuration(manifests(values=values), tmp_path) == {
         "trainer_image": f"registry.test/trainer@sha256:{'0' * 64}",
@@ -99,7 +126,9 @@ def test_the_configuration_is_a_file_that_the_operator_reads(tmp_path: Path) -> 
     }
 
 
-def test_images_are_of_the_charts_version_unless_said_otherwise(default: list[Manifest], tmp_path: Path) -> None:
+def test_images_are_of_the_charts_version_unless_said_otherwise(
+    default: list[Manifest], tmp_path: Path
+) -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     image = at(only("Deployment", default), "spec.template.spec.containers.0.image")
     assert str(image).endswith(f"/finetune-operator:{version}")
@@ -128,7 +157,11 @@ def test_every_pod_fits_restricted_and_has_a_read_only_root(default: list[Manife
         assert isinstance(context["runAsUser"], int)
         assert context["runAsUser"] > 0
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        assert container == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert "hostPath" not in json.dumps(spec)
 
 
@@ -164,9 +197,15 @@ def _list(value: JsonValue) -> list[JsonValue]:
 def test_the_operator_has_no_wildcard_no_secret_and_no_way_to_more_rights(default: list[Manifest]) -> None:
     granted = rules(default)
     assert not [each for each in granted if "*" in each]
-    assert {resource for _, resource, _ in granted if "secret" in resource or "exec" in resource or "proxy" in resource} == set()
+    assert {
+        resource
+        for _, resource, _ in granted
+        if "secret" in resource or "exec" in resource or "proxy" in resource
+    } == set()
     assert not {verb for _, _, verb in granted} & {"escalate", "bind", "impersonate", "deletecollection"}
-    assert {verb for _, resource, verb in granted if resource in ("roles", "rolebindings", "serviceaccounts")} == {"create"}
+    assert {
+        verb for _, resource, verb in granted if resource in ("roles", "rolebindings", "serviceaccounts")
+    } == {"create"}
 
 
 def test_without_network_policies_of_jobs_the_operator_may_not_make_any(default: list[Manifest]) -> None:
@@ -174,11 +213,17 @@ def test_without_network_policies_of_jobs_the_operator_may_not_make_any(default:
     assert rules(default) - without == {("networking.k8s.io", "networkpolicies", "create")}
 
 
-def test_in_namespaces_of_its_own_the_operator_has_the_same_rights_there_and_none_elsewhere(default: list[Manifest]) -> None:
+def test_in_namespaces_of_its_own_the_operator_has_the_same_rights_there_and_none_elsewhere(
+    default: list[Manifest],
+) -> None:
     rendered = manifests(values={"watchNamespaces": ["a", "b"]})
     roles = [each for each in rendered if each["kind"] == "Role" and not is_hook(each)]
     bindings = [each for each in rendered if each["kind"] == "RoleBinding" and not is_hook(each)]
-    assert [at(each, "metadata.namespace") for each in roles] == ["a", "b"] == [at(each, "metadata.namespace") for each in bindings]
+    assert (
+        [at(each, "metadata.namespace") for each in roles]
+        == ["a", "b"]
+        == [at(each, "metadata.namespace") for each in bindings]
+    )
     assert {json.dumps(each["subjects"]) for each in bindings} == {
         json.dumps([{"kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE}])
     }
@@ -187,7 +232,9 @@ def test_in_namespaces_of_its_own_the_operator_has_the_same_rights_there_and_non
     assert NAME not in {at(each, "metadata.name") for each in rendered if each["kind"] == "ClusterRole"}
 
 
-def test_who_may_edit_a_namespace_may_write_jobs_and_who_may_view_it_may_read_them(default: list[Manifest]) -> None:
+def test_who_may_edit_a_namespace_may_write_jobs_and_who_may_view_it_may_read_them(
+    default: list[Manifest],
+) -> None:
     edit, view = only("ClusterRole", default, "-edit"), only("ClusterRole", default, "-view")
     assert {key for key in _labels(edit) if key.startswith("rbac.")} == {
         f"rbac.authorization.k8s.io/aggregate-to-{role}" for role in ("admin", "edit")
@@ -195,7 +242,10 @@ def test_who_may_edit_a_namespace_may_write_jobs_and_who_may_view_it_may_read_th
     assert {key for key in _labels(view) if key.startswith("rbac.")} == {
         f"rbac.authorization.k8s.io/aggregate-to-{role}" for role in ("admin", "edit", "view")
     }
-    for role, verbs in ((edit, {"create", "update", "patch", "delete", "deletecollection"}), (view, {"get", "list", "watch"})):
+    for role, verbs in (
+        (edit, {"create", "update", "patch", "delete", "deletecollection"}),
+        (view, {"get", "list", "watch"}),
+    ):
         [rule] = _list(role["rules"])
         assert at(rule, "apiGroups") == [GROUP]
         assert at(rule, "resources") == ["finetunejobs"]
@@ -218,7 +268,10 @@ def test_an_account_of_somebody_elses_is_bound_and_not_made() -> None:
     assert not [each for each in rendered if each["kind"] == "ServiceAccount" and not is_hook(each)]
     assert at(only("Deployment", rendered), "spec.template.spec.serviceAccountName") == "mine"
     assert at(only("ClusterRoleBinding", rendered), "subjects.0.name") == "mine"
-    with pytest.raises(ClusterError, match=r"serviceAccount\.name: name the service account to use, or set serviceAccount\.create"):
+    with pytest.raises(
+        ClusterError,
+        match=r"serviceAccount\.name: name the service account to use, or set serviceAccount\.create",
+    ):
         manifests(values={"serviceAccount": {"create": False}})
 
 
@@ -228,11 +281,17 @@ def test_the_operators_pod_is_closed_and_calls_nothing_but_names_and_the_api(def
     assert at(spec, "ingress") == []
     ports = [(at(each, "protocol"), at(each, "port")) for each in _list(at(spec, "egress.0.ports"))]
     assert ports == [("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 6443)]
-    assert not [each for each in manifests(values={"networkPolicy": {"enabled": False}}) if each["kind"] == "NetworkPolicy"]
+    assert not [
+        each
+        for each in manifests(values={"networkPolicy": {"enabled": False}})
+        if each["kind"] == "NetworkPolicy"
+    ]
 
 
 def test_metrics_are_for_whoever_is_to_ask_for_them() -> None:
-    prometheus: Manifest = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    prometheus: Manifest = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+    }
     scraped = only("NetworkPolicy", manifests(values={"metrics": {"serviceMonitor": {"enabled": True}}}))
     named = only("NetworkPolicy", manifests(values={"networkPolicy": {"metricsFrom": [prometheus]}}))
     assert at(scraped, "spec.ingress") == [{"ports": [{"protocol": "TCP", "port": "http"}]}]
@@ -251,7 +310,9 @@ def test_monitoring_is_found_by_the_labels_that_are_asked_for() -> None:
     monitor, rule = only("ServiceMonitor", rendered), only("PrometheusRule", rendered)
     dashboard, service = only("ConfigMap", rendered, "-dashboard"), only("Service", rendered)
     assert _labels(monitor)["release"] == _labels(rule)["release"] == "prom"
-    assert at(monitor, "spec.endpoints") == [{"port": at(service, "spec.ports.0.name"), "interval": "15s", "honorLabels": True}]
+    assert at(monitor, "spec.endpoints") == [
+        {"port": at(service, "spec.ports.0.name"), "interval": "15s", "honorLabels": True}
+    ]
     selected = at(monitor, "spec.selector.matchLabels")
     assert isinstance(selected, dict)
     assert selected.items() <= _labels(service).items()
@@ -260,7 +321,9 @@ def test_monitoring_is_found_by_the_labels_that_are_asked_for() -> None:
     assert at(dashboard, "metadata.annotations") == {"grafana_folder": "ML"}
     data = at(dashboard, "data")
     assert isinstance(data, dict)
-    assert json.loads(str(data["finetune-operator.json"])) == json.loads((CHART / "files/dashboard.json").read_text())
+    assert json.loads(str(data["finetune-operator.json"])) == json.loads(
+        (CHART / "files/dashboard.json").read_text()
+    )
 
 
 def test_the_services_port_is_the_pods(default: list[Manifest]) -> None:
@@ -269,7 +332,9 @@ def test_the_services_port_is_the_pods(default: list[Manifest]) -> None:
     assert isinstance(selector, dict)
     assert isinstance(labels, dict)
     assert selector.items() <= labels.items()
-    assert at(service, "spec.ports.0.targetPort") == at(deployment, "spec.template.spec.containers.0.ports.0.name")
+    assert at(service, "spec.ports.0.targetPort") == at(
+        deployment, "spec.template.spec.containers.0.ports.0.name"
+    )
 
 
 def test_two_releases_share_no_name_in_the_cluster() -> None:
@@ -295,10 +360,16 @@ def trial(rendered: list[Manifest]) -> Manifest:
 def test_the_tried_job_is_one_and_trains_on_a_cpu(default: list[Manifest]) -> None:
     spec = read_spec(dict(at(trial(default), "spec")))  # type: ignore[arg-type]
     assert spec.worker_resources == {"accelerator_type:CPU": 0.001}
-    assert [each["kind"] for each in default if is_hook(each) and each["kind"] == "PersistentVolumeClaim"] == ["PersistentVolumeClaim"]
+    assert [
+        each["kind"] for each in default if is_hook(each) and each["kind"] == "PersistentVolumeClaim"
+    ] == ["PersistentVolumeClaim"]
 
 
-@pytest.mark.parametrize("values", [{"config": {"storage": "s3://runs"}}, {"test": {"storage": "s3://runs"}}], ids=["config", "test"])
+@pytest.mark.parametrize(
+    "values",
+    [{"config": {"storage": "s3://runs"}}, {"test": {"storage": "s3://runs"}}],
+    ids=["config", "test"],
+)
 def test_the_tried_job_uses_storage_that_is_there(values: Manifest) -> None:
     rendered = manifests(values=values)
     assert at(trial(rendered), "spec.storage.path") == "s3://runs"
@@ -306,7 +377,10 @@ def test_the_tried_job_uses_storage_that_is_there(values: Manifest) -> None:
 
 
 def test_a_job_is_tried_where_the_operator_looks_with_what_is_laid_over_it() -> None:
-    values: Manifest = {"watchNamespaces": ["a", "b"], "test": {"spec": {"num_epochs": 1, "cluster": {"node_selector": {"pool": "cpu"}}}}}
+    values: Manifest = {
+        "watchNamespaces": ["a", "b"],
+        "test": {"spec": {"num_epochs": 1, "cluster": {"node_selector": {"pool": "cpu"}}}},
+    }
     rendered = manifests(values=values)
     assert {at(each, "metadata.namespace") for each in rendered if is_hook(each)} == {"a"}
     job = trial(rendered)
@@ -337,9 +411,15 @@ def test_what_a_test_makes_goes_when_it_has_passed(default: list[Manifest]) -> N
         ({"config": {"log_level": "LOUD"}}, r"/config/log_level.*'DEBUG', 'INFO', 'WARNING', 'ERROR'"),
         ({"config": {"log_levle": "INFO"}}, r"/config.*additional properties 'log_levle' not allowed"),
         ({"config": {"trainer_image": "a"}}, r"/config.*additional properties 'trainer_image' not allowed"),
-        ({"config": {"accelerators": {"L4": {"cpu": 1, "memry": "1Gi"}}}}, r"/config/accelerators/L4.*(?s:.*)'memry' not allowed"),
+        (
+            {"config": {"accelerators": {"L4": {"cpu": 1, "memry": "1Gi"}}}},
+            r"/config/accelerators/L4.*(?s:.*)'memry' not allowed",
+        ),
         ({"config": {"workers": 0}}, r"/config/workers.*minimum: got 0, want 1"),
-        ({"metrics": {"serviceMonitor": {"interval": 30}}}, r"/metrics/serviceMonitor/interval.*got number, want string"),
+        (
+            {"metrics": {"serviceMonitor": {"interval": 30}}},
+            r"/metrics/serviceMonitor/interval.*got number, want string",
+        ),
         ({"networkPolicy": {"apiServerPorts": []}}, r"/networkPolicy/apiServerPorts"),
         ({"test": {"timeoutSeconds": "15m"}}, r"/test/timeoutSeconds"),
     ],
@@ -351,14 +431,20 @@ def test_a_wrong_value_is_refused_by_its_name(values: Manifest, said: str) -> No
 
 
 def test_an_old_kubernetes_is_refused() -> None:
-    with pytest.raises(ClusterError, match=r"chart requires kubeVersion: >=1\.29\.0-0 which is incompatible with Kubernetes v1\.28"):
+    with pytest.raises(
+        ClusterError,
+        match=r"chart requires kubeVersion: >=1\.29\.0-0 which is incompatible with Kubernetes v1\.28",
+    ):
         template("--kube-version=1.28.9")
     assert template("--kube-version=1.29.0-gke.100")
 
 
 def test_a_cluster_without_kuberay_is_refused_and_says_what_to_install() -> None:
     connected = "--api-versions=apiregistration.k8s.io/v1"
-    with pytest.raises(ClusterError, match=r"does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer.*kuberay\.check=false"):
+    with pytest.raises(
+        ClusterError,
+        match=r"does not serve ray\.io/v1 RayJobs: install KubeRay 1\.6 or newer.*kuberay\.check=false",
+    ):
         template(connected)
     assert template(connected, "--api-versions=ray.io/v1/RayJob")
     assert template(connected, values={"kuberay": {"check": False}})

@@ -34,14 +34,25 @@ Command = Callable[..., Ended]
 def process(*arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> Ended:
     """The same as a process of its own, whose standard output and error are no terminals."""
     ended = subprocess.run(
-        [FINETUNE, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout, check=False
+        [FINETUNE, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
 def write_job(path: Path, fields: Mapping[str, JsonValue]) -> Path:
     """A FineTuneJob with these fields in its spec."""
-    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "tiny"}, "spec": dict(fields)}
+    job = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "tiny"},
+        "spec": dict(fields),
+    }
     path.write_text(yaml.safe_dump(job))
     return path
 
@@ -62,7 +73,10 @@ def small_job(directory: Path, model: Path, **fields: JsonValue) -> Path:
         "train_batch_size_per_device": 4,
         "num_checkpoints_to_keep": 2,
     }
-    return write_job(directory / "job.yaml", {name: value for name, value in {**chosen, **fields}.items() if value is not None})
+    return write_job(
+        directory / "job.yaml",
+        {name: value for name, value in {**chosen, **fields}.items() if value is not None},
+    )
 
 
 def json_of(ended: Ended) -> dict[str, JsonValue]:

@@ -19,7 +19,10 @@ from tests.cli.command_line import FINETUNE
 
 CTRL_C = b"\x03"
 
-ON_THIS_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+ON_THIS_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1],"
+    " sys.argv[1:])"
+)
 """Makes standard input the terminal that signals come from, and becomes the command."""
 
 
@@ -27,7 +30,10 @@ CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def screen(seen: str) -> list[str]:
-    """The lines that a terminal shows after it was sent `seen`: what was written over or erased is gone. Knows what Rich sends."""
+    """The lines that a terminal shows after it was sent `seen`: what was written over or erased is gone.
+
+    Knows what Rich sends.
+    """
     lines, row, column = [""], 0, 0
     for token in re.findall(rf"{CONTROL_SEQUENCE.pattern}|[\r\n]|[^\x1b\r\n]+", seen):
         if token == "\n":
@@ -51,7 +57,9 @@ class Terminal:
     def __init__(self, *arguments: str | Path, cwd: Path, columns: int) -> None:
         self._terminal, side = pty.openpty()
         fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-c", ON_THIS_TERMINAL, FINETUNE, *arguments],
             cwd=cwd,
@@ -67,7 +75,12 @@ class Terminal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         self._process.kill()
         self._process.wait()
         os.close(self._terminal)

@@ -18,7 +18,9 @@ RIGHT_ROW = json.dumps({"messages": [USER, ASSISTANT]})
 
 
 def files_under(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def refused(finetune: Command, directory: Path) -> list[str]:
@@ -56,7 +58,10 @@ def test_a_file_that_cannot_be_read(finetune: Command, tmp_path: Path, text: str
         ({"learning_rat": 1e-4}, ["spec.learning_rat: is not a known field; did you mean learning_rate?"]),
         ({"train_batch_size_per_device": 0}, ["spec.train_batch_size_per_device: must be at least 1, is 0"]),
         ({"task": "preference_tuning"}, ["spec.task: is not supported yet"]),
-        ({"min_update_steps": 5, "min_num_update_steps": 6}, ["spec.min_num_update_steps: means the same as spec.min_update_steps"]),
+        (
+            {"min_update_steps": 5, "min_num_update_steps": 6},
+            ["spec.min_num_update_steps: means the same as spec.min_update_steps"],
+        ),
         ({"num_warmup_steps": 6}, ["spec.num_warmup_steps: 6 warm-up steps leave none of the run's 6"]),
         ({"lora_config": {"target_modules": ["c_attn"]}}, ["spec.lora_config.target_modules: ", "q_proj"]),
         ({"model_id": "no/such/model"}, ["spec.model_id: no/such/model is not there"]),
@@ -64,7 +69,9 @@ def test_a_file_that_cannot_be_read(finetune: Command, tmp_path: Path, text: str
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_field_that_is_wrong(finetune: Command, tiny_model: Path, tmp_path: Path, fields: dict[str, JsonValue], said: list[str]) -> None:
+def test_a_field_that_is_wrong(
+    finetune: Command, tiny_model: Path, tmp_path: Path, fields: dict[str, JsonValue], said: list[str]
+) -> None:
     small_job(tmp_path, tiny_model, **fields)
 
     [error] = refused(finetune, tmp_path)
@@ -77,13 +84,21 @@ def test_a_field_that_is_wrong(finetune: Command, tiny_model: Path, tmp_path: Pa
     [
         ("", "train.jsonl: holds no rows"),
         ('{"messages": [', "train.jsonl:2: "),
-        (json.dumps({"messages": [USER, {"role": "robot", "content": "That."}]}), "train.jsonl:2: messages[1].role: "),
-        (json.dumps({"messages": [USER, {"role": "assistant", "content": " "}]}), "train.jsonl:2: messages[1].content: "),
+        (
+            json.dumps({"messages": [USER, {"role": "robot", "content": "That."}]}),
+            "train.jsonl:2: messages[1].role: ",
+        ),
+        (
+            json.dumps({"messages": [USER, {"role": "assistant", "content": " "}]}),
+            "train.jsonl:2: messages[1].content: ",
+        ),
         (json.dumps({"messages": [USER]}), "train.jsonl:2: "),
     ],
     ids=["empty file", "broken JSON", "wrong role", "empty content", "nothing to train on"],
 )
-def test_a_row_that_is_wrong(finetune: Command, tiny_model: Path, tmp_path: Path, rows: str, said: str) -> None:
+def test_a_row_that_is_wrong(
+    finetune: Command, tiny_model: Path, tmp_path: Path, rows: str, said: str
+) -> None:
     small_job(tmp_path, tiny_model)
     (tmp_path / "train.jsonl").write_text(f"{RIGHT_ROW}\n{rows}\n" if rows else "")
 
@@ -96,10 +111,16 @@ def test_bad_rows_of_both_files_are_told_at_once(finetune: Command, tiny_model: 
     (tmp_path / "train.jsonl").write_text(f"{RIGHT_ROW}\nnonsense\n[]\n")
     (tmp_path / "valid.jsonl").write_text("")
 
-    assert [error.split(": ")[1] for error in refused(finetune, tmp_path)] == ["train.jsonl:2", "train.jsonl:3", "valid.jsonl"]
+    assert [error.split(": ")[1] for error in refused(finetune, tmp_path)] == [
+        "train.jsonl:2",
+        "train.jsonl:3",
+        "valid.jsonl",
+    ]
 
 
-def test_of_very_many_bad_rows_the_first_hundred_are_told(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_of_very_many_bad_rows_the_first_hundred_are_told(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
     small_job(tmp_path, tiny_model)
     (tmp_path / "train.jsonl").write_text("nonsense\n" * 250)
 
@@ -108,7 +129,9 @@ def test_of_very_many_bad_rows_the_first_hundred_are_told(finetune: Command, tin
     assert errors[100:] == ["error: and 150 more"]
 
 
-def test_a_row_with_nothing_left_to_train_on_after_truncation(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_row_with_nothing_left_to_train_on_after_truncation(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
     small_job(tmp_path, tiny_model, context_length=64)
     long = {"messages": [{"role": "user", "content": "What is this? " * 40}, ASSISTANT]}
     (tmp_path / "train.jsonl").write_text(f"{RIGHT_ROW}\n{json.dumps(long)}\n")
@@ -130,7 +153,9 @@ def test_a_model_without_a_chat_template(finetune: Command, tiny_model: Path, tm
 def test_a_tokenizer_without_pad_and_end(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "plain")
     settings = json.loads((tmp_path / "plain/tokenizer_config.json").read_text())
-    (tmp_path / "plain/tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None, "eos_token": None}))
+    (tmp_path / "plain/tokenizer_config.json").write_text(
+        json.dumps({**settings, "pad_token": None, "eos_token": None})
+    )
     small_job(tmp_path, tmp_path / "plain")
 
     [error] = refused(finetune, tmp_path)

@@ -12,7 +12,9 @@ LLMFORGE = sorted((Path(__file__).parents[2] / "examples/llmforge").glob("*.yaml
 
 
 @pytest.mark.parametrize("example", LLMFORGE, ids=lambda path: path.stem)
-def test_an_llmforge_file_becomes_a_finetunejob_that_says_the_same(finetune: Command, tmp_path: Path, example: Path) -> None:
+def test_an_llmforge_file_becomes_a_finetunejob_that_says_the_same(
+    finetune: Command, tmp_path: Path, example: Path
+) -> None:
     ended = finetune("convert", example)
     (tmp_path / "job.yaml").write_text(ended.out)
 

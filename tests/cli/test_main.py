@@ -70,31 +70,54 @@ def test_help_costs_less_than_a_second_of_computing(tmp_path: Path) -> None:
 
 
 def test_kubectl_finds_it_as_a_plugin() -> None:
-    ended = subprocess.run([FINETUNE.with_name("kubectl-finetune"), "--version"], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [FINETUNE.with_name("kubectl-finetune"), "--version"], capture_output=True, text=True, check=True
+    )
 
     assert ended.stdout == f"finetune {version('finetune-operator')}\n"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "job.yaml"], ["convert", "job.yaml"], ["run", "wrong.yaml"], ["plan", "wrong.yaml"]]
+    "arguments",
+    [
+        ["--help"],
+        ["validate", "job.yaml"],
+        ["convert", "job.yaml"],
+        ["run", "wrong.yaml"],
+        ["plan", "wrong.yaml"],
+    ],
 )
-def test_what_needs_no_training_loads_no_package_of_the_trainer(tmp_path: Path, tiny_model: Path, arguments: list[str]) -> None:
+def test_what_needs_no_training_loads_no_package_of_the_trainer(
+    tmp_path: Path, tiny_model: Path, arguments: list[str]
+) -> None:
     small_job(tmp_path, tiny_model)
     (tmp_path / "wrong.yaml").write_text("model_id: tiny\n")
 
-    ended = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     loaded = {name.partition(".")[0] for name in json.loads(ended.stderr.splitlines()[-1])}
 
     assert "typer" in loaded
     assert loaded.isdisjoint(TRAINING_PACKAGES)
 
 
-@pytest.mark.parametrize("arguments", [["run", "job.yaml"], ["plan", "job.yaml"], ["merge", "epoch-0", "merged"]])
-def test_without_the_trainers_packages_it_says_how_to_install_them(tmp_path: Path, tiny_model: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["run", "job.yaml"], ["plan", "job.yaml"], ["merge", "epoch-0", "merged"]]
+)
+def test_without_the_trainers_packages_it_says_how_to_install_them(
+    tmp_path: Path, tiny_model: Path, arguments: list[str]
+) -> None:
     small_job(tmp_path, tiny_model)
     program = WITHOUT_TRAINER.format(packages=TRAINING_PACKAGES)
 
-    ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
 
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: this command needs ")

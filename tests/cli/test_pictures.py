@@ -49,7 +49,9 @@ def test_the_line_of_the_job_is_its_learning_rate(tmp_path: Path, scheduler: Sch
     draw_learning_rate(schedule, tmp_path / "rate.svg")
     points = drawn(tmp_path / "rate.svg", "this-job")
 
-    assert points[0][1] == pytest.approx(min(y for _, y in points)), "the first update of a warm-up has a learning rate of 0"
+    assert points[0][1] == pytest.approx(min(y for _, y in points)), (
+        "the first update of a warm-up has a learning rate of 0"
+    )
     for x, y in zip(scaled([x for x, _ in points]), scaled([y for _, y in points]), strict=True):
         assert y == pytest.approx(rates[round(x * (schedule.total_steps - 1))] / 2e-4, abs=0.01)
 
@@ -79,13 +81,23 @@ def test_training_and_validation_loss_are_drawn_at_their_steps(tmp_path: Path) -
         for step, loss in enumerate(losses, 1)
     ]
     lines += [
-        {"step": step, "epoch": step / 2, "evalLoss": loss, "perplexity": 2.0, "checkpoint": None, "time": time}
+        {
+            "step": step,
+            "epoch": step / 2,
+            "evalLoss": loss,
+            "perplexity": 2.0,
+            "checkpoint": None,
+            "time": time,
+        }
         for step, loss in validations.items()
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     draw_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.svg")
-    training, validation = drawn(tmp_path / "loss.svg", "training"), drawn(tmp_path / "loss.svg", "validation")
+    training, validation = (
+        drawn(tmp_path / "loss.svg", "training"),
+        drawn(tmp_path / "loss.svg", "validation"),
+    )
 
     assert scaled([y for _, y in training]) == pytest.approx(scaled(losses), abs=0.001)
     assert scaled([y for _, y in validation]) == pytest.approx(scaled(list(validations.values())), abs=0.001)

@@ -19,7 +19,10 @@ def test_the_blocks_of_llmforges_guide_give_the_numbers_that_their_text_promises
     make_tiny_rows(tmp_path / "train.jsonl", 1000)
     make_tiny_rows(tmp_path / "valid.jsonl", 8, seed=1)
     guide = yaml.safe_load(HYPERPARAMETERS.read_text())
-    job = write_job(tmp_path / "job.yaml", {**guide, "model_id": str(tiny_model), "train_path": "train.jsonl", "valid_path": "valid.jsonl"})
+    job = write_job(
+        tmp_path / "job.yaml",
+        {**guide, "model_id": str(tiny_model), "train_path": "train.jsonl", "valid_path": "valid.jsonl"},
+    )
 
     ended = finetune("plan", job, "-o", "json")
     shown = JobPlan.model_validate_json(ended.out)
@@ -30,8 +33,14 @@ def test_the_blocks_of_llmforges_guide_give_the_numbers_that_their_text_promises
     assert plan.effective_batch_size == 16 * 8
     assert plan.steps_per_epoch == 8, "ceil(ceil(1000 rows / 8 devices) / 16)"
     assert (plan.total_epochs, plan.total_steps) == (10, 80)
-    assert plan.checkpoint_epochs == [4, 9], "every 5 epochs is rarer than the 10 times that max_num_checkpoints would allow"
-    assert (numbers.learning_rate, numbers.lr_scheduler_type, numbers.num_warmup_steps) == (1e-4, "cosine", 10)
+    assert plan.checkpoint_epochs == [4, 9], (
+        "every 5 epochs is rarer than the 10 times that max_num_checkpoints would allow"
+    )
+    assert (numbers.learning_rate, numbers.lr_scheduler_type, numbers.num_warmup_steps) == (
+        1e-4,
+        "cosine",
+        10,
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,20 +50,43 @@ def test_the_blocks_of_llmforges_guide_give_the_numbers_that_their_text_promises
             {"train_batch_size_per_device": 1},
             {"stepsPerEpoch": 24, "totalEpochs": 5, "totalSteps": 120, "checkpointEpochs": [0, 1, 2, 3, 4]},
         ),
-        ({"train_batch_size_per_device": 1, "max_num_checkpoints": 2}, {"totalEpochs": 5, "checkpointEpochs": [2, 4]}),
         (
-            {"train_batch_size_per_device": 3, "num_devices": 2, "gradient_accumulation_steps": 3, "min_num_update_steps": 13},
+            {"train_batch_size_per_device": 1, "max_num_checkpoints": 2},
+            {"totalEpochs": 5, "checkpointEpochs": [2, 4]},
+        ),
+        (
+            {
+                "train_batch_size_per_device": 3,
+                "num_devices": 2,
+                "gradient_accumulation_steps": 3,
+                "min_num_update_steps": 13,
+            },
             {"effectiveBatchSize": 18, "stepsPerEpoch": 2, "totalEpochs": 7, "totalSteps": 14},
         ),
-        ({"num_epochs": 8}, {"contextLength": 512, "effectiveBatchSize": 16, "stepsPerEpoch": 2, "totalSteps": 16}),
+        (
+            {"num_epochs": 8},
+            {"contextLength": 512, "effectiveBatchSize": 16, "stepsPerEpoch": 2, "totalSteps": 16},
+        ),
     ],
-    ids=["as many epochs as 100 steps take", "at most two checkpoints", "devices and accumulation", "the defaults"],
+    ids=[
+        "as many epochs as 100 steps take",
+        "at most two checkpoints",
+        "devices and accumulation",
+        "the defaults",
+    ],
 )
 def test_the_plan_holds_the_numbers_of_the_job(
-    finetune: Command, tiny_model: Path, tmp_path: Path, fields: dict[str, JsonValue], expected: dict[str, JsonValue]
+    finetune: Command,
+    tiny_model: Path,
+    tmp_path: Path,
+    fields: dict[str, JsonValue],
+    expected: dict[str, JsonValue],
 ) -> None:
     make_tiny_rows(tmp_path / "rows.jsonl", 24)
-    job = write_job(tmp_path / "job.yaml", {"model_id": str(tiny_model), "train_path": "rows.jsonl", "lora_config": {}, **fields})
+    job = write_job(
+        tmp_path / "job.yaml",
+        {"model_id": str(tiny_model), "train_path": "rows.jsonl", "lora_config": {}, **fields},
+    )
 
     ended = finetune("plan", job, "-o", "json")
     plan = json_of(ended)["plan"]
@@ -75,10 +107,16 @@ def test_tokens_and_memory_are_in_the_plan(finetune: Command, tiny_model: Path, 
     assert shown.plan.trainable_parameters == parameters
     assert list(shown.memory_per_device) == ["fp32"]
     memory = shown.memory_per_device["fp32"]
-    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (
+        4 * parameters,
+        4 * parameters,
+        8 * parameters,
+    )
 
 
-def test_people_get_tables_with_memory_for_either_precision(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_people_get_tables_with_memory_for_either_precision(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
     ended = finetune("plan", small_job(tmp_path, tiny_model))
     lines = [" ".join(line.split()) for line in ended.out.splitlines()]
 
@@ -91,8 +129,12 @@ def test_people_get_tables_with_memory_for_either_precision(finetune: Command, t
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
-def test_warnings_of_the_file_and_of_the_data_are_shown_once(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
-    ended = finetune("plan", small_job(tmp_path, tiny_model, context_length=64, output_dir="/mnt"), "-o", "json")
+def test_warnings_of_the_file_and_of_the_data_are_shown_once(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    ended = finetune(
+        "plan", small_job(tmp_path, tiny_model, context_length=64, output_dir="/mnt"), "-o", "json"
+    )
     warnings = JobPlan.model_validate_json(ended.out).warnings
 
     assert [line.removeprefix("warning: ") for line in ended.err.splitlines()] == list(warnings)
@@ -100,7 +142,9 @@ def test_warnings_of_the_file_and_of_the_data_are_shown_once(finetune: Command, 
     assert any("longer than 64 tokens and are truncated" in warning for warning in warnings)
 
 
-@pytest.mark.parametrize(("name", "begins"), [("rate.png", b"\x89PNG"), ("rate.svg", b"<?xml"), ("rate.pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("name", "begins"), [("rate.png", b"\x89PNG"), ("rate.svg", b"<?xml"), ("rate.pdf", b"%PDF")]
+)
 def test_the_learning_rate_is_drawn_in_the_format_of_the_suffix(
     finetune: Command, tiny_model: Path, tmp_path: Path, name: str, begins: bytes
 ) -> None:
@@ -112,7 +156,9 @@ def test_the_learning_rate_is_drawn_in_the_format_of_the_suffix(
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_an_error(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
     ended = finetune("plan", small_job(tmp_path, tiny_model), "--plot", "absent/rate.png")
 
     assert ended.code == 1

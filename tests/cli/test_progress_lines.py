@@ -12,7 +12,9 @@ from finetune_cli.progress_lines import LineProgress
 
 
 def record(step: int, evaluation: Evaluation | None = None) -> ProgressRecord:
-    return ProgressRecord(plan=PLAN, progress=progress(step / 75, trainLoss=2.5, lastUpdateTime=NOW), evaluation=evaluation)
+    return ProgressRecord(
+        plan=PLAN, progress=progress(step / 75, trainLoss=2.5, lastUpdateTime=NOW), evaluation=evaluation
+    )
 
 
 @pytest.fixture
@@ -25,28 +27,44 @@ def lines(written: io.StringIO) -> LineProgress:
     return LineProgress(Console(file=written, soft_wrap=True))
 
 
-def test_steps_get_a_line_now_and_then_and_the_last_one_always(lines: LineProgress, written: io.StringIO) -> None:
+def test_steps_get_a_line_now_and_then_and_the_last_one_always(
+    lines: LineProgress, written: io.StringIO
+) -> None:
     for step in (1, 2, 3, 225):
         lines.progress(record(step))
 
-    assert written.getvalue().splitlines() == ["epoch 1/3  step 1/225  loss 2.500", "epoch 3/3  step 225/225  loss 2.500"]
+    assert written.getvalue().splitlines() == [
+        "epoch 1/3  step 1/225  loss 2.500",
+        "epoch 3/3  step 225/225  loss 2.500",
+    ]
 
 
-def test_after_a_while_the_next_step_gets_a_line(lines: LineProgress, written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_while_the_next_step_gets_a_line(
+    lines: LineProgress, written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_STEPS", 0.0)
     for step in (1, 2):
         lines.progress(record(step))
 
-    assert written.getvalue().splitlines() == ["epoch 1/3  step 1/225  loss 2.500", "epoch 1/3  step 2/225  loss 2.500"]
+    assert written.getvalue().splitlines() == [
+        "epoch 1/3  step 1/225  loss 2.500",
+        "epoch 1/3  step 2/225  loss 2.500",
+    ]
 
 
 def test_every_validation_gets_one_line(lines: LineProgress, written: io.StringIO) -> None:
-    first, second = Evaluation(epoch=1, loss=2.0, perplexity=7.389), Evaluation(epoch=2, loss=1.5, perplexity=4.482)
+    first, second = (
+        Evaluation(epoch=1, loss=2.0, perplexity=7.389),
+        Evaluation(epoch=2, loss=1.5, perplexity=4.482),
+    )
     for step, evaluation in ((75, first), (76, first), (150, second), (151, second)):
         lines.progress(record(step, evaluation))
 
     said = [line for line in written.getvalue().splitlines() if "validation" in line]
-    assert said == ["epoch 1: validation loss 2.000, perplexity 7.389", "epoch 2: validation loss 1.500, perplexity 4.482"]
+    assert said == [
+        "epoch 1: validation loss 2.000, perplexity 7.389",
+        "epoch 2: validation loss 1.500, perplexity 4.482",
+    ]
 
 
 def test_what_is_said_is_one_line_as_it_is(written: io.StringIO) -> None:

@@ -43,7 +43,9 @@ def test_the_sizes_of_a_job_are_one_line() -> None:
     assert sizes(PLAN) == "1,200 rows with 65,000 tokens, 3 x 75 steps, 4.9M of 139.4M parameters"
 
 
-@pytest.mark.parametrize(("completed", "shown"), [(0, "1/3"), (0.99, "1/3"), (1, "2/3"), (2.5, "3/3"), (3, "3/3")])
+@pytest.mark.parametrize(
+    ("completed", "shown"), [(0, "1/3"), (0.99, "1/3"), (1, "2/3"), (2.5, "3/3"), (3, "3/3")]
+)
 def test_the_epoch_that_runs_is_counted_from_1(completed: float, shown: str) -> None:
     assert running_epoch(progress(completed), PLAN) == shown
 
@@ -53,7 +55,9 @@ def test_before_the_first_step_there_are_no_details() -> None:
 
 
 def test_loss_time_and_speed_are_shown_as_soon_as_they_are_known() -> None:
-    known = progress(1, trainLoss=2.41249, tokensPerSecond=1206.4, estimatedCompletionTime=NOW + timedelta(seconds=102))
+    known = progress(
+        1, trainLoss=2.41249, tokensPerSecond=1206.4, estimatedCompletionTime=NOW + timedelta(seconds=102)
+    )
 
     assert details(known, NOW) == ["loss 2.412", "1:42 left", "1,206 tokens/s"]
     assert details(known, NOW + timedelta(seconds=40))[1] == "1:02 left"
@@ -74,20 +78,36 @@ def test_durations_are_told_in_whole_seconds(duration: timedelta, shown: str) ->
     assert clock(duration) == shown
 
 
-@pytest.mark.parametrize(("count", "shown"), [(999, "999"), (8192, "8.2k"), (139_400_000, "139.4M"), (70_553_706_496, "70.6B")])
+@pytest.mark.parametrize(
+    ("count", "shown"), [(999, "999"), (8192, "8.2k"), (139_400_000, "139.4M"), (70_553_706_496, "70.6B")]
+)
 def test_parameters_are_told_in_the_fields_units(count: int, shown: str) -> None:
     assert parameters(count) == shown
 
 
 def test_a_validation_names_the_checkpoint_that_holds_its_model() -> None:
     saved = [
-        Checkpoint(name=f"epoch-{epoch - 1}", path="/runs", epoch=epoch, step=75 * epoch, eval_loss=2.0, perplexity=7.389, time=NOW)
+        Checkpoint(
+            name=f"epoch-{epoch - 1}",
+            path="/runs",
+            epoch=epoch,
+            step=75 * epoch,
+            eval_loss=2.0,
+            perplexity=7.389,
+            time=NOW,
+        )
         for epoch in (1, 2)
     ]
-    before, after = Evaluation(epoch=0, loss=3.74, perplexity=42.097), Evaluation(epoch=2, loss=2.0, perplexity=7.389)
+    before, after = (
+        Evaluation(epoch=0, loss=3.74, perplexity=42.097),
+        Evaluation(epoch=2, loss=2.0, perplexity=7.389),
+    )
     said = "epoch 2: validation loss 2.000, perplexity 7.389"
 
-    assert validated(ProgressRecord(evaluation=before)) == "before training: validation loss 3.740, perplexity 42.1"
+    assert (
+        validated(ProgressRecord(evaluation=before))
+        == "before training: validation loss 3.740, perplexity 42.1"
+    )
     assert validated(ProgressRecord(evaluation=after, checkpoints=saved)) == f"{said}, saved as epoch-1"
     assert validated(ProgressRecord(evaluation=after)) == said
     assert validated(ProgressRecord(checkpoints=saved)) is None

@@ -39,7 +39,9 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Story:
     directory = tmp_path_factory.mktemp("story")
-    small_job(directory, tiny_model, num_epochs=STEPS // 3, checkpoint_every_n_epochs=STEPS // 6, eval_first=True)
+    small_job(
+        directory, tiny_model, num_epochs=STEPS // 3, checkpoint_every_n_epochs=STEPS // 6, eval_first=True
+    )
     arguments = ["run", "job.yaml", "--storage", "runs"]
     return Story(
         directory,
@@ -60,7 +62,9 @@ def interrupted(directory: Path, *arguments: str) -> Ended:
 
 def terminated(directory: Path, *arguments: str) -> Ended:
     """SIGTERM where there is no terminal, once a line tells of a step."""
-    training = subprocess.Popen([FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    training = subprocess.Popen(
+        [FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert training.stdout is not None
     out = ""
     while not re.search(r"^epoch .* step ", out, re.MULTILINE):
@@ -88,7 +92,10 @@ def yaml_of(ended: Ended) -> object:
 
 
 def test_on_a_terminal_a_bar_shows_epoch_steps_loss_and_time_left(story: Story) -> None:
-    assert re.search(rf"epoch \d+/40 .*━.* \d+/{STEPS}  loss \d\.\d+  \d+:\d\d left", CONTROL_SEQUENCE.sub("", story.interrupted.out))
+    assert re.search(
+        rf"epoch \d+/40 .*━.* \d+/{STEPS}  loss \d\.\d+  \d+:\d\d left",
+        CONTROL_SEQUENCE.sub("", story.interrupted.out),
+    )
 
 
 def test_the_bar_is_drawn_over_itself_and_the_terminal_gets_its_cursor_back(story: Story) -> None:
@@ -103,7 +110,10 @@ def test_ctrl_c_leaves_a_snapshot_says_how_to_go_on_and_is_exit_code_130(story: 
     shown = screen(story.interrupted.out)
 
     assert story.interrupted.code == 130
-    assert any(re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to go on from there", line) for line in shown)
+    assert any(
+        re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to go on from there", line)
+        for line in shown
+    )
     assert "  phase: Suspended" in shown
     assert not any("Traceback" in line for line in shown)
 
@@ -111,13 +121,21 @@ def test_ctrl_c_leaves_a_snapshot_says_how_to_go_on_and_is_exit_code_130(story: 
 def test_without_a_terminal_there_are_plain_lines(story: Story) -> None:
     assert "\x1b" not in story.terminated.out
     assert "━" not in story.terminated.out
-    assert re.search(rf"^epoch \d+/40  step \d+/{STEPS}$|^epoch \d+/40  step \d+/{STEPS}  loss ", story.terminated.out, re.MULTILINE)
+    assert re.search(
+        rf"^epoch \d+/40  step \d+/{STEPS}$|^epoch \d+/40  step \d+/{STEPS}  loss ",
+        story.terminated.out,
+        re.MULTILINE,
+    )
 
 
 def test_sigterm_leaves_a_snapshot_too(story: Story) -> None:
     assert (story.terminated.code, story.terminated.err) == (130, "")
     assert re.search(r"^going on from .*/snapshot-\d+$", story.terminated.out, re.MULTILINE)
-    assert re.search(r"^Suspended: stopped after step \d+ of 120; run again to go on from there$", story.terminated.out, re.MULTILINE)
+    assert re.search(
+        r"^Suspended: stopped after step \d+ of 120; run again to go on from there$",
+        story.terminated.out,
+        re.MULTILINE,
+    )
 
 
 def test_run_again_it_goes_on_to_the_end(story: Story) -> None:
@@ -137,7 +155,9 @@ def test_the_status_names_the_checkpoints_that_are_there(story: Story) -> None:
     status = status_of(story.finished)
 
     assert [checkpoint.name for checkpoint in status.checkpoints] == ["epoch-19", "epoch-39"]
-    assert all((Path(checkpoint.path) / "adapter_model.safetensors").is_file() for checkpoint in status.checkpoints)
+    assert all(
+        (Path(checkpoint.path) / "adapter_model.safetensors").is_file() for checkpoint in status.checkpoints
+    )
     assert status.best_checkpoint is not None
     assert status.model_path == status.best_checkpoint.path
 
@@ -159,7 +179,11 @@ def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_t
         r"epoch \d+/40  step +\d+/120(  loss [\d.]+)?(  [\d:]+ left)?(  [\d,]+ tokens/s)?",
     ]
     assert json_of(story.finished)
-    assert [line for line in story.finished.err.splitlines() if not any(re.fullmatch(pattern, line) for pattern in said)] == []
+    assert [
+        line
+        for line in story.finished.err.splitlines()
+        if not any(re.fullmatch(pattern, line) for pattern in said)
+    ] == []
 
 
 def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) -> None:
@@ -168,8 +192,12 @@ def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) ->
 
     assert (story.again.code, story.again.err) == (0, "")
     assert "holds this run, finished; delete it to train again" in story.again.out
-    assert FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
-    assert {name: again[name] for name in ("metadata", "spec")} == {name: before[name] for name in ("metadata", "spec")}
+    assert (
+        FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
+    )
+    assert {name: again[name] for name in ("metadata", "spec")} == {
+        name: before[name] for name in ("metadata", "spec")
+    }
 
 
 def test_people_get_a_summary_after_the_status(story: Story) -> None:
@@ -180,8 +208,12 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
     assert f"run directory {run_directory(story)}" in lines
     assert "checkpoint epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
-        marks = ", ".join(mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds)
-        numbers = f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
+        marks = ", ".join(
+            mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds
+        )
+        numbers = (
+            f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
+        )
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
 
 
@@ -193,7 +225,10 @@ def test_two_workers_see_the_same_losses_as_one(tmp_path: Path, tiny_model: Path
 
     assert (alone.code, both.code) == (0, 0), (alone.err, both.err)
     for name in ("loss", "gradNorm", "evalLoss"):
-        expected, found = ([column(file.parent, name) for file in tmp_path.glob(f"{runs}/*/*/metrics.jsonl")] for runs in ("alone", "both"))
+        expected, found = (
+            [column(file.parent, name) for file in tmp_path.glob(f"{runs}/*/*/metrics.jsonl")]
+            for runs in ("alone", "both")
+        )
         assert len(expected) == len(found) == 1
         assert found[0] == pytest.approx(expected[0], abs=1e-5)
 
@@ -204,11 +239,16 @@ def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path,
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], torch.inf)
     save_file(weights, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
 
-    ended = process("run", small_job(tmp_path, tmp_path / "broken", learning_rate=0.01), "-o", "json", cwd=tmp_path)
+    ended = process(
+        "run", small_job(tmp_path, tmp_path / "broken", learning_rate=0.01), "-o", "json", cwd=tmp_path
+    )
     status = status_of(ended)
 
     assert ended.code == 1
     assert ended.err.splitlines()[-1].startswith("error: the loss of step 1 is nan")
     assert "lower spec.learning_rate (it is 0.01)" in ended.err
-    assert (status.phase, status.failure and status.failure.failure_class) == (Phase.FAILED, FailureClass.DIVERGED)
+    assert (status.phase, status.failure and status.failure.failure_class) == (
+        Phase.FAILED,
+        FailureClass.DIVERGED,
+    )
     assert status.checkpoints == []

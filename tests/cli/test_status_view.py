@@ -17,7 +17,15 @@ from finetune_cli.run import exit_code
 from finetune_cli.status_view import as_json, as_yaml, show_summary
 
 SAVED = Checkpoint(
-    name="epoch-2", path="/runs/epoch-2", epoch=3, step=225, eval_loss=2.0, perplexity=7.389, time=NOW, best=True, latest=True
+    name="epoch-2",
+    path="/runs/epoch-2",
+    epoch=3,
+    step=225,
+    eval_loss=2.0,
+    perplexity=7.389,
+    time=NOW,
+    best=True,
+    latest=True,
 )
 ENDED = FineTuneJobStatus(
     phase=Phase.SUCCEEDED,
@@ -34,7 +42,9 @@ ENDED = FineTuneJobStatus(
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    (tmp_path / "job.yaml").write_text("model_id: m\ntrain_path: daten-für-alle.jsonl\nlearning_rate: 1e-4\nlora_config: {}\n")
+    (tmp_path / "job.yaml").write_text(
+        "model_id: m\ntrain_path: daten-für-alle.jsonl\nlearning_rate: 1e-4\nlora_config: {}\n"
+    )
     return read_manifest(tmp_path / "job.yaml")
 
 
@@ -47,8 +57,17 @@ def summary(status: FineTuneJobStatus) -> list[str]:
 def test_the_document_is_a_finetunejob_in_kubernetes_spelling(manifest: Manifest) -> None:
     document = yaml.safe_load(as_yaml(manifest, ENDED))
 
-    assert (document["apiVersion"], document["kind"], document["metadata"]) == ("finetune.dev/v1alpha1", "FineTuneJob", {"name": "job"})
-    assert document["spec"] == {"model_id": "m", "train_path": "daten-für-alle.jsonl", "learning_rate": 0.0001, "lora_config": {}}
+    assert (document["apiVersion"], document["kind"], document["metadata"]) == (
+        "finetune.dev/v1alpha1",
+        "FineTuneJob",
+        {"name": "job"},
+    )
+    assert document["spec"] == {
+        "model_id": "m",
+        "train_path": "daten-für-alle.jsonl",
+        "learning_rate": 0.0001,
+        "lora_config": {},
+    }
     assert document["status"]["bestCheckpoint"]["evalLoss"] == 2.0
     assert document["status"]["startTime"] == "2026-01-02T12:00:00Z"
     assert "conditions" not in document["status"], "what nobody has set is not shown"
@@ -86,7 +105,9 @@ def test_the_summary_of_a_job_that_failed_leaves_the_reason_to_standard_error() 
 def test_a_checkpoint_without_validation_has_no_loss() -> None:
     unvalidated = SAVED.model_copy(update={"eval_loss": None, "perplexity": None})
 
-    assert summary(ENDED.model_copy(update={"checkpoints": [unvalidated]}))[-1] == "epoch-2 3 225 best, latest"
+    assert (
+        summary(ENDED.model_copy(update={"checkpoints": [unvalidated]}))[-1] == "epoch-2 3 225 best, latest"
+    )
 
 
 @pytest.mark.parametrize(("phase", "code"), [(Phase.SUCCEEDED, 0), (Phase.FAILED, 1), (Phase.SUSPENDED, 130)])

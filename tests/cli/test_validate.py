@@ -20,7 +20,9 @@ def test_every_example_is_right(finetune: Command, example: Path) -> None:
 
 def test_all_mistakes_of_all_files_are_shown_each_with_its_file_and_field(tmp_path: Path) -> None:
     (tmp_path / "right.yaml").write_text(RIGHT)
-    (tmp_path / "fields.yaml").write_text("model_id: m\ntrain_path: t.jsonl\nlearning_rte: 1e-4\nlora_config: {r: many}\nnum_epochs: 0\n")
+    (tmp_path / "fields.yaml").write_text(
+        "model_id: m\ntrain_path: t.jsonl\nlearning_rte: 1e-4\nlora_config: {r: many}\nnum_epochs: 0\n"
+    )
     (tmp_path / "syntax.yaml").write_text("model_id: m\ntrain_path: [\n")
 
     ended = process("validate", "fields.yaml", "right.yaml", "syntax.yaml", "absent.yaml", cwd=tmp_path)
@@ -49,7 +51,9 @@ def test_warnings_are_shown_and_change_nothing(finetune: Command, tmp_path: Path
 
 
 def test_what_the_user_wrote_is_shown_as_it_is(finetune: Command, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(RIGHT + 'lr_scheduler_type: "[red]x[/red] :smile:"\n"\\e[31mfield\\n": 1\n')
+    (tmp_path / "job.yaml").write_text(
+        RIGHT + 'lr_scheduler_type: "[red]x[/red] :smile:"\n"\\e[31mfield\\n": 1\n'
+    )
 
     ended = finetune("validate", "job.yaml")
 

@@ -41,7 +41,9 @@ class Authority:
         self.certificate = directory / "ca.crt"
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, common_name: str, organizations: Sequence[str] = (), hosts: Sequence[str] = ()) -> KeyPair:
+    def issue(
+        self, name: str, *, common_name: str, organizations: Sequence[str] = (), hosts: Sequence[str] = ()
+    ) -> KeyPair:
         """A certificate for a client, and for a server when it has `hosts` (names and addresses)."""
         key = ec.generate_private_key(ec.SECP256R1())
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])
@@ -51,9 +53,13 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         )
         if hosts:
-            draft = draft.add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+            draft = draft.add_extension(
+                x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
+            )
         pair = KeyPair(self._directory / f"{name}.crt", self._directory / f"{name}.key")
-        pair.certificate.write_bytes(draft.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        pair.certificate.write_bytes(
+            draft.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        )
         write_key(pair.key, key)
         return pair
 
@@ -62,14 +68,20 @@ def service_account_keys(directory: Path) -> KeyPair:
     """What service accounts' tokens are signed with: `certificate` holds the public key."""
     key = ec.generate_private_key(ec.SECP256R1())
     pair = KeyPair(directory / "service-accounts.pub", directory / "service-accounts.key")
-    pair.certificate.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    pair.certificate.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
     write_key(pair.key, key)
     return pair
 
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Writes a private key that only its owner can read."""
-    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     write_secret(path, text)
 
 
@@ -80,7 +92,9 @@ def write_secret(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _draft(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.CertificateBuilder:
+def _draft(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime
+) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -25,7 +25,12 @@ API_SERVICE_ADDRESS = "10.96.0.1"
 
 READY_SECONDS = 60
 
-AUDIT_POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
 """Who did what to which resource; contents are left out."""
 
 Find = Callable[[str], Path]
@@ -73,19 +78,36 @@ class ControlPlane:
         return f"https://{self._address.host}:{self._address.port}"
 
     def start(self) -> Authority:
-        """Makes keys and starts everything; ready when this returns. Raises ClusterError with the logs when something ends or hangs."""
+        """Makes keys and starts everything; ready when this returns.
+
+        Raises ClusterError with the logs when something ends or hangs.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         authority = Authority(self._pki)
-        hosts = {self._address.listen, self._address.host, "127.0.0.1", API_SERVICE_ADDRESS, self._address.advertised} - {None, "0.0.0.0"}
+        hosts = {
+            self._address.listen,
+            self._address.host,
+            "127.0.0.1",
+            API_SERVICE_ADDRESS,
+            self._address.advertised,
+        } - {None, "0.0.0.0"}
         authority.issue(
             "api-server",
             common_name="kube-apiserver",
             organizations=["system:masters"],
-            hosts=["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", *sorted(filter(None, hosts))],
+            hosts=[
+                "localhost",
+                "kubernetes",
+                "kubernetes.default",
+                "kubernetes.default.svc",
+                *sorted(filter(None, hosts)),
+            ],
         )
         service_account_keys(self._pki)
         self.client_kubeconfig(authority, "admin", organizations=["system:masters"], path=self.kubeconfig)
-        self.client_kubeconfig(authority, "kube-controller-manager", common_name="system:kube-controller-manager")
+        self.client_kubeconfig(
+            authority, "kube-controller-manager", common_name="system:kube-controller-manager"
+        )
         (self._directory / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
         for name in PROGRAMS:
             self.start_program(name)
@@ -103,20 +125,31 @@ class ControlPlane:
         """A kubeconfig for a user, who is called as `common_name` says and belongs to the groups `organizations`."""
         client = authority.issue(name, common_name=common_name or name, organizations=organizations or [])
         return write_kubeconfig(
-            path or self._directory / f"{name}.kubeconfig", server=self.server, authority=authority.certificate, client=client
+            path or self._directory / f"{name}.kubeconfig",
+            server=self.server,
+            authority=authority.certificate,
+            client=client,
         )
 
     def start_program(self, name: str) -> None:
         """Starts one that has been stopped; ready when this returns."""
         self._processes.start(Program(name, [self._find(name), *self._arguments(name)]))
         # The API server waits for etcd.
-        ready = {"kube-apiserver": self._api_ready, "kube-controller-manager": self._controllers_ready}.get(name, lambda: True)
+        ready = {"kube-apiserver": self._api_ready, "kube-controller-manager": self._controllers_ready}.get(
+            name, lambda: True
+        )
 
         def checked() -> bool:
             self._processes.check(name)
             return ready()
 
-        wait_for(f"{name} to be ready", checked, seconds=READY_SECONDS, seen=lambda: self._processes.log(name), every=0.05)
+        wait_for(
+            f"{name} to be ready",
+            checked,
+            seconds=READY_SECONDS,
+            seen=lambda: self._processes.log(name),
+            every=0.05,
+        )
 
     def stop_program(self, name: str) -> None:
         """Stops one; waits until it has ended, since a draining API server holds its port."""
@@ -153,7 +186,11 @@ class ControlPlane:
         return True
 
     def _arguments(self, name: str) -> list[str]:
-        return {"etcd": self._etcd, "kube-apiserver": self._api_server, "kube-controller-manager": self._controller_manager}[name]()
+        return {
+            "etcd": self._etcd,
+            "kube-apiserver": self._api_server,
+            "kube-controller-manager": self._controller_manager,
+        }[name]()
 
     def _etcd(self) -> list[str]:
         client, peer = (f"http://127.0.0.1:{port}" for port in self._address.etcd_ports)

@@ -28,7 +28,8 @@ def stopped(cluster: NodeCluster, program: str) -> Iterator[None]:
     finally:
         cluster.start_program(program)
         if program in ("etcd", "kube-apiserver"):
-            # They lose their leadership meanwhile, and begin anew; without that they would try again after up to a minute.
+            # They lose their leadership meanwhile, and begin anew; without that they would try again after up
+            # to a minute.
             for follower in ("kube-controller-manager", "kube-scheduler"):
                 cluster.node.processes.kill(follower)
                 cluster.start_program(follower)
@@ -40,7 +41,9 @@ def cut_off(cluster: NodeCluster, namespace: str, pod: str) -> Iterator[None]:
     status = (cluster.kubectl.get("pod", pod, namespace) or {}).get("status")
     address = status.get("podIP") if isinstance(status, dict) else None
     results = cluster.node.sandbox.run("sh", "-c", f"cat {CNI_RESULTS}/*")
-    interface = next(filter(None, (_machine_interface(result, str(address)) for result in _documents(results))), None)
+    interface = next(
+        filter(None, (_machine_interface(result, str(address)) for result in _documents(results))), None
+    )
     if interface is None:
         raise ClusterError(f"pod {namespace}/{pod} has no network interface with the address {address}")
     cluster.node.sandbox.run("ip", "link", "set", interface, "down")
@@ -82,6 +85,8 @@ def _documents(text: str) -> Iterator[dict[str, object]]:
 def _machine_interface(cached: dict[str, object], address: str) -> str | None:
     """The node's end of the cable of the pod with this address, in what a CNI plugin remembers (CNI spec, `cacheDir`)."""
     result = cached.get("result")
-    if not isinstance(result, dict) or not any(each["address"].partition("/")[0] == address for each in result.get("ips", ())):
+    if not isinstance(result, dict) or not any(
+        each["address"].partition("/")[0] == address for each in result.get("ips", ())
+    ):
         return None
     return next((str(each["name"]) for each in result["interfaces"] if each["name"].startswith("veth")), None)

@@ -19,5 +19,10 @@ class Helm:
     def __call__(self, *arguments: str | Path, stdin: str | None = None, seconds: float = 120) -> str:
         """What helm writes. Raises ClusterError when it fails or takes too long."""
         chosen = [f"--kube-context={self.kubectl.context}"] if self.kubectl.context else []
-        command: list[str | Path] = [self.program, f"--kubeconfig={self.kubectl.kubeconfig}", *chosen, *arguments]
+        command: list[str | Path] = [
+            self.program,
+            f"--kubeconfig={self.kubectl.kubeconfig}",
+            *chosen,
+            *arguments,
+        ]
         return run(command, seconds=seconds, stdin=stdin, shown=f"helm {' '.join(map(str, arguments))}")

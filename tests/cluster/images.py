@@ -43,7 +43,16 @@ BASE = "FINETUNE_TEST_BASE_IMAGE"
 LOCAL_BASE = "localhost/finetune-base"
 BASE_PACKAGES = ("ca-certificates", "g++", "python3-dev", "python3-venv", "wget")
 BASE_DOCKERFILE = "FROM scratch\nADD rootfs.tar /\n"
-LEFT_OUT = ("dev/*", "proc/*", "sys/*", "var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*", "etc/hostname", "etc/resolv.conf")
+LEFT_OUT = (
+    "dev/*",
+    "proc/*",
+    "sys/*",
+    "var/cache/apt/*",
+    "var/lib/apt/lists/*",
+    "var/log/*",
+    "etc/hostname",
+    "etc/resolv.conf",
+)
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -99,7 +108,9 @@ class Recipe:
         return f"localhost/finetune-{self.name}"
 
 
-TRAINER = Recipe("trainer", "3 to 8 minutes and 10 GB when the dependencies have changed, else seconds", 24 * 2**30)
+TRAINER = Recipe(
+    "trainer", "3 to 8 minutes and 10 GB when the dependencies have changed, else seconds", 24 * 2**30
+)
 OPERATOR = Recipe("operator", "less than a minute", 2 * 2**30)
 RECIPES = {recipe.name: recipe for recipe in (TRAINER, OPERATOR)}
 
@@ -113,8 +124,13 @@ class Builder(Protocol):
     def pull(self, name: str) -> None:
         """Fetches an image from its registry. Raises ClusterError."""
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say) -> None:
-        """Builds an image, layers that have not changed excepted. Raises ClusterError with the last lines of the output."""
+    def build(
+        self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say
+    ) -> None:
+        """Builds an image, layers that have not changed excepted.
+
+        Raises ClusterError with the last lines of the output.
+        """
 
     def names(self, repository: str) -> list[str]:
         """The images of a repository, the newest first."""
@@ -180,8 +196,8 @@ def base_image(builder: Builder, say: Say) -> str:
 def export(image: Image, archive: Path, say: Say, *, known: Collection[str] = ()) -> None:
     """Writes an archive that `ctr images import` and `kind load image-archive` take; a whole one that is there is not made again.
 
-    Layers whose digests (`sha256:...`) are `known` to who reads it are left out, where the builder can do that.
-    """
+    Layers whose digests (`sha256:...`) are `known` to who reads it are left out, where the builder can do
+    that."""
     if not known and archive_holds(archive, image):
         return
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +233,12 @@ def context_files(recipe: Recipe, root: Path) -> list[Path]:
     rules = (root / recipe.ignore_file).read_text().split()
     included = [root / rule[1:] for rule in rules if rule.startswith("!")]
     excluded = {rule.removeprefix("**/") for rule in rules if rule.startswith("**/")}
-    files = [file for path in included for file in (path.rglob("*") if path.is_dir() else (path,)) if file.is_file()]
+    files = [
+        file
+        for path in included
+        for file in (path.rglob("*") if path.is_dir() else (path,))
+        if file.is_file()
+    ]
     relative = [file.relative_to(root) for file in files]
     return sorted(path for path in relative if not excluded.intersection(path.parts))
 
@@ -294,10 +315,17 @@ class Docker:
     ) -> None:
         command: list[str | Path] = ["docker", "build", "--progress=plain", *_build_options(arguments)]
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        _output([*command, "--file", dockerfile, "--tag", name, context], seconds=BUILD_SECONDS, environment=environment, say=say)
+        _output(
+            [*command, "--file", dockerfile, "--tag", name, context],
+            seconds=BUILD_SECONDS,
+            environment=environment,
+            say=say,
+        )
 
     def names(self, repository: str) -> list[str]:
-        return _output(["docker", "image", "ls", "--format={{.Repository}}:{{.Tag}}", repository], seconds=60).split()
+        return _output(
+            ["docker", "image", "ls", "--format={{.Repository}}:{{.Tag}}", repository], seconds=60
+        ).split()
 
     def remove(self, name: str) -> None:
         _output(["docker", "image", "rm", name], seconds=300)
@@ -322,12 +350,27 @@ class Buildah:
     def pull(self, name: str) -> None:
         self._run("pull", "--quiet", name, seconds=PULL_SECONDS)
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say) -> None:
+    def build(
+        self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say
+    ) -> None:
         _check_disk(self._directory, disk, f"building {name}")
         self._run("rm", "--all", seconds=300)  # what a build that was killed has left
         ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
-        options = [*_build_options(arguments), "--layers", "--network=host", *([f"--ignorefile={ignore}"] if ignore.exists() else [])]
-        self._run("build", *options, f"--file={dockerfile}", f"--tag={name}", context, seconds=BUILD_SECONDS, say=say)
+        options = [
+            *_build_options(arguments),
+            "--layers",
+            "--network=host",
+            *([f"--ignorefile={ignore}"] if ignore.exists() else []),
+        ]
+        self._run(
+            "build",
+            *options,
+            f"--file={dockerfile}",
+            f"--tag={name}",
+            context,
+            seconds=BUILD_SECONDS,
+            say=say,
+        )
 
     def names(self, repository: str) -> list[str]:
         listed = json.loads(self._run("images", "--json", seconds=60) or "[]")
@@ -342,16 +385,26 @@ class Buildah:
         _check_disk(file.parent, 0 if known else ARCHIVE_DISK, f"the archive of {name}")
         described = json.loads(self._run("inspect", "--type=image", name, seconds=60))
         with file.open("wb") as out:
-            write_oci_archive(out, name, described["Manifest"].encode(), described["Config"].encode(), self._storage, known)
+            write_oci_archive(
+                out, name, described["Manifest"].encode(), described["Config"].encode(), self._storage, known
+            )
 
     def _run(self, *arguments: str | Path, seconds: float, say: Say | None = None) -> str:
         with _scratch(self._directory / "scratch") as scratch:
             environment = {**os.environ, "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(scratch)}
-            storage = [f"--root={self._storage}", f"--runroot={self._directory / 'run'}", "--storage-driver=overlay"]
-            return _output([*ALONE, "buildah", *storage, *arguments], seconds=seconds, environment=environment, say=say)
+            storage = [
+                f"--root={self._storage}",
+                f"--runroot={self._directory / 'run'}",
+                "--storage-driver=overlay",
+            ]
+            return _output(
+                [*ALONE, "buildah", *storage, *arguments], seconds=seconds, environment=environment, say=say
+            )
 
 
-def write_oci_archive(out: IO[bytes], name: str, manifest: bytes, config: bytes, storage: Path, known: Collection[str]) -> None:
+def write_oci_archive(
+    out: IO[bytes], name: str, manifest: bytes, config: bytes, storage: Path, known: Collection[str]
+) -> None:
     """Writes an OCI archive from the storage that buildah shares with Podman and CRI-O; every layer's hash is checked.
 
     Raises ClusterError when a layer is not there as it should be.
@@ -359,7 +412,12 @@ def write_oci_archive(out: IO[bytes], name: str, manifest: bytes, config: bytes,
     parts = json.loads(manifest)
     digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
     named = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
-    entry = {"mediaType": parts.get("mediaType", MANIFEST), "digest": digest, "size": len(manifest), "annotations": named}
+    entry = {
+        "mediaType": parts.get("mediaType", MANIFEST),
+        "digest": digest,
+        "size": len(manifest),
+        "annotations": named,
+    }
     files = {
         "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
         "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),
@@ -368,7 +426,10 @@ def write_oci_archive(out: IO[bytes], name: str, manifest: bytes, config: bytes,
     }
     for path, text in files.items():
         _add(out, path, len(text), [text])
-    stored = {each.get("diff-digest"): each["id"] for each in json.loads((storage / "overlay-layers" / "layers.json").read_text())}
+    stored = {
+        each.get("diff-digest"): each["id"]
+        for each in json.loads((storage / "overlay-layers" / "layers.json").read_text())
+    }
     for layer in {each["digest"]: each for each in parts["layers"]}.values():
         if layer["digest"] not in known:
             try:
@@ -376,7 +437,8 @@ def write_oci_archive(out: IO[bytes], name: str, manifest: bytes, config: bytes,
                 _add(out, _blob(layer["digest"]), layer["size"], content)
             except (OSError, KeyError, ValueError, binascii.Error) as error:
                 raise ClusterError(
-                    f"{storage}: layer {layer['digest']} of {name} cannot be read; remove {storage.parent}: {error!r}"
+                    f"{storage}: layer {layer['digest']} of {name} cannot be read; remove {storage.parent}:"
+                    f" {error!r}"
                 ) from error
     out.write(bytes(2 * tarfile.BLOCKSIZE))
 
@@ -418,7 +480,9 @@ def _builder() -> Builder:
     if shutil.which("docker") is not None and _works(["docker", "info"]):
         return Docker()
     if os.geteuid() != 0:
-        raise ClusterError("building an image needs Docker, or root with buildah; start Docker or run this as root")
+        raise ClusterError(
+            "building an image needs Docker, or root with buildah; start Docker or run this as root"
+        )
     if shutil.which("buildah") is None:
         raise ClusterError("building an image needs Docker or buildah: apt-get install buildah debootstrap")
     return Buildah(images_directory())
@@ -449,19 +513,34 @@ def _release() -> str:
 def _make_local_base(builder: Builder, name: str, say: Say) -> None:
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise ClusterError(
-            f"there is no registry to pull from, and no debootstrap for root to make a base with: apt-get install buildah debootstrap, "
-            f"or name an image in {BASE}"
+            "there is no registry to pull from, and no debootstrap for root to make a base with: apt-get"
+            f" install buildah debootstrap, or name an image in {BASE}"
         )
-    listed = _output(["apt-get", "indextargets", "--format=$(RELEASE) $(REPO_URI) $(COMPONENT)", "Created-By: Packages"], seconds=60)
+    listed = _output(
+        ["apt-get", "indextargets", "--format=$(RELEASE) $(REPO_URI) $(COMPONENT)", "Created-By: Packages"],
+        seconds=60,
+    )
     source = mirror(listed, _release())
     with _scratch(images_directory() / "base") as scratch:
         started = time.monotonic()
-        options = ["--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", f"--components={','.join(source.components)}"]
-        _output([*ALONE, "debootstrap", *options, _release(), scratch / "rootfs", source.address], seconds=BASE_SECONDS, say=say)
+        options = [
+            "--variant=minbase",
+            f"--include={','.join(BASE_PACKAGES)}",
+            f"--components={','.join(source.components)}",
+        ]
+        _output(
+            [*ALONE, "debootstrap", *options, _release(), scratch / "rootfs", source.address],
+            seconds=BASE_SECONDS,
+            say=say,
+        )
         say(f"installed Debian {_release()} from {source.address} in {time.monotonic() - started:.0f} s")
         (scratch / "context").mkdir()
         archive = scratch / "context" / "rootfs.tar"
-        content = [f"--directory={scratch / 'rootfs'}", *(f"--exclude=./{pattern}" for pattern in LEFT_OUT), "."]
+        content = [
+            f"--directory={scratch / 'rootfs'}",
+            *(f"--exclude=./{pattern}" for pattern in LEFT_OUT),
+            ".",
+        ]
         _output(["tar", "--create", "--numeric-owner", f"--file={archive}", *content], seconds=300)
         dockerfile = scratch / "Dockerfile"
         dockerfile.write_text(BASE_DOCKERFILE)
@@ -505,14 +584,28 @@ def _scratch(directory: Path) -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
-def _output(command: Sequence[str | Path], *, seconds: float, environment: Mapping[str, str] | None = None, say: Say | None = None) -> str:
-    """What a command writes to standard output. Raises ClusterError, with the last lines it wrote, when it fails or takes too long."""
+def _output(
+    command: Sequence[str | Path],
+    *,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    say: Say | None = None,
+) -> str:
+    """What a command writes to standard output.
+
+    Raises ClusterError, with the last lines it wrote, when it fails or takes too long.
+    """
     program = next(str(word) for word in command if str(word) not in ALONE)
     started = time.monotonic()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,
             )
         except FileNotFoundError as error:
             raise ClusterError(f"{error.filename} is not installed") from error
@@ -525,11 +618,15 @@ def _output(command: Sequence[str | Path], *, seconds: float, environment: Mappi
                     if say is not None:
                         say(f"{program} works, {time.monotonic() - started:.0f} s")
             else:
-                raise ClusterError("\n".join([f"{program} took longer than {seconds:.0f} s", *_last_lines(errors, output)]))
+                raise ClusterError(
+                    "\n".join([f"{program} took longer than {seconds:.0f} s", *_last_lines(errors, output)])
+                )
         finally:
             _end(process)
         if code:
-            raise ClusterError("\n".join([f"{program} failed with exit code {code}", *_last_lines(errors, output)]))
+            raise ClusterError(
+                "\n".join([f"{program} failed with exit code {code}", *_last_lines(errors, output)])
+            )
         output.seek(0)
         return output.read().decode(errors="replace")
 

@@ -16,11 +16,16 @@ def write_kubeconfig(path: Path, *, server: str, authority: Path, client: KeyPai
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": CONTEXT, "cluster": {"server": server, "certificate-authority-data": _inline(authority)}}],
+        "clusters": [
+            {"name": CONTEXT, "cluster": {"server": server, "certificate-authority-data": _inline(authority)}}
+        ],
         "users": [
             {
                 "name": CONTEXT,
-                "user": {"client-certificate-data": _inline(client.certificate), "client-key-data": _inline(client.key)},
+                "user": {
+                    "client-certificate-data": _inline(client.certificate),
+                    "client-key-data": _inline(client.key),
+                },
             }
         ],
         "contexts": [{"name": CONTEXT, "context": {"cluster": CONTEXT, "user": CONTEXT}}],

@@ -21,7 +21,12 @@ class Kubectl:
 
     def __call__(self, *arguments: str | Path, stdin: str | None = None, seconds: float = 60) -> str:
         """What kubectl writes. Raises ClusterError when it fails or takes too long."""
-        return run(self.command(*arguments), seconds=seconds, stdin=stdin, shown=f"kubectl {' '.join(map(str, arguments))}")
+        return run(
+            self.command(*arguments),
+            seconds=seconds,
+            stdin=stdin,
+            shown=f"kubectl {' '.join(map(str, arguments))}",
+        )
 
     def command(self, *arguments: str | Path) -> list[str | Path]:
         """The words that run kubectl on this cluster."""
@@ -39,7 +44,9 @@ class Kubectl:
 
     def all(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, JsonValue]]:
         """The resources of a kind, those with these labels."""
-        found = json.loads(self("get", kind, "--namespace", namespace, f"--selector={selector}", "--output=json"))
+        found = json.loads(
+            self("get", kind, "--namespace", namespace, f"--selector={selector}", "--output=json")
+        )
         return list(found["items"])
 
     def story(self, namespace: str) -> str:
@@ -54,7 +61,9 @@ class Kubectl:
             metadata = pod["metadata"]
             assert isinstance(metadata, dict)
             name = str(metadata["name"])
-            lines = self._last_lines(15, "logs", name, "--namespace", namespace, "--all-containers", "--tail=15")
+            lines = self._last_lines(
+                15, "logs", name, "--namespace", namespace, "--all-containers", "--tail=15"
+            )
             parts += [f"log of {name}:", *lines]
         return "\n".join(parts)
 

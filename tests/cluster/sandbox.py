@@ -55,7 +55,16 @@ class Sandbox:
 
     def create(self) -> Link:
         """Makes the namespaces and the link. Raises ClusterError where the system does not allow it."""
-        command = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--propagation", "private"]
+        command = [
+            "unshare",
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--propagation",
+            "private",
+        ]
         launched = subprocess.Popen(
             [*command, sys.executable, "-I", "-S", "-c", FIRST_PROCESS, self.cgroup],
             stdin=subprocess.DEVNULL,
@@ -67,12 +76,28 @@ class Sandbox:
         def first_process() -> psutil.Process | None:
             if launched.poll() is not None:
                 assert launched.stderr is not None
-                raise ClusterError(f"this system allows no namespaces: {launched.stderr.read().decode().strip()}")
+                raise ClusterError(
+                    f"this system allows no namespaces: {launched.stderr.read().decode().strip()}"
+                )
             return self.first_process()
 
         first = wait_for("new namespaces", first_process, seconds=10)
         link = self._free_link()
-        run(["ip", "link", "add", self.interface, "type", "veth", "peer", "name", "machine", "netns", str(first.pid)])
+        run(
+            [
+                "ip",
+                "link",
+                "add",
+                self.interface,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "machine",
+                "netns",
+                str(first.pid),
+            ]
+        )
         run(["ip", "address", "add", f"{link.machine}/30", "dev", self.interface])
         run(["ip", "link", "set", self.interface, "up"])
         for words in (
@@ -102,7 +127,10 @@ class Sandbox:
         return None
 
     def entering(self) -> tuple[str, ...]:
-        """The command that runs the rest of its arguments in the sandbox. Raises ClusterError when there is none."""
+        """The command that runs the rest of its arguments in the sandbox.
+
+        Raises ClusterError when there is none.
+        """
         first = self.first_process()
         if first is None:
             raise ClusterError("the cluster's processes are gone; `make cluster` starts it again")
@@ -124,7 +152,9 @@ class Sandbox:
     def _free_link(self) -> Link:
         shown = json.loads(run(["ip", "-json", "address"]))
         taken = [
-            ipaddress.ip_interface(f"{address['local']}/{address['prefixlen']}").network for each in shown for address in each["addr_info"]
+            ipaddress.ip_interface(f"{address['local']}/{address['prefixlen']}").network
+            for each in shown
+            for address in each["addr_info"]
         ]
         for network in LINKS.subnets(new_prefix=30):
             if not any(network.overlaps(other) for other in taken if other.version == 4):
@@ -136,13 +166,20 @@ class Sandbox:
         if (CGROUPS / "cgroup.controllers").exists():
             yield CGROUPS
         else:
-            yield from (hierarchy for hierarchy in CGROUPS.iterdir() if hierarchy.is_dir() and not hierarchy.is_symlink())
+            yield from (
+                hierarchy
+                for hierarchy in CGROUPS.iterdir()
+                if hierarchy.is_dir() and not hierarchy.is_symlink()
+            )
 
     def _create_cgroups(self) -> None:
         for parent in self._cgroup_parents():
             group = parent / self.cgroup
             group.mkdir(exist_ok=True)
-            for name in ("cpuset.cpus", "cpuset.mems"):  # a new group of cgroup v1 has none, and takes no process
+            for name in (
+                "cpuset.cpus",
+                "cpuset.mems",
+            ):  # a new group of cgroup v1 has none, and takes no process
                 if (group / name).exists() and not (group / name).read_text().strip():
                     (group / name).write_text((parent / name).read_text())
 
@@ -156,15 +193,28 @@ class Sandbox:
         return True
 
     def _cgroups_left(self) -> str:
-        return "\n".join(directory for parent in self._cgroup_parents() for directory, _, _ in os.walk(parent / self.cgroup))
+        return "\n".join(
+            directory
+            for parent in self._cgroup_parents()
+            for directory, _, _ in os.walk(parent / self.cgroup)
+        )
 
 
 def check_system(commands: dict[str, str]) -> None:
     """Raises ClusterError unless this is root, and every command is there; `commands` names the Debian package of each."""
     problems: list[str] = []
     if os.geteuid() != 0:
-        problems.append("a node needs root (the control plane alone does not): run this as root, or set FINETUNE_TEST_CLUSTER=kind")
-    packages = sorted({package for command, package in commands.items() if shutil.which(command) is None and not Path(command).is_file()})
+        problems.append(
+            "a node needs root (the control plane alone does not): run this as root, or set"
+            " FINETUNE_TEST_CLUSTER=kind"
+        )
+    packages = sorted(
+        {
+            package
+            for command, package in commands.items()
+            if shutil.which(command) is None and not Path(command).is_file()
+        }
+    )
     if packages:
         problems.append(f"programs are missing: apt-get install {' '.join(packages)}")
     if problems:

@@ -12,7 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from kubernetes.client import ApiClient, ApiException, CoreV1Api, V1ConfigMap, V1ObjectMeta, V1OwnerReference, V1ServiceAccount
+from kubernetes.client import (
+    ApiClient,
+    ApiException,
+    CoreV1Api,
+    V1ConfigMap,
+    V1ObjectMeta,
+    V1OwnerReference,
+    V1ServiceAccount,
+)
 from kubernetes.config import new_client_from_config
 from kubernetes.dynamic import DynamicClient
 from tests.cluster.control_plane import ControlPlane, free_address
@@ -35,7 +43,9 @@ def client(api_server: ControlPlane) -> Iterator[ApiClient]:
 @pytest.fixture
 def another(tmp_path: Path) -> Iterator[ControlPlane]:
     """A control plane that a test may break."""
-    control_plane = ControlPlane(tmp_path / "cluster", partial(find, say=print), Processes(tmp_path / "processes"), free_address())
+    control_plane = ControlPlane(
+        tmp_path / "cluster", partial(find, say=print), Processes(tmp_path / "processes"), free_address()
+    )
     control_plane.start()
     yield control_plane
     control_plane.remove()
@@ -63,18 +73,28 @@ def test_what_belongs_to_something_deleted_is_collected(client: ApiClient, names
 
     core.delete_namespaced_config_map("owner", namespace)
 
-    wait_for("the owned one to go", lambda: "owned" not in names(core.list_namespaced_config_map(namespace).items), seconds=30)
+    wait_for(
+        "the owned one to go",
+        lambda: "owned" not in names(core.list_namespaced_config_map(namespace).items),
+        seconds=30,
+    )
 
 
 def test_every_namespace_gets_its_service_account(client: ApiClient, namespace: str) -> None:
     core = CoreV1Api(client)
-    wait_for("the service account", lambda: "default" in names(core.list_namespaced_service_account(namespace).items), seconds=30)
+    wait_for(
+        "the service account",
+        lambda: "default" in names(core.list_namespaced_service_account(namespace).items),
+        seconds=30,
+    )
 
 
 def test_the_crd_is_served_and_refuses_what_breaks_its_rules(client: ApiClient, namespace: str) -> None:
     crd = yaml.safe_load((ROOT / "crds/finetunejobs.yaml").read_text())
     dynamic = DynamicClient(client)
-    definitions = dynamic.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
+    definitions = dynamic.resources.get(
+        api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition"
+    )
     definitions.server_side_apply(body=crd, field_manager="test")
     name = crd["metadata"]["name"]
 
@@ -104,7 +124,9 @@ def test_the_crd_is_served_and_refuses_what_breaks_its_rules(client: ApiClient, 
 
 
 @pytest.mark.parametrize("program", ["kube-apiserver", "etcd"])
-def test_what_was_stored_is_there_after_a_program_was_stopped_and_started(another: ControlPlane, program: str) -> None:
+def test_what_was_stored_is_there_after_a_program_was_stopped_and_started(
+    another: ControlPlane, program: str
+) -> None:
     with new_client_from_config(str(another.kubeconfig)) as client:
         CoreV1Api(client).create_namespaced_config_map("default", config_map("kept"))
 
@@ -123,7 +145,9 @@ def test_what_was_stored_is_there_after_a_program_was_stopped_and_started(anothe
     wait_for("the API server to see what etcd has", kept, seconds=30)
 
 
-def test_control_planes_side_by_side_do_not_see_each_other(api_server: ControlPlane, another: ControlPlane, namespace: str) -> None:
+def test_control_planes_side_by_side_do_not_see_each_other(
+    api_server: ControlPlane, another: ControlPlane, namespace: str
+) -> None:
     assert f'"name":"{namespace}"' in api_server.get("/api/v1/namespaces").decode()
     assert namespace not in another.get("/api/v1/namespaces").decode()
 
@@ -133,7 +157,11 @@ def test_the_audit_log_says_who_did_what(another: ControlPlane) -> None:
 
     def logged() -> bool:
         entries = [json.loads(line) for line in another.audit_log.read_text().splitlines()]
-        requests = [(each["user"]["username"], each["verb"], each["objectRef"]["resource"]) for each in entries if "objectRef" in each]
+        requests = [
+            (each["user"]["username"], each["verb"], each["objectRef"]["resource"])
+            for each in entries
+            if "objectRef" in each
+        ]
         return ("admin", "list", "secrets") in requests
 
     wait_for("the audit log", logged, seconds=10)
@@ -143,7 +171,9 @@ def test_a_program_that_ends_is_an_error_with_its_last_words(tmp_path: Path) -> 
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no room left >&2\nexit 3\n")
     broken.chmod(0o755)
-    control_plane = ControlPlane(tmp_path / "cluster", lambda _: broken, Processes(tmp_path / "processes"), free_address())
+    control_plane = ControlPlane(
+        tmp_path / "cluster", lambda _: broken, Processes(tmp_path / "processes"), free_address()
+    )
     with pytest.raises(ClusterError, match=r"kube-apiserver has ended\n  kube-apiserver: no room left"):
         control_plane.start()
     control_plane.remove()
@@ -163,7 +193,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_test_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", STARTED_AND_KILLED, tmp_path], cwd=ROOT, check=False, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", STARTED_AND_KILLED, tmp_path], cwd=ROOT, check=False, timeout=120
+    )
     assert ended.returncode == -signal.SIGKILL
 
     def left() -> list[str]:

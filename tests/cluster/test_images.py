@@ -54,7 +54,9 @@ class Shelf:
             raise ClusterError(f"docker failed with exit code 1\n  {name}: no such host")
         self.here.append(name)
 
-    def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say) -> None:
+    def build(
+        self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], disk: int, say: Say
+    ) -> None:
         raise NotImplementedError
 
     def names(self, repository: str) -> list[str]:
@@ -103,20 +105,35 @@ def store(storage: Path, layers: list[dict[str, bytes]]) -> tuple[bytes, bytes]:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(text)
             between, rest = rest.split(text, 1)
-            entries += [{"type": 2, "payload": base64.b64encode(between).decode()}, {"type": 1, "name": name, "size": len(text)}]
+            entries += [
+                {"type": 2, "payload": base64.b64encode(between).decode()},
+                {"type": 1, "name": name, "size": len(text)},
+            ]
         entries.append({"type": 2, "payload": base64.b64encode(rest).decode()})
         (storage / "overlay-layers").mkdir(exist_ok=True)
         with gzip.open(storage / "overlay-layers" / f"{number}.tar-split.gz", "wt") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
         listed.append({"id": str(number), "diff-digest": digest_of(content)})
-        described.append({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest_of(content), "size": len(content)})
+        described.append(
+            {
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": digest_of(content),
+                "size": len(content),
+            }
+        )
     (storage / "overlay-layers" / "layers.json").write_text(json.dumps(listed))
     config = json.dumps({"rootfs": {"diff_ids": [each["digest"] for each in described]}}).encode()
-    manifest = {"schemaVersion": 2, "config": {"digest": digest_of(config), "size": len(config)}, "layers": described}
+    manifest = {
+        "schemaVersion": 2,
+        "config": {"digest": digest_of(config), "size": len(config)},
+        "layers": described,
+    }
     return json.dumps(manifest).encode(), config
 
 
-def archived(archive: Path, storage: Path, layers: list[dict[str, bytes]], known: Collection[str] = ()) -> dict[str, bytes]:
+def archived(
+    archive: Path, storage: Path, layers: list[dict[str, bytes]], known: Collection[str] = ()
+) -> dict[str, bytes]:
     """Writes an archive of layers, and returns its content by digest."""
     manifest, config = store(storage, layers)
     with archive.open("wb") as out:
@@ -133,9 +150,27 @@ def archived(archive: Path, storage: Path, layers: list[dict[str, bytes]], known
 @pytest.mark.parametrize(
     ("recipe", "path"),
     [
-        *((TRAINER, path) for path in ("images/trainer.Dockerfile", "images/trainer.Dockerfile.dockerignore", "locks/image.txt")),
-        *((OPERATOR, path) for path in ("images/operator.Dockerfile", "images/operator.Dockerfile.dockerignore", "locks/operator.txt")),
-        *((recipe, path) for recipe in RECIPES.values() for path in ("locks/build.txt", "pyproject.toml", "crds/finetune_api/crd.py")),
+        *(
+            (TRAINER, path)
+            for path in (
+                "images/trainer.Dockerfile",
+                "images/trainer.Dockerfile.dockerignore",
+                "locks/image.txt",
+            )
+        ),
+        *(
+            (OPERATOR, path)
+            for path in (
+                "images/operator.Dockerfile",
+                "images/operator.Dockerfile.dockerignore",
+                "locks/operator.txt",
+            )
+        ),
+        *(
+            (recipe, path)
+            for recipe in RECIPES.values()
+            for path in ("locks/build.txt", "pyproject.toml", "crds/finetune_api/crd.py")
+        ),
         (TRAINER, "trainer/finetune_trainer/loop.py"),
         (OPERATOR, "operator/finetune_operator/reconcile.py"),
     ],
@@ -160,7 +195,9 @@ def test_the_name_changes_with_the_base_and_with_the_name_of_a_file(repository: 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "others"), [(TRAINER, "operator/finetune_operator"), (OPERATOR, "trainer/finetune_trainer")], ids=["trainer", "operator"]
+    ("recipe", "others"),
+    [(TRAINER, "operator/finetune_operator"), (OPERATOR, "trainer/finetune_trainer")],
+    ids=["trainer", "operator"],
 )
 def test_the_name_stays_when_other_files_change(repository: Path, recipe: Recipe, others: str) -> None:
     before = fingerprint(recipe, repository, "base")
@@ -181,31 +218,46 @@ def test_the_name_stays_when_other_files_change(repository: Path, recipe: Recipe
 
 
 @pytest.mark.parametrize(
-    ("recipe", "packages"), [(TRAINER, ("crds", "trainer", "cli")), (OPERATOR, ("crds", "operator"))], ids=["trainer", "operator"]
+    ("recipe", "packages"),
+    [(TRAINER, ("crds", "trainer", "cli")), (OPERATOR, ("crds", "operator"))],
+    ids=["trainer", "operator"],
 )
 def test_an_image_is_made_of_the_packages_that_it_runs(recipe: Recipe, packages: tuple[str, ...]) -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     files = context_files(recipe, ROOT)
 
     assert {"pyproject.toml", "README.md", "LICENSE", "locks/build.txt"} <= set(map(str, files))
-    modules = {path.relative_to(ROOT) for package in wheel["packages"] for path in (ROOT / package).rglob("*.py")}
+    modules = {
+        path.relative_to(ROOT) for package in wheel["packages"] for path in (ROOT / package).rglob("*.py")
+    }
     assert {path for path in files if path.suffix == ".py" and path.parts[0] != "examples"} == {
         path for path in modules if path.parts[0] in packages
     }
 
 
-@pytest.mark.parametrize(("recipe", "user"), [(TRAINER, "1000:1000"), (OPERATOR, "65532:65532")], ids=["trainer", "operator"])
-def test_an_image_runs_as_a_numbered_user_who_is_not_root_and_can_be_built_on_another_base(recipe: Recipe, user: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "user"), [(TRAINER, "1000:1000"), (OPERATOR, "65532:65532")], ids=["trainer", "operator"]
+)
+def test_an_image_runs_as_a_numbered_user_who_is_not_root_and_can_be_built_on_another_base(
+    recipe: Recipe, user: str
+) -> None:
     instructions = INSTRUCTION.findall((ROOT / recipe.dockerfile).read_text())
 
     assert [value for name, value in instructions if name == "USER"] == [user]
     assert instructions[-2 if recipe is OPERATOR else -1][0] == "USER"
-    assert {value.partition(" AS ")[0] for name, value in instructions if name == "FROM"} <= {"${BASE}", "dependencies"}
+    assert {value.partition(" AS ")[0] for name, value in instructions if name == "FROM"} <= {
+        "${BASE}",
+        "dependencies",
+    }
 
 
 def test_the_operators_image_starts_the_operator_and_the_trainers_what_the_pod_says() -> None:
     started = {
-        recipe.name: [value for name, value in INSTRUCTION.findall((ROOT / recipe.dockerfile).read_text()) if name in ("ENTRYPOINT", "CMD")]
+        recipe.name: [
+            value
+            for name, value in INSTRUCTION.findall((ROOT / recipe.dockerfile).read_text())
+            if name in ("ENTRYPOINT", "CMD")
+        ]
         for recipe in RECIPES.values()
     }
     assert started == {"trainer": [], "operator": ['["python", "-m", "finetune_operator"]']}
@@ -214,12 +266,18 @@ def test_the_operators_image_starts_the_operator_and_the_trainers_what_the_pod_s
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_dependencies_come_from_a_lock_with_hashes_before_the_code_is_there(recipe: Recipe) -> None:
     text = (ROOT / recipe.dockerfile).read_text()
-    copied = [value.split()[:-1] for name, value in INSTRUCTION.findall(text) if name == "COPY" and "--from" not in value]
+    copied = [
+        value.split()[:-1]
+        for name, value in INSTRUCTION.findall(text)
+        if name == "COPY" and "--from" not in value
+    ]
     lock = f"locks/{'image' if recipe is TRAINER else 'operator'}.txt"
 
     assert copied[0] == ["locks/build.txt", lock]
     assert copied[-1] == ["."]
-    assert text.count("--requirement") == text.count("--require-hashes --only-binary :all: --requirement") == 2
+    assert (
+        text.count("--requirement") == text.count("--require-hashes --only-binary :all: --requirement") == 2
+    )
 
 
 def test_neither_torch_nor_ray_is_in_the_operators_image() -> None:
@@ -229,7 +287,10 @@ def test_neither_torch_nor_ray_is_in_the_operators_image() -> None:
 
 
 def test_an_archive_holds_an_image_with_its_layers(tmp_path: Path) -> None:
-    layers = [{"etc/os-release": b"Debian", "usr/bin/true": b"\x7fELF" * 1000}, {"opt/venv/pyvenv.cfg": b"home"}]
+    layers = [
+        {"etc/os-release": b"Debian", "usr/bin/true": b"\x7fELF" * 1000},
+        {"opt/venv/pyvenv.cfg": b"home"},
+    ]
 
     blobs = archived(tmp_path / "image.tar", tmp_path, layers)
 
@@ -267,7 +328,10 @@ def test_a_layer_that_is_not_as_it_was_is_an_error(tmp_path: Path, content: byte
     file = tmp_path / "overlay/0/diff/etc/os-release"
     file.write_bytes(content) if content is not None else file.unlink()
 
-    with pytest.raises(ClusterError, match=rf"^{tmp_path}: layer sha256:\w+ of {IMAGE.name} cannot be read; remove {tmp_path.parent}: "):
+    with pytest.raises(
+        ClusterError,
+        match=rf"^{tmp_path}: layer sha256:\w+ of {IMAGE.name} cannot be read; remove {tmp_path.parent}: ",
+    ):
         write_oci_archive(io.BytesIO(), IMAGE.name, manifest, config, tmp_path, ())
 
 
@@ -281,19 +345,25 @@ def test_a_base_that_is_named_is_pulled_once(monkeypatch: pytest.MonkeyPatch) ->
     assert base_image(shelf, print) == "registry.test/debian:1"
 
 
-def test_the_base_is_the_one_of_the_dockerfile_where_it_can_be_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_the_one_of_the_dockerfile_where_it_can_be_pulled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv(BASE, raising=False)
     [public] = re.findall(r"^ARG BASE=(.+)$", (ROOT / TRAINER.dockerfile).read_text(), re.MULTILINE)
 
     assert base_image(Shelf(elsewhere=[public]), print) == public
 
 
-def test_without_a_registry_and_without_debootstrap_an_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_registry_and_without_debootstrap_an_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv(BASE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     said: list[str] = []
 
-    with pytest.raises(ClusterError, match=rf"apt-get install buildah debootstrap, or name an image in {BASE}$"):
+    with pytest.raises(
+        ClusterError, match=rf"apt-get install buildah debootstrap, or name an image in {BASE}$"
+    ):
         base_image(Shelf(), said.append)
 
     assert "no such host" in said[-1]
@@ -304,20 +374,29 @@ def test_without_a_builder_an_error_says_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     with pytest.raises(
-        ClusterError, match=r"^building .* needs Docker.*: apt-get install buildah debootstrap$|; start Docker or run this as root$"
+        ClusterError,
+        match=(
+            r"^building .* needs Docker.*: apt-get install buildah debootstrap$|; start Docker or run this as"
+            r" root$"
+        ),
     ):
         build_image(TRAINER, print)
 
 
 def test_a_command_that_fails_shows_its_last_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "docker").write_text("#!/bin/sh\nfor line in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do echo line $line >&2; done; exit 3\n")
+    (tmp_path / "docker").write_text(
+        "#!/bin/sh\nfor line in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do echo line $line >&2; done; exit 3\n"
+    )
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
     with pytest.raises(ClusterError) as raised:
         Docker().pull("debian")
 
-    assert str(raised.value).splitlines() == ["docker failed with exit code 3", *(f"  line {number}" for number in range(3, 15))]
+    assert str(raised.value).splitlines() == [
+        "docker failed with exit code 3",
+        *(f"  line {number}" for number in range(3, 15)),
+    ]
 
 
 def test_the_mirror_is_the_one_that_apt_has_for_the_release() -> None:

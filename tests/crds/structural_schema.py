@@ -1,7 +1,7 @@
 """What Kubernetes asks of the schema in a CRD, and how it holds an object to it: types, ranges and names, without CEL.
 
-Sources: `apiserver/schema/validation.go` and `apis/apiextensions/validation/validation.go` of k8s.io/apiextensions-apiserver.
-"""
+Sources: `apiserver/schema/validation.go` and `apis/apiextensions/validation/validation.go` of
+k8s.io/apiextensions-apiserver."""
 
 from __future__ import annotations
 
@@ -24,14 +24,42 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "number": (int, float),
 }
 KEYS = {
-    *("type", "format", "description", "default", "enum", "pattern", "required", "properties", "additionalProperties", "items"),
+    *(
+        "type",
+        "format",
+        "description",
+        "default",
+        "enum",
+        "pattern",
+        "required",
+        "properties",
+        "additionalProperties",
+        "items",
+    ),
     *("maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"),
     *("maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum"),
     *(INT_OR_STRING, OPEN, VALIDATIONS, "x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
 }
-"""The keys of JSONSchemaProps that a structural schema may have, less those that combine schemas (`anyOf`, ...)."""
+"""The keys of JSONSchemaProps that a structural schema may have, less those that combine schemas (`anyOf`,
+...)."""
 RESERVED = {
-    *("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop"),
+    *(
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+    ),
     *("package", "namespace", "return", "var", "void", "while"),
 }
 """Words that CEL does not take for the name of a field."""
@@ -65,7 +93,9 @@ def structural_problems(schema: Schema) -> Iterator[str]:
     if not set(schema.get("required", ())) <= schema.get("properties", {}).keys():
         yield "requires a field that it does not have"
     for bound in ("Maximum", "Minimum"):
-        if schema.get(f"exclusive{bound}", True) is not True or (f"exclusive{bound}" in schema and bound.lower() not in schema):
+        if schema.get(f"exclusive{bound}", True) is not True or (
+            f"exclusive{bound}" in schema and bound.lower() not in schema
+        ):
             yield f"has an exclusive{bound} without a {bound.lower()}"
     if "default" in schema:
         yield from (f"has a default that {problem}" for problem in refusals(schema, schema["default"]))
@@ -103,16 +133,22 @@ def refusals(schema: Schema, value: object, path: str = "") -> Iterator[str]:
         if not isinstance(value, int | str) or isinstance(value, bool):
             yield f"{path}: is neither a whole number nor a text"
         return
-    if "enum" in schema and not any(value == choice and type(value) is type(choice) for choice in schema["enum"]):
+    if "enum" in schema and not any(
+        value == choice and type(value) is type(choice) for choice in schema["enum"]
+    ):
         yield f"{path}: is none of {schema['enum']}"
     if "type" not in schema:
         return
-    if not isinstance(value, TYPES[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
+    if not isinstance(value, TYPES[schema["type"]]) or (
+        isinstance(value, bool) and schema["type"] != "boolean"
+    ):
         yield f"{path}: is not of type {schema['type']}"
         return
     yield from _out_of_bounds(schema, value, path)
     if isinstance(value, dict):
-        yield from (f"{path}.{name}: is required" for name in schema.get("required", ()) if value.get(name) is None)
+        yield from (
+            f"{path}.{name}: is required" for name in schema.get("required", ()) if value.get(name) is None
+        )
         for name, part in value.items():
             below = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
             if below is None and OPEN not in schema:
@@ -126,12 +162,18 @@ def refusals(schema: Schema, value: object, path: str = "") -> Iterator[str]:
 
 def _out_of_bounds(schema: Schema, value: object, path: str) -> Iterator[str]:
     if isinstance(value, int | float):
-        if "minimum" in schema and (value < schema["minimum"] or (schema.get("exclusiveMinimum") and value == schema["minimum"])):
+        if "minimum" in schema and (
+            value < schema["minimum"] or (schema.get("exclusiveMinimum") and value == schema["minimum"])
+        ):
             yield f"{path}: is too small"
-        if "maximum" in schema and (value > schema["maximum"] or (schema.get("exclusiveMaximum") and value == schema["maximum"])):
+        if "maximum" in schema and (
+            value > schema["maximum"] or (schema.get("exclusiveMaximum") and value == schema["maximum"])
+        ):
             yield f"{path}: is too large"
     for kind, size in ((str, "Length"), (list, "Items"), (dict, "Properties")):
-        if isinstance(value, kind) and not schema.get(f"min{size}", 0) <= len(value) <= schema.get(f"max{size}", len(value)):
+        if isinstance(value, kind) and not schema.get(f"min{size}", 0) <= len(value) <= schema.get(
+            f"max{size}", len(value)
+        ):
             yield f"{path}: is too short or too long"
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         yield f"{path}: does not match {schema['pattern']}"

@@ -39,11 +39,15 @@ def test_a_quantity_is_a_whole_number_or_a_text(written: str, quantity: object) 
     assert cluster.worker.resources.requests == {"memory": quantity}
 
 
-@pytest.mark.parametrize("written", ["16 GB", "16gb", "-1", '"1."', '".5"', "GiB", "true", '""', "[1]", "1e300", ".inf"])
+@pytest.mark.parametrize(
+    "written", ["16 GB", "16gb", "-1", '"1."', '".5"', "GiB", "true", '""', "[1]", "1e300", ".inf"]
+)
 def test_a_text_that_is_no_quantity_is_refused(written: str) -> None:
     [problem] = problems_of(f"cluster: {{head: {{resources: {{limits: {{cpu: {written}}}}}}}}}")
 
-    assert problem.startswith("spec.cluster.head.resources.limits.cpu: must be a quantity such as 2, 500m or 16Gi, is ")
+    assert problem.startswith(
+        "spec.cluster.head.resources.limits.cpu: must be a quantity such as 2, 500m or 16Gi, is "
+    )
 
 
 def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
@@ -65,16 +69,23 @@ def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
 
 def test_a_job_is_tried_four_times_and_waits_half_an_hour_for_its_pods() -> None:
     assert spec_of("").run_policy == RunPolicy(
-        backoff_limit=3, active_deadline_seconds=None, starting_deadline_seconds=1800, ttl_seconds_after_finished=None
+        backoff_limit=3,
+        active_deadline_seconds=None,
+        starting_deadline_seconds=1800,
+        ttl_seconds_after_finished=None,
     )
 
 
 def test_a_job_may_vanish_as_soon_as_it_is_done_but_not_be_given_no_time() -> None:
     assert spec_of("run_policy: {ttl_seconds_after_finished: 0}").run_policy.ttl_seconds_after_finished == 0
-    assert problems_of("run_policy: {active_deadline_seconds: 0}") == ("spec.run_policy.active_deadline_seconds: must be at least 1, is 0",)
+    assert problems_of("run_policy: {active_deadline_seconds: 0}") == (
+        "spec.run_policy.active_deadline_seconds: must be at least 1, is 0",
+    )
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/runs", "gs://bucket", "pvc://claim/runs/here", "/shared/runs", "file:///runs"])
+@pytest.mark.parametrize(
+    "path", ["s3://bucket/runs", "gs://bucket", "pvc://claim/runs/here", "/shared/runs", "file:///runs"]
+)
 def test_runs_are_written_to_paths_of_these_forms(path: str) -> None:
     storage = spec_of(f"storage: {{path: '{path}'}}").storage
 

@@ -87,16 +87,31 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
-        ("liger_kernel: {enabled: true}", "spec.liger_kernel has no effect: the trainer uses PyTorch's own kernels"),
-        ("output_dir: /mnt/local_storage", "spec.output_dir has no effect: storage.path decides where runs are written"),
+        (
+            "liger_kernel: {enabled: true}",
+            "spec.liger_kernel has no effect: the trainer uses PyTorch's own kernels",
+        ),
+        (
+            "output_dir: /mnt/local_storage",
+            "spec.output_dir has no effect: storage.path decides where runs are written",
+        ),
         (
             "num_data_blocks_per_device: 16",
-            "spec.num_data_blocks_per_device has no effect: rows are tokenized once and held in memory, not streamed in blocks",
+            (
+                "spec.num_data_blocks_per_device has no effect: rows are tokenized once and held in memory,"
+                " not streamed in blocks"
+            ),
         ),
-        ("dataset_size_scaling_factor: 1000", "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here"),
+        (
+            "dataset_size_scaling_factor: 1000",
+            "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here",
+        ),
         (
             "deepspeed: {config_path: zero_2.json}",
-            "spec.deepspeed has no effect: DeepSpeed is not used; parallelism decides how devices share the work",
+            (
+                "spec.deepspeed has no effect: DeepSpeed is not used; parallelism decides how devices share"
+                " the work"
+            ),
         ),
         (
             "worker_resources: {g5.4xlarge: 1}",
@@ -117,13 +132,18 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
         ("eval_first: true", "spec.eval_first has no effect: there is no valid_path to evaluate on"),
     ],
 )
-def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instead(text: str, warning: str) -> None:
+def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instead(
+    text: str, warning: str
+) -> None:
     assert warnings_of(text) == [warning]
 
 
 def test_there_is_no_warning_without_a_reason() -> None:
     assert (
-        warnings_of("valid_path: v\neval_first: true\nmin_update_steps: 5\nworker_resources: {memory: 5, CPU: 2, 'accelerator_type:L4': 1}")
+        warnings_of(
+            "valid_path: v\neval_first: true\nmin_update_steps: 5\nworker_resources: {memory: 5, CPU: 2,"
+            " 'accelerator_type:L4': 1}"
+        )
         == []
     )
 
@@ -135,4 +155,8 @@ def test_a_field_without_effect_that_is_null_is_not_worth_a_word() -> None:
 def test_training_every_parameter_is_said_because_a_forgotten_block_has_burnt_people() -> None:
     [warning] = warnings(spec_of(""))
 
-    assert warning == "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for LoRA"
+    assert (
+        warning
+        == "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for"
+        " LoRA"
+    )

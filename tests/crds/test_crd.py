@@ -13,7 +13,15 @@ import pytest
 import yaml
 from hypothesis import given
 from pydantic import JsonValue
-from tests.crds.structural_schema import RESERVED, VALIDATIONS, Schema, is_bounded, refusals, structural_problems, walk
+from tests.crds.structural_schema import (
+    RESERVED,
+    VALIDATIONS,
+    Schema,
+    is_bounded,
+    refusals,
+    structural_problems,
+    walk,
+)
 from tests.crds.test_manifest import EXAMPLES, specs
 from tests.crds.test_status import FULL
 from tests.crds.wrong_specs import RIGHT, WRONG_ACCELERATORS, WRONG_FIELDS
@@ -38,7 +46,11 @@ LARGEST_ANNOTATION = 262_144
 
 def rules_at(schema: Schema, field: str) -> list[tuple[str, str]]:
     """Rule and message of every CEL rule for a field of an object."""
-    return [(rule["rule"], rule["message"]) for rule in schema[VALIDATIONS] if rule.get("fieldPath") == f".{field}"]
+    return [
+        (rule["rule"], rule["message"])
+        for rule in schema[VALIDATIONS]
+        if rule.get("fieldPath") == f".{field}"
+    ]
 
 
 def keys_of(problem: str) -> list[str]:
@@ -47,11 +59,15 @@ def keys_of(problem: str) -> list[str]:
 
 
 def test_the_committed_file_is_fresh() -> None:
-    assert FILE.read_text(encoding="utf-8") == crd_yaml(), "run: python -m finetune_api.crd > crds/finetunejobs.yaml"
+    assert FILE.read_text(encoding="utf-8") == crd_yaml(), (
+        "run: python -m finetune_api.crd > crds/finetunejobs.yaml"
+    )
 
 
 def test_the_module_writes_the_file() -> None:
-    written = subprocess.run([sys.executable, "-m", "finetune_api.crd"], capture_output=True, check=True, timeout=60)
+    written = subprocess.run(
+        [sys.executable, "-m", "finetune_api.crd"], capture_output=True, check=True, timeout=60
+    )
 
     assert written.stdout == FILE.read_bytes()
 
@@ -67,7 +83,11 @@ def test_kubectl_apply_can_keep_it_in_its_annotation() -> None:
 
 def test_the_resource_has_its_names() -> None:
     assert CRD["metadata"]["name"] == "finetunejobs.finetune.dev"
-    assert (CRD["spec"]["group"], CRD["spec"]["scope"], VERSION["name"]) == ("finetune.dev", "Namespaced", "v1alpha1")
+    assert (CRD["spec"]["group"], CRD["spec"]["scope"], VERSION["name"]) == (
+        "finetune.dev",
+        "Namespaced",
+        "v1alpha1",
+    )
     assert (CRD["spec"]["names"]["kind"], CRD["spec"]["names"]["shortNames"]) == ("FineTuneJob", ["ftj"])
     assert (VERSION["served"], VERSION["storage"], VERSION["subresources"]) == (True, True, {"status": {}})
 
@@ -83,7 +103,11 @@ def test_every_text_list_and_map_has_a_greatest_size() -> None:
 
 
 def test_every_field_is_described_on_one_line() -> None:
-    fields = {path: schema for path, schema in NODES.items() if path.startswith((".spec", ".status")) and not path.endswith(("]", "}"))}
+    fields = {
+        path: schema
+        for path, schema in NODES.items()
+        if path.startswith((".spec", ".status")) and not path.endswith(("]", "}"))
+    }
 
     assert [path for path, schema in fields.items() if not schema.get("description", "").strip()] == []
     assert [path for path, schema in fields.items() if "\n" in schema["description"]] == []
@@ -115,8 +139,17 @@ def test_a_column_shows_a_field_that_there_is_as_what_it_is(column: dict[str, st
 def test_conditions_are_a_map_by_type() -> None:
     conditions = STATUS["properties"]["conditions"]
 
-    assert (conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"]) == ("map", ["type"])
-    assert set(conditions["items"]["required"]) == {"type", "status", "reason", "message", "lastTransitionTime"}
+    assert (conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"]) == (
+        "map",
+        ["type"],
+    )
+    assert set(conditions["items"]["required"]) == {
+        "type",
+        "status",
+        "reason",
+        "message",
+        "lastTransitionTime",
+    }
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
@@ -124,29 +157,45 @@ def test_the_api_server_says_the_same_words_of_the_same_field(rule: Rule) -> Non
     assert (rule.cel, rule.problem) in rules_at(SPEC, rule.field)
 
 
-@pytest.mark.parametrize("words", ["an accelerator's amount must be more than 0 and at most 1", "must name one accelerator type"])
+@pytest.mark.parametrize(
+    "words", ["an accelerator's amount must be more than 0 and at most 1", "must name one accelerator type"]
+)
 def test_the_api_server_says_the_same_words_of_accelerators(words: str) -> None:
-    assert any(rule["message"].startswith(words) for rule in SPEC["properties"]["worker_resources"][VALIDATIONS])
+    assert any(
+        rule["message"].startswith(words) for rule in SPEC["properties"]["worker_resources"][VALIDATIONS]
+    )
     assert any(problem.startswith(words) for _, problem in WRONG_ACCELERATORS)
 
 
-@pytest.mark.parametrize("path", [".spec.model_id", ".spec.train_path", ".spec.valid_path", ".spec.storage.path"])
+@pytest.mark.parametrize(
+    "path", [".spec.model_id", ".spec.train_path", ".spec.valid_path", ".spec.storage.path"]
+)
 def test_the_api_server_says_the_same_words_of_paths(path: str) -> None:
     [rule] = NODES[path][VALIDATIONS]
 
-    assert any(problem.startswith(f"{path.removeprefix('.')}: {rule['message']}, is ") for _, problem in WRONG_FIELDS)
+    assert any(
+        problem.startswith(f"{path.removeprefix('.')}: {rule['message']}, is ") for _, problem in WRONG_FIELDS
+    )
 
 
-@pytest.mark.parametrize("field", sorted(set(FineTuneJobSpec.model_fields) - set(MUTABLE) - set(unchecked_fields())))
+@pytest.mark.parametrize(
+    "field", sorted(set(FineTuneJobSpec.model_fields) - set(MUTABLE) - set(unchecked_fields()))
+)
 def test_a_field_cannot_change_after_creation(field: str) -> None:
-    [rule] = [rule for rule, message in rules_at(SPEC, field) if message == "cannot change after creation; make a new FineTuneJob"]
+    [rule] = [
+        rule
+        for rule, message in rules_at(SPEC, field)
+        if message == "cannot change after creation; make a new FineTuneJob"
+    ]
 
     assert f"self.{field} == oldSelf.{field}" in rule
 
 
 @pytest.mark.parametrize("field", ["valid_path", "lora_config", "learning_rate", "cluster"])
 def test_a_field_cannot_be_added_or_removed_after_creation(field: str) -> None:
-    assert any(rule.startswith(f"has(self.{field}) == has(oldSelf.{field})") for rule, _ in rules_at(SPEC, field))
+    assert any(
+        rule.startswith(f"has(self.{field}) == has(oldSelf.{field})") for rule, _ in rules_at(SPEC, field)
+    )
 
 
 @pytest.mark.parametrize("field", MUTABLE)
@@ -170,8 +219,22 @@ def test_the_operator_is_told_what_cel_cannot_name() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        *("num_warmup_steps", "min_update_steps", "min_num_update_steps", "task", "gradient_checkpointing", "no_gradient_checkpoint"),
-        *("context_length", "learning_rate", "num_epochs", "train_batch_size_per_device", "lora_config", "checkpoint_every_n_epochs"),
+        *(
+            "num_warmup_steps",
+            "min_update_steps",
+            "min_num_update_steps",
+            "task",
+            "gradient_checkpointing",
+            "no_gradient_checkpoint",
+        ),
+        *(
+            "context_length",
+            "learning_rate",
+            "num_epochs",
+            "train_batch_size_per_device",
+            "lora_config",
+            "checkpoint_every_n_epochs",
+        ),
         *("storage", "cluster", "worker_resources"),
     ],
 )
@@ -201,7 +264,9 @@ def test_all_other_defaults_are_those_of_the_models() -> None:
 
 
 def test_defaults_below_an_object_fill_it_in() -> None:
-    assert {name: field.get("default") for name, field in SPEC["properties"]["run_policy"]["properties"].items()} == {
+    assert {
+        name: field.get("default") for name, field in SPEC["properties"]["run_policy"]["properties"].items()
+    } == {
         "backoff_limit": 3,
         "active_deadline_seconds": None,
         "starting_deadline_seconds": 1800,

@@ -48,8 +48,12 @@ def test_nothing_but_the_content_stands_in_braces(text: str, problem: str) -> No
 
 def test_the_system_message_is_in_user_exactly_with_system_in_user() -> None:
     assert "user must contain {system}" in problems_of(system_in_user=True)
-    assert "user has {system}, which is only known in user and with system_in_user: true" in problems_of(user="{system}{instruction}")
-    assert PromptFormat.model_validate(ROLES | {"system_in_user": True, "user": "{system}{instruction}"}).system_in_user
+    assert "user has {system}, which is only known in user and with system_in_user: true" in problems_of(
+        user="{system}{instruction}"
+    )
+    assert PromptFormat.model_validate(
+        ROLES | {"system_in_user": True, "user": "{system}{instruction}"}
+    ).system_in_user
 
 
 def test_braces_of_the_text_are_written_twice() -> None:

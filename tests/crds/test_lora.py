@@ -16,7 +16,9 @@ def peft_defaults() -> dict[str, object]:
     """The defaults of PEFT's fields, its sub-configurations as maps."""
     defaults = {}
     for field in dataclasses.fields(peft.LoraConfig):
-        default: object = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default: object = (
+            field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        )
         defaults[field.name] = vars(default) if isinstance(default, peft.LoraRuntimeConfig) else default
     return defaults
 
@@ -74,17 +76,26 @@ def test_what_is_right_here_is_right_for_peft(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{layers_to_transform: 3}", "layers_to_transform: needs spec.lora_config.target_modules as a list of names, is all-linear"),
+        (
+            "{layers_to_transform: 3}",
+            "layers_to_transform: needs spec.lora_config.target_modules as a list of names, is all-linear",
+        ),
         (
             "{target_modules: '.*q_proj', layers_to_transform: [0]}",
             "layers_to_transform: needs spec.lora_config.target_modules as a list of names, is .*q_proj",
         ),
-        ("{target_modules: [q_proj], layers_pattern: layers}", "layers_pattern: needs spec.lora_config.layers_to_transform"),
+        (
+            "{target_modules: [q_proj], layers_pattern: layers}",
+            "layers_pattern: needs spec.lora_config.layers_to_transform",
+        ),
         (
             "{lora_bias: true, init_lora_weights: gaussian}",
             "lora_bias: needs spec.lora_config.init_lora_weights to be true or false",
         ),
-        ("{lora_bias: true, use_dora: true}", "lora_bias: does not go with spec.lora_config.use_dora; keep one of them"),
+        (
+            "{lora_bias: true, use_dora: true}",
+            "lora_bias: does not go with spec.lora_config.use_dora; keep one of them",
+        ),
     ],
 )
 def test_what_peft_refuses_is_refused_with_the_names_of_the_fields(text: str, problem: str) -> None:
@@ -98,11 +109,26 @@ def test_what_peft_refuses_is_refused_with_the_names_of_the_fields(text: str, pr
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("init_lora_weights: eva", "init_lora_weights: needs a pass over the data before training, which is not supported yet"),
-        ("init_lora_weights: corda", "init_lora_weights: needs a pass over the data before training, which is not supported yet"),
-        ("init_lora_weights: lora_ga", "init_lora_weights: needs a pass over the data before training, which is not supported yet"),
-        ("init_lora_weights: loftq", "init_lora_weights: quantizes the base model, which is not supported yet"),
-        ("loftq_config: {loftq_bits: 4}", "loftq_config: quantizes the base model, which is not supported yet"),
+        (
+            "init_lora_weights: eva",
+            "init_lora_weights: needs a pass over the data before training, which is not supported yet",
+        ),
+        (
+            "init_lora_weights: corda",
+            "init_lora_weights: needs a pass over the data before training, which is not supported yet",
+        ),
+        (
+            "init_lora_weights: lora_ga",
+            "init_lora_weights: needs a pass over the data before training, which is not supported yet",
+        ),
+        (
+            "init_lora_weights: loftq",
+            "init_lora_weights: quantizes the base model, which is not supported yet",
+        ),
+        (
+            "loftq_config: {loftq_bits: 4}",
+            "loftq_config: quantizes the base model, which is not supported yet",
+        ),
     ],
 )
 def test_what_is_not_built_is_refused_with_the_reason(text: str, problem: str) -> None:
@@ -113,11 +139,21 @@ def test_what_is_not_built_is_refused_with_the_reason(text: str, problem: str) -
 def test_an_approximation_that_cannot_be_repeated_is_refused(iterations: int) -> None:
     [problem] = problems_of(f"lora_config: {{init_lora_weights: pissa_niter_{iterations}}}")
 
-    assert problem == f"spec.lora_config.init_lora_weights: {UNBUILT_INITIALISATIONS['pissa_niter_N']}; leave it out"
+    assert (
+        problem
+        == f"spec.lora_config.init_lora_weights: {UNBUILT_INITIALISATIONS['pissa_niter_N']}; leave it out"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["use_qalora: false", "inference_mode: false", "megatron_core: megatron.core", "loftq_config: {}", "eva_config: null"]
+    "text",
+    [
+        "use_qalora: false",
+        "inference_mode: false",
+        "megatron_core: megatron.core",
+        "loftq_config: {}",
+        "eva_config: null",
+    ],
 )
 def test_pefts_own_default_may_be_written_down(text: str) -> None:
     assert spec_of(f"lora_config: {{{text}}}").lora_config == LoraConfig()

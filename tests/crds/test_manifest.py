@@ -59,7 +59,10 @@ def test_a_finetunejob_keeps_its_name_and_place(file: Path) -> None:
 
 
 def test_a_finetunejob_that_kubectl_shows_is_read_again(file: Path) -> None:
-    shown = JOB.replace("  name: my-job", "  name: my-job\n  uid: 5f0c\n  generation: 2\n  creationTimestamp: 2026-05-04T12:00:00Z\n")
+    shown = JOB.replace(
+        "  name: my-job",
+        "  name: my-job\n  uid: 5f0c\n  generation: 2\n  creationTimestamp: 2026-05-04T12:00:00Z\n",
+    )
 
     assert read(file, shown + "status: {phase: Running}\n").spec == read(file, JOB).spec
 
@@ -116,18 +119,30 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
         (RIGHT.encode("utf-16"), "job.yaml: is not UTF-8 text"),
         (b"- model_id: m\n", "job.yaml: must be a map of fields, is a list"),
         (b"model_id: [m\n", "job.yaml:2:1: expected ',' or ']', but got '<stream end>'"),
-        (JOB.encode() + b"---\n" + JOB.encode(), "job.yaml:12:1: a second document begins here; give each a file of its own"),
-        (b"model_id: m\nmodel_id: n\n", "job.yaml:2: model_id is given twice with different values; keep one"),
+        (
+            JOB.encode() + b"---\n" + JOB.encode(),
+            "job.yaml:12:1: a second document begins here; give each a file of its own",
+        ),
+        (
+            b"model_id: m\nmodel_id: n\n",
+            "job.yaml:2: model_id is given twice with different values; keep one",
+        ),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_problem_with_its_place(file: Path, content: bytes, problem: str) -> None:
+def test_a_file_that_cannot_be_read_is_one_problem_with_its_place(
+    file: Path, content: bytes, problem: str
+) -> None:
     assert problems_of(file, content) == [problem]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("finetune.dev/v1alpha1", "finetune.dev/v1", "apiVersion: must be finetune.dev/v1alpha1, is finetune.dev/v1"),
+        (
+            "finetune.dev/v1alpha1",
+            "finetune.dev/v1",
+            "apiVersion: must be finetune.dev/v1alpha1, is finetune.dev/v1",
+        ),
         ("apiVersion: finetune.dev/v1alpha1\n", "", "apiVersion: must be finetune.dev/v1alpha1, is missing"),
         ("kind: FineTuneJob", "kind: RayJob", "kind: must be FineTuneJob, is RayJob"),
         ("kind: FineTuneJob\n", "", "kind: must be FineTuneJob, is missing"),
@@ -136,22 +151,39 @@ def test_a_file_that_cannot_be_read_is_one_problem_with_its_place(file: Path, co
         (
             "name: my-job",
             "name: My_Job",
-            "metadata.name: must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends, is 'My_Job'",
+            (
+                "metadata.name: must be lower-case letters, digits, `-` and `.`, with a letter or digit at"
+                " both ends, is 'My_Job'"
+            ),
         ),
         (
             "name: my-job",
             "name: job..1",
-            "metadata.name: must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends, is 'job..1'",
+            (
+                "metadata.name: must be lower-case letters, digits, `-` and `.`, with a letter or digit at"
+                " both ends, is 'job..1'"
+            ),
         ),
         ("name: my-job", f"name: {'x' * 254}", "metadata.name: must have at most 253 characters"),
         (
             "namespace: team-a",
             "namespace: team.a",
-            "metadata.namespace: must be lower-case letters, digits and `-`, with a letter or digit at both ends, is 'team.a'",
+            (
+                "metadata.namespace: must be lower-case letters, digits and `-`, with a letter or digit at"
+                " both ends, is 'team.a'"
+            ),
         ),
-        ("labels: {team: a}", "labels: {team: 1}", "metadata.labels.team: must be a text, is 1; put it in quotes"),
+        (
+            "labels: {team: a}",
+            "labels: {team: 1}",
+            "metadata.labels.team: must be a text, is 1; put it in quotes",
+        ),
         ("labels: {team: a}", "labels: [team]", "metadata.labels: must be a map of fields, is a list"),
-        ("spec:", "specs:", "specs: is not a field of a FineTuneJob, which has apiVersion, kind, metadata and spec"),
+        (
+            "spec:",
+            "specs:",
+            "specs: is not a field of a FineTuneJob, which has apiVersion, kind, metadata and spec",
+        ),
         ("  lora_config: {}\n", "lora_config: {}\n", "lora_config: is a field of spec; indent it below spec"),
         ("  lora_config: {}", "  lora_config: {r: 0}", "spec.lora_config.r: must be at least 1, is 0"),
     ],
@@ -211,17 +243,24 @@ custom_model_tag: '1e5'
 
 
 def test_only_what_was_set_is_written(file: Path) -> None:
-    assert read(file, f"{RIGHT}lora_config: {{}}\n").to_yaml() == (
-        "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata:\n  name: job\nspec:\n"
+    assert (
+        read(file, f"{RIGHT}lora_config: {{}}\n").to_yaml()
+        == "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata:\n  name: job\nspec:\n"
         "  model_id: m\n  train_path: t.jsonl\n  lora_config: {}\n"
     )
 
 
 texts = st.text(min_size=1, max_size=20).filter(lambda text: "://" not in text)
 plain: st.SearchStrategy[JsonValue] = (
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=10)
 )
-maps: st.SearchStrategy[JsonValue] = st.dictionaries(st.text(max_size=10), plain | st.lists(plain, max_size=3), max_size=3)
+maps: st.SearchStrategy[JsonValue] = st.dictionaries(
+    st.text(max_size=10), plain | st.lists(plain, max_size=3), max_size=3
+)
 fields: dict[str, st.SearchStrategy[Any]] = {
     "context_length": st.integers(8, 2**24),
     "learning_rate": st.floats(1e-12, 1),
@@ -236,8 +275,12 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "custom_model_tag": texts,
     "valid_path": texts,
     "initial_base_model_ckpt_path": texts | st.fixed_dictionaries({"repo_id": texts}),
-    "worker_resources": st.dictionaries(st.sampled_from(["memory", "CPU"]), st.integers(1, 2**53) | st.floats(0.5, 64)),
-    "generation_config": st.fixed_dictionaries({}, optional={"stopping_sequences": st.lists(texts, max_size=3)}),
+    "worker_resources": st.dictionaries(
+        st.sampled_from(["memory", "CPU"]), st.integers(1, 2**53) | st.floats(0.5, 64)
+    ),
+    "generation_config": st.fixed_dictionaries(
+        {}, optional={"stopping_sequences": st.lists(texts, max_size=3)}
+    ),
     "lora_config": st.fixed_dictionaries(
         {},
         optional={
@@ -246,8 +289,10 @@ fields: dict[str, st.SearchStrategy[Any]] = {
             "target_modules": texts | st.lists(texts, max_size=4),
             "exclude_modules": texts | st.lists(texts, max_size=4),
             "init_lora_weights": st.booleans() | st.sampled_from(["gaussian", "pissa", "olora"]),
-            "trainable_token_indices": st.lists(st.integers(0, 1000))
-            | st.dictionaries(texts, st.lists(st.integers(0, 1000), max_size=3), max_size=2),
+            "trainable_token_indices": (
+                st.lists(st.integers(0, 1000))
+                | st.dictionaries(texts, st.lists(st.integers(0, 1000), max_size=3), max_size=2)
+            ),
             "velora_config": maps,
         },
     ),
@@ -260,7 +305,11 @@ fields: dict[str, st.SearchStrategy[Any]] = {
             "affinity": maps,
             "labels": st.dictionaries(texts, st.text(max_size=10), max_size=2),
             "worker": st.fixed_dictionaries(
-                {"resources": st.fixed_dictionaries({"limits": st.dictionaries(texts, st.integers(0, 99) | st.just("500m"), max_size=2)})}
+                {
+                    "resources": st.fixed_dictionaries(
+                        {"limits": st.dictionaries(texts, st.integers(0, 99) | st.just("500m"), max_size=2)}
+                    )
+                }
             ),
         },
     ),

@@ -27,8 +27,12 @@ from finetune_api.spec import Scheduler
 LORA = "lora_config: {}\n"
 
 
-def numbers_of(text: str, *, rows: int = 1000, longest_row: int = 300, model_context_length: int | None = 8192) -> Numbers:
-    return numbers(spec_of(LORA + text), rows=rows, longest_row=longest_row, model_context_length=model_context_length)
+def numbers_of(
+    text: str, *, rows: int = 1000, longest_row: int = 300, model_context_length: int | None = 8192
+) -> Numbers:
+    return numbers(
+        spec_of(LORA + text), rows=rows, longest_row=longest_row, model_context_length=model_context_length
+    )
 
 
 def problems_of(text: str, *, rows: int = 1000, model_context_length: int | None = 8192) -> tuple[str, ...]:
@@ -113,7 +117,9 @@ def test_all_that_is_left_out_is_derived() -> None:
         ("train_batch_size_per_device: 64\nnum_devices: 4\ngradient_accumulation_steps: 8", 1, 1, 1),
     ],
 )
-def test_the_last_partial_batch_and_the_last_partial_step_count(text: str, rows: int, micro_batches: int, steps: int) -> None:
+def test_the_last_partial_batch_and_the_last_partial_step_count(
+    text: str, rows: int, micro_batches: int, steps: int
+) -> None:
     run = numbers_of(text, rows=rows)
 
     assert (run.micro_batches_per_epoch, run.steps_per_epoch) == (micro_batches, steps)
@@ -128,22 +134,35 @@ def test_the_last_partial_batch_and_the_last_partial_step_count(text: str, rows:
 def test_a_step_is_as_many_rows_as_the_effective_batch_and_no_row_is_dropped(
     rows: int, devices: int, batch: int, accumulation: int
 ) -> None:
-    text = f"num_devices: {devices}\ntrain_batch_size_per_device: {batch}\ngradient_accumulation_steps: {accumulation}\nnum_warmup_steps: 0"
+    text = (
+        f"num_devices: {devices}\ntrain_batch_size_per_device: {batch}\ngradient_accumulation_steps:"
+        f" {accumulation}\nnum_warmup_steps: 0"
+    )
     run = numbers_of(text, rows=rows)
 
     assert run.steps_per_epoch == math.ceil(rows / run.effective_batch_size)
-    assert (run.steps_per_epoch - 1) * run.effective_batch_size < rows <= run.steps_per_epoch * run.effective_batch_size
+    assert (
+        (run.steps_per_epoch - 1) * run.effective_batch_size
+        < rows
+        <= run.steps_per_epoch * run.effective_batch_size
+    )
 
 
 @given(rows=st.integers(1, 10**5), minimum=st.integers(1, 10**5), batch=st.integers(1, 64))
-def test_a_run_without_epochs_has_the_fewest_that_reach_the_least_number_of_steps(rows: int, minimum: int, batch: int) -> None:
-    run = numbers_of(f"min_update_steps: {minimum}\ntrain_batch_size_per_device: {batch}\nnum_warmup_steps: 0", rows=rows)
+def test_a_run_without_epochs_has_the_fewest_that_reach_the_least_number_of_steps(
+    rows: int, minimum: int, batch: int
+) -> None:
+    run = numbers_of(
+        f"min_update_steps: {minimum}\ntrain_batch_size_per_device: {batch}\nnum_warmup_steps: 0", rows=rows
+    )
 
     assert run.total_steps == run.total_epochs * run.steps_per_epoch
     assert run.total_steps - run.steps_per_epoch < minimum <= run.total_steps
 
 
-@pytest.mark.parametrize(("text", "epochs"), [("num_epochs: 3\nmin_update_steps: 500", 3), ("min_num_update_steps: 30", 2)])
+@pytest.mark.parametrize(
+    ("text", "epochs"), [("num_epochs: 3\nmin_update_steps: 500", 3), ("min_num_update_steps: 30", 2)]
+)
 def test_epochs_come_before_steps_and_steps_have_two_spellings(text: str, epochs: int) -> None:
     assert numbers_of(f"{text}\ntrain_batch_size_per_device: 50", rows=1000).total_epochs == epochs
 
@@ -199,15 +218,26 @@ def test_each_batch_size_can_be_set_alone() -> None:
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [("lora_config: {}", 1e-4), ("", 1e-5), ("lora_config: {}\nlearning_rate: 3e-4", 3e-4), ("learning_rate: 5e-6", 5e-6)],
+    [
+        ("lora_config: {}", 1e-4),
+        ("", 1e-5),
+        ("lora_config: {}\nlearning_rate: 3e-4", 3e-4),
+        ("learning_rate: 5e-6", 5e-6),
+    ],
 )
 def test_the_peak_learning_rate_is_ten_times_higher_for_adapters(text: str, rate: float) -> None:
     assert numbers(spec_of(text), rows=1000, longest_row=300, model_context_length=None).learning_rate == rate
 
 
-@pytest.mark.parametrize(("scheduler", "name"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")])
-@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 2), (1, 50), (10, 48), (10, 1000), (49, 50), (50, 50), (99, 50)])
-def test_the_learning_rate_of_every_update_is_that_of_transformers(scheduler: Scheduler, name: str, warmup: int, total: int) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "name"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
+)
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0, 1), (0, 7), (1, 2), (1, 50), (10, 48), (10, 1000), (49, 50), (50, 50), (99, 50)]
+)
+def test_the_learning_rate_of_every_update_is_that_of_transformers(
+    scheduler: Scheduler, name: str, warmup: int, total: int
+) -> None:
     peak = 3e-4
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
@@ -217,11 +247,15 @@ def test_the_learning_rate_of_every_update_is_that_of_transformers(scheduler: Sc
         optimizer.step()
         theirs.step()
 
-    assert [peak * learning_rate_factor(scheduler, update, warmup, total) for update in range(total + 1)] == rates
+    assert [
+        peak * learning_rate_factor(scheduler, update, warmup, total) for update in range(total + 1)
+    ] == rates
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_nothing() -> None:
-    run = numbers_of("learning_rate: 1e-4\nnum_epochs: 12\ntrain_batch_size_per_device: 250\nnum_warmup_steps: 10")
+    run = numbers_of(
+        "learning_rate: 1e-4\nnum_epochs: 12\ntrain_batch_size_per_device: 250\nnum_warmup_steps: 10"
+    )
 
     assert run.total_steps == 48
     assert run.learning_rate_at(0) == 0
@@ -238,7 +272,9 @@ def test_the_learning_rate_rises_in_a_line_and_falls_to_nothing() -> None:
     total=st.integers(1, 2000),
     update=st.integers(0, 2100),
 )
-def test_the_learning_rate_is_never_below_nothing_nor_above_its_peak(scheduler: Scheduler, warmup: int, total: int, update: int) -> None:
+def test_the_learning_rate_is_never_below_nothing_nor_above_its_peak(
+    scheduler: Scheduler, warmup: int, total: int, update: int
+) -> None:
     assert 0 <= learning_rate_factor(scheduler, update, warmup, total) <= 1
 
 
@@ -265,7 +301,9 @@ def test_validation_and_checkpoint_come_every_n_epochs_and_after_the_last(
     assert checkpoint_epochs(total, every, at_most) == expected
 
 
-@given(total=st.integers(1, 500), every=st.none() | st.integers(1, 600), at_most=st.none() | st.integers(1, 600))
+@given(
+    total=st.integers(1, 500), every=st.none() | st.integers(1, 600), at_most=st.none() | st.integers(1, 600)
+)
 def test_there_are_never_more_checkpoints_than_wished_for_and_always_the_last_one(
     total: int, every: int | None, at_most: int | None
 ) -> None:
@@ -280,7 +318,12 @@ def test_there_are_never_more_checkpoints_than_wished_for_and_always_the_last_on
 
 
 @pytest.mark.parametrize(
-    "text", ["checkpoint_every_n_epochs: 2", "checkpoint_and_evaluation_frequency: {frequency: 2}", "max_num_checkpoints: 2"]
+    "text",
+    [
+        "checkpoint_every_n_epochs: 2",
+        "checkpoint_and_evaluation_frequency: {frequency: 2}",
+        "max_num_checkpoints: 2",
+    ],
 )
 def test_each_way_to_say_how_often_counts(text: str) -> None:
     assert numbers_of(f"num_epochs: 4\n{text}").checkpoint_epochs == (1, 3)
@@ -291,7 +334,9 @@ def test_a_checkpoint_has_the_name_that_llmforge_gives_it() -> None:
 
 
 def test_a_context_beyond_the_models_is_refused() -> None:
-    assert problems_of("context_length: 10000") == ("spec.context_length: 10000 is more than the model takes; at most 8192 is possible",)
+    assert problems_of("context_length: 10000") == (
+        "spec.context_length: 10000 is more than the model takes; at most 8192 is possible",
+    )
     assert numbers_of("context_length: 10000", model_context_length=None).context_length == 10000
 
 
@@ -299,7 +344,10 @@ def test_a_warm_up_as_long_as_the_run_is_refused_when_it_was_wished_for() -> Non
     text = "num_epochs: 2\ntrain_batch_size_per_device: 200"
 
     assert problems_of(f"{text}\nnum_warmup_steps: 10") == (
-        "spec.num_warmup_steps: 10 warm-up steps leave none of the run's 10 for the full learning rate; at most 9 are possible",
+        (
+            "spec.num_warmup_steps: 10 warm-up steps leave none of the run's 10 for the full learning rate;"
+            " at most 9 are possible"
+        ),
     )
     assert numbers_of(f"{text}\nnum_warmup_steps: 9").num_warmup_steps == 9
 
@@ -309,7 +357,9 @@ def test_a_warm_up_as_long_as_the_run_is_a_warning_when_it_is_the_default() -> N
 
     assert run.num_warmup_steps == 10
     [warning] = run.warnings
-    assert warning.startswith("spec.num_warmup_steps is left out, and its default of 10 warm-up steps leave none of the run's 10")
+    assert warning.startswith(
+        "spec.num_warmup_steps is left out, and its default of 10 warm-up steps leave none of the run's 10"
+    )
     assert warning.endswith("; set it lower, or train longer")
     assert numbers_of("num_epochs: 11\ntrain_batch_size_per_device: 1000").warnings == ()
 

@@ -57,7 +57,10 @@ def job_of(text: str) -> Object:
 def templates(**changes: JsonValue) -> str:
     """A generation_config that would be right but for these changes."""
     right = dict.fromkeys(("system", "user", "assistant"), "{instruction}")
-    return f"generation_config: {json.dumps({'prompt_format': changes | {key: right[key] for key in right if key not in changes}})}"
+    return (
+        "generation_config:"
+        f" {json.dumps({'prompt_format': changes | {key: right[key] for key in right if key not in changes}})}"
+    )
 
 
 class Server:
@@ -68,14 +71,23 @@ class Server:
         self.namespace = namespace
 
     def try_out(self, document: Object | str) -> Object:
-        """What the server would store; a text is YAML for the server to read. Unknown fields are refused, as kubectl asks for."""
+        """What the server would store; a text is YAML for the server to read.
+
+        Unknown fields are refused, as kubectl asks for.
+        """
         content_type = "application/yaml" if isinstance(document, str) else "application/json"
         query = [("fieldValidation", "Strict"), ("dryRun", "All")]
-        return self._stored(self.resource.create(body=document, namespace=self.namespace, content_type=content_type, query_params=query))
+        return self._stored(
+            self.resource.create(
+                body=document, namespace=self.namespace, content_type=content_type, query_params=query
+            )
+        )
 
     def apply(self, document: Object) -> Object:
         query = [("fieldValidation", "Strict")]
-        applied = self.resource.server_side_apply(body=document, namespace=self.namespace, field_manager="test", query_params=query)
+        applied = self.resource.server_side_apply(
+            body=document, namespace=self.namespace, field_manager="test", query_params=query
+        )
         return self._stored(applied)
 
     def create(self, spec: Object) -> str:
@@ -108,7 +120,9 @@ class Server:
 def server(api_server: ControlPlane) -> Iterator[Server]:
     with new_client_from_config(str(api_server.kubeconfig)) as client:
         dynamic = DynamicClient(client)
-        definitions = dynamic.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
+        definitions = dynamic.resources.get(
+            api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition"
+        )
         definitions.server_side_apply(body=crd(), field_manager="test")
 
         def served() -> bool:
@@ -133,8 +147,12 @@ def smallest(server: Server) -> str:
 def problems(refused: pytest.ExceptionInfo[ApiException]) -> list[str]:
     """`field: what is wrong` for all that the server refused."""
     status = json.loads(refused.value.body or "{}")
-    causes = [f"{cause['field']}: {cause['message']}" for cause in status.get("details", {}).get("causes", ())]
-    return causes + [f"{field}: is unknown" for field in re.findall(r'unknown field "(.+?)"', status["message"])]
+    causes = [
+        f"{cause['field']}: {cause['message']}" for cause in status.get("details", {}).get("causes", ())
+    ]
+    return causes + [
+        f"{field}: is unknown" for field in re.findall(r'unknown field "(.+?)"', status["message"])
+    ]
 
 
 def about(field: str, found: list[str]) -> str:
@@ -146,7 +164,10 @@ def about(field: str, found: list[str]) -> str:
 WRONG = [
     *WRONG_FIELDS,
     *CONTRADICTIONS,
-    *((f"worker_resources: {resources}", f"spec.worker_resources: {problem}") for resources, problem in WRONG_ACCELERATORS),
+    *(
+        (f"worker_resources: {resources}", f"spec.worker_resources: {problem}")
+        for resources, problem in WRONG_ACCELERATORS
+    ),
 ]
 
 NO_JSON = {"num_epochs: .inf", "learning_rate: .nan", "liger_kernel: {kwargs: {rope: .inf}}"}
@@ -172,7 +193,9 @@ LEFT_TO_THE_OPERATOR = {
     # Maps that CEL cannot look into.
     "lora_config: {loftq_config: {loftq_bits: 4}}": "spec.lora_config.loftq_config",
     # Comparing all keys with all others costs more than CEL may.
-    "worker_resources: {'accelerator_type:L4': 1, 'anyscale/accelerator_shape:4xA10G': 1}": "spec.worker_resources",
+    "worker_resources: {'accelerator_type:L4': 1, 'anyscale/accelerator_shape:4xA10G': 1}": (
+        "spec.worker_resources"
+    ),
     # Sizes of keys, which no schema bounds.
     f"cluster: {{labels: {{{'k' * 318}: v}}}}": "spec.cluster.labels",
     "lora_config: {rank_pattern: {'': 8}}": "spec.lora_config.rank_pattern",
@@ -200,7 +223,11 @@ REFUSED = [
     ("seed: random", "spec.seed", "integer"),
     ("checkpoint_every_n_epochs: 100001", "spec.checkpoint_every_n_epochs", "less than or equal to"),
     ("max_num_checkpoints: 100001", "spec.max_num_checkpoints", "less than or equal to"),
-    ("checkpoint_and_evaluation_frequency: {frequency: 0}", "spec.checkpoint_and_evaluation_frequency.frequency", "greater than"),
+    (
+        "checkpoint_and_evaluation_frequency: {frequency: 0}",
+        "spec.checkpoint_and_evaluation_frequency.frequency",
+        "greater than",
+    ),
     ("num_data_blocks_per_device: 0", "spec.num_data_blocks_per_device", "greater than or equal to 1"),
     ("dataset_size_scaling_factor: 0", "spec.dataset_size_scaling_factor", "greater than 0"),
     # Required, or of the wrong type
@@ -217,14 +244,34 @@ REFUSED = [
     ("torch_compile: {backend: 5}", "spec.torch_compile.backend", "string"),
     ("dtype: BF16", "spec.dtype", "Unsupported value"),
     ("generation_config: []", "spec.generation_config", "object"),
-    ("generation_config: {prompt_format: {system: a, user: b}}", "spec.generation_config.prompt_format.assistant", "Required value"),
+    (
+        "generation_config: {prompt_format: {system: a, user: b}}",
+        "spec.generation_config.prompt_format.assistant",
+        "Required value",
+    ),
     (templates(bos=5), "spec.generation_config.prompt_format.bos", "string"),
-    (templates(system="instruction"), "spec.generation_config.prompt_format", "system must contain {instruction}"),
+    (
+        templates(system="instruction"),
+        "spec.generation_config.prompt_format",
+        "system must contain {instruction}",
+    ),
     (templates(user=""), "spec.generation_config.prompt_format", "user must contain {instruction}"),
-    (templates(assistant="{system}"), "spec.generation_config.prompt_format", "assistant must contain {instruction}"),
+    (
+        templates(assistant="{system}"),
+        "spec.generation_config.prompt_format",
+        "assistant must contain {instruction}",
+    ),
     (templates(system_in_user=True), "spec.generation_config.prompt_format", "user must contain {system}"),
-    (templates(system_in_last_user=True), "spec.generation_config.prompt_format", "needs system_in_user: true"),
-    ("generation_config: {stopping_sequences: ['']}", "spec.generation_config.stopping_sequences[0]", "at least 1 chars"),
+    (
+        templates(system_in_last_user=True),
+        "spec.generation_config.prompt_format",
+        "needs system_in_user: true",
+    ),
+    (
+        "generation_config: {stopping_sequences: ['']}",
+        "spec.generation_config.stopping_sequences[0]",
+        "at least 1 chars",
+    ),
     # Paths
     ("model_id: s3://", "spec.model_id", "must be a plain path"),
     ("model_id: hf://owner/name/file", "spec.model_id", "must be a plain path"),
@@ -235,10 +282,26 @@ REFUSED = [
     ("storage: {path: configmap://name/key}", "spec.storage.path", "must be a plain path"),
     ("storage: {path: ''}", "spec.storage.path", "at least 1 chars"),
     # Accelerators
-    ("worker_resources: {'accelerator_type:A10G': 0}", "spec.worker_resources[accelerator_type:A10G]", "greater than 0"),
-    ("worker_resources: {'accelerator_type:A10G': -1}", "spec.worker_resources[accelerator_type:A10G]", "greater than 0"),
-    ("worker_resources: {'accelerator_type:A10G': 1.001}", "spec.worker_resources", "at most 1, since each worker gets one device"),
-    ("worker_resources: {'accelerator_type:A10G': one}", "spec.worker_resources[accelerator_type:A10G]", "number"),
+    (
+        "worker_resources: {'accelerator_type:A10G': 0}",
+        "spec.worker_resources[accelerator_type:A10G]",
+        "greater than 0",
+    ),
+    (
+        "worker_resources: {'accelerator_type:A10G': -1}",
+        "spec.worker_resources[accelerator_type:A10G]",
+        "greater than 0",
+    ),
+    (
+        "worker_resources: {'accelerator_type:A10G': 1.001}",
+        "spec.worker_resources",
+        "at most 1, since each worker gets one device",
+    ),
+    (
+        "worker_resources: {'accelerator_type:A10G': one}",
+        "spec.worker_resources[accelerator_type:A10G]",
+        "number",
+    ),
     ("worker_resources: {'anyscale/accelerator_shape:': 1}", "spec.worker_resources", "must name a type"),
     ("worker_resources: {'anyscale/accelerator_shape:4x': 1}", "spec.worker_resources", "must name a type"),
     (
@@ -258,22 +321,54 @@ REFUSED = [
     ("lora_config: {modules_to_save: ['']}", "spec.lora_config.modules_to_save[0]", "at least 1 chars"),
     ("lora_config: {alpha_pattern: {q_proj: 1.5}}", "spec.lora_config.alpha_pattern.q_proj", "integer"),
     ("lora_config: {rank_pattern: [8]}", "spec.lora_config.rank_pattern", "object"),
-    ("lora_config: {layer_replication: [[0, 4, 8]]}", "spec.lora_config.layer_replication[0]", "at most 2 items"),
-    ("lora_config: {layer_replication: [[0, -1]]}", "spec.lora_config.layer_replication[0][1]", "greater than or equal to 0"),
-    ("lora_config: {alora_invocation_tokens: [-1]}", "spec.lora_config.alora_invocation_tokens[0]", "greater than or equal to 0"),
-    ("lora_config: {runtime_config: {ephemeral_gpu_offload: 1}}", "spec.lora_config.runtime_config.ephemeral_gpu_offload", "boolean"),
+    (
+        "lora_config: {layer_replication: [[0, 4, 8]]}",
+        "spec.lora_config.layer_replication[0]",
+        "at most 2 items",
+    ),
+    (
+        "lora_config: {layer_replication: [[0, -1]]}",
+        "spec.lora_config.layer_replication[0][1]",
+        "greater than or equal to 0",
+    ),
+    (
+        "lora_config: {alora_invocation_tokens: [-1]}",
+        "spec.lora_config.alora_invocation_tokens[0]",
+        "greater than or equal to 0",
+    ),
+    (
+        "lora_config: {runtime_config: {ephemeral_gpu_offload: 1}}",
+        "spec.lora_config.runtime_config.ephemeral_gpu_offload",
+        "boolean",
+    ),
     ("lora_config: {peft_type: ADALORA}", "spec.lora_config.peft_type", "Unsupported value"),
     ("lora_config: {megatron_core: ''}", "spec.lora_config.megatron_core", "at least 1 chars"),
     ("lora_config: {init_lora_weights: eva}", "spec.lora_config.init_lora_weights", "Unsupported value"),
-    ("lora_config: {init_lora_weights: pissa_niter_4}", "spec.lora_config.init_lora_weights", "Unsupported value"),
+    (
+        "lora_config: {init_lora_weights: pissa_niter_4}",
+        "spec.lora_config.init_lora_weights",
+        "Unsupported value",
+    ),
     ("lora_config: {init_lora_weights: [true]}", "spec.lora_config.init_lora_weights", "Unsupported value"),
     ("lora_config: {eva_config: 5}", "spec.lora_config.eva_config", "object"),
     ("lora_config: {velora_config: true}", "spec.lora_config.velora_config", "object"),
     # The run, the tracker and the pods
     ("run_policy: {backoff_limit: 101}", "spec.run_policy.backoff_limit", "less than or equal to 100"),
-    ("run_policy: {active_deadline_seconds: 0}", "spec.run_policy.active_deadline_seconds", "greater than or equal to 1"),
-    ("run_policy: {starting_deadline_seconds: 0}", "spec.run_policy.starting_deadline_seconds", "greater than or equal to 1"),
-    ("run_policy: {ttl_seconds_after_finished: -1}", "spec.run_policy.ttl_seconds_after_finished", "greater than or equal to 0"),
+    (
+        "run_policy: {active_deadline_seconds: 0}",
+        "spec.run_policy.active_deadline_seconds",
+        "greater than or equal to 1",
+    ),
+    (
+        "run_policy: {starting_deadline_seconds: 0}",
+        "spec.run_policy.starting_deadline_seconds",
+        "greater than or equal to 1",
+    ),
+    (
+        "run_policy: {ttl_seconds_after_finished: -1}",
+        "spec.run_policy.ttl_seconds_after_finished",
+        "greater than or equal to 0",
+    ),
     ("run_policy: 3", "spec.run_policy", "object"),
     ("logger: wandb", "spec.logger", "object"),
     ("logger: {provider: wandb, provider_config: {tags: a}}", "spec.logger.provider_config.tags", "array"),
@@ -287,28 +382,88 @@ REFUSED = [
     ("cluster: {affinity: []}", "spec.cluster.affinity", "object"),
     ("cluster: {volumes: [data]}", "spec.cluster.volumes[0]", "object"),
     ("cluster: {head: {resources: [cpu]}}", "spec.cluster.head.resources", "object"),
-    ("cluster: {head: {resources: {limits: {cpu: ''}}}}", "spec.cluster.head.resources.limits.cpu", "must be a quantity"),
-    ("cluster: {head: {resources: {limits: {cpu: .5m}}}}", "spec.cluster.head.resources.limits.cpu", "must be a quantity"),
-    ("cluster: {head: {resources: {limits: {cpu: 1.5.5}}}}", "spec.cluster.head.resources.limits.cpu", "must be a quantity"),
-    ("cluster: {head: {resources: {limits: {memory: 16gi}}}}", "spec.cluster.head.resources.limits.memory", "must be a quantity"),
-    ('cluster: {head: {resources: {limits: {memory: "16Gi\\n"}}}}', "spec.cluster.head.resources.limits.memory", "must be a quantity"),
-    ("cluster: {head: {resources: {limits: {cpu: [2]}}}}", "spec.cluster.head.resources.limits.cpu", "integer,string"),
+    (
+        "cluster: {head: {resources: {limits: {cpu: ''}}}}",
+        "spec.cluster.head.resources.limits.cpu",
+        "must be a quantity",
+    ),
+    (
+        "cluster: {head: {resources: {limits: {cpu: .5m}}}}",
+        "spec.cluster.head.resources.limits.cpu",
+        "must be a quantity",
+    ),
+    (
+        "cluster: {head: {resources: {limits: {cpu: 1.5.5}}}}",
+        "spec.cluster.head.resources.limits.cpu",
+        "must be a quantity",
+    ),
+    (
+        "cluster: {head: {resources: {limits: {memory: 16gi}}}}",
+        "spec.cluster.head.resources.limits.memory",
+        "must be a quantity",
+    ),
+    (
+        'cluster: {head: {resources: {limits: {memory: "16Gi\\n"}}}}',
+        "spec.cluster.head.resources.limits.memory",
+        "must be a quantity",
+    ),
+    (
+        "cluster: {head: {resources: {limits: {cpu: [2]}}}}",
+        "spec.cluster.head.resources.limits.cpu",
+        "integer,string",
+    ),
     # More than a list or a map may hold
-    (f"logger: {{provider: wandb, provider_config: {{tags: {['t'] * 4097}}}}}", "spec.logger.provider_config.tags", "at most 4096 items"),
-    (f"generation_config: {{stopping_sequences: {['s'] * 65}}}", "spec.generation_config.stopping_sequences", "at most 64 items"),
-    (f"lora_config: {{layer_replication: {[[0, 1]] * 1025}}}", "spec.lora_config.layer_replication", "at most 1024 items"),
-    (f"lora_config: {{rank_pattern: { {f'm{i}': 8 for i in range(1025)} }}}", "spec.lora_config.rank_pattern", "at most 1024 items"),
+    (
+        f"logger: {{provider: wandb, provider_config: {{tags: {['t'] * 4097}}}}}",
+        "spec.logger.provider_config.tags",
+        "at most 4096 items",
+    ),
+    (
+        f"generation_config: {{stopping_sequences: {['s'] * 65}}}",
+        "spec.generation_config.stopping_sequences",
+        "at most 64 items",
+    ),
+    (
+        f"lora_config: {{layer_replication: {[[0, 1]] * 1025}}}",
+        "spec.lora_config.layer_replication",
+        "at most 1024 items",
+    ),
+    (
+        f"lora_config: {{rank_pattern: { {f'm{i}': 8 for i in range(1025)} }}}",
+        "spec.lora_config.rank_pattern",
+        "at most 1024 items",
+    ),
     (f"worker_resources: { {f'r{i}': 1 for i in range(33)} }", "spec.worker_resources", "at most 32 items"),
-    (f"cluster: {{node_selector: { {f'l{i}': 'x' for i in range(65)} }}}", "spec.cluster.node_selector", "at most 64 items"),
+    (
+        f"cluster: {{node_selector: { {f'l{i}': 'x' for i in range(65)} }}}",
+        "spec.cluster.node_selector",
+        "at most 64 items",
+    ),
     (f"cluster: {{tolerations: {[{'key': 'x'}] * 65}}}", "spec.cluster.tolerations", "at most 64 items"),
-    (f"cluster: {{image_pull_secrets: {[{'name': 'x'}] * 17}}}", "spec.cluster.image_pull_secrets", "at most 16 items"),
+    (
+        f"cluster: {{image_pull_secrets: {[{'name': 'x'}] * 17}}}",
+        "spec.cluster.image_pull_secrets",
+        "at most 16 items",
+    ),
     # Unknown fields
     ("storage: {path: /runs, bucket: b}", "spec.storage.bucket", "is unknown"),
     ("run_policy: {backoffLimit: 3}", "spec.run_policy.backoffLimit", "is unknown"),
-    ("logger: {provider: wandb, provider_config: {entity: e}}", "spec.logger.provider_config.entity", "is unknown"),
-    ("lora_config: {runtime_config: {offload: true}}", "spec.lora_config.runtime_config.offload", "is unknown"),
+    (
+        "logger: {provider: wandb, provider_config: {entity: e}}",
+        "spec.logger.provider_config.entity",
+        "is unknown",
+    ),
+    (
+        "lora_config: {runtime_config: {offload: true}}",
+        "spec.lora_config.runtime_config.offload",
+        "is unknown",
+    ),
     ("cluster: {worker: {replicas: 2}}", "spec.cluster.worker.replicas", "is unknown"),
-    ("cluster: {image_pull_secrets: [{name: a, key: b}]}", "spec.cluster.image_pull_secrets[0].key", "is unknown"),
+    (
+        "cluster: {image_pull_secrets: [{name: a, key: b}]}",
+        "spec.cluster.image_pull_secrets[0].key",
+        "is unknown",
+    ),
     ("cluster: {tolerationsSeconds: 1}", "spec.cluster.tolerationsSeconds", "is unknown"),
 ]
 """Mistakes besides those in `wrong_specs`, the field that the server must name, and words of its message."""
@@ -330,7 +485,9 @@ def test_the_server_finds_the_mistakes_that_the_models_find(server: Server, text
 
 
 @pytest.mark.parametrize(("text", "field", "words"), REFUSED, ids=lambda text: text[:100])
-def test_the_server_and_the_models_refuse_the_same_field(server: Server, text: str, field: str, words: str) -> None:
+def test_the_server_and_the_models_refuse_the_same_field(
+    server: Server, text: str, field: str, words: str
+) -> None:
     with pytest.raises(ApiException) as refused:
         server.try_out(job_of(text))
 
@@ -459,7 +616,9 @@ NEVER_THERE = {"packing", *TASK_BLOCKS}
 
 def immutable(field: str) -> tuple[str, str]:
     """The field that a change is refused for, and why."""
-    return ("spec", ONLY_THESE_CAN_CHANGE) if field in unchecked_fields() else (f"spec.{field}", CANNOT_CHANGE)
+    return (
+        ("spec", ONLY_THESE_CAN_CHANGE) if field in unchecked_fields() else (f"spec.{field}", CANNOT_CHANGE)
+    )
 
 
 def test_every_field_but_those_that_may_change_is_tried() -> None:
@@ -506,15 +665,23 @@ def test_a_field_cannot_be_removed(server: Server, field: str) -> None:
     [
         ({"lora_config": {"target_modules": ["q_proj"]}}, {"lora_config": {"target_modules": ["k_proj"]}}),
         ({"lora_config": {"init_lora_weights": True}}, {"lora_config": {"init_lora_weights": "pissa"}}),
-        ({"lora_config": {"exclude_modules": "a"}}, {"lora_config": {"exclude_modules": None, "layers_pattern": "a"}}),
+        (
+            {"lora_config": {"exclude_modules": "a"}},
+            {"lora_config": {"exclude_modules": None, "layers_pattern": "a"}},
+        ),
         ({"liger_kernel": {"kwargs": {"rope": True}}}, {"liger_kernel": {"kwargs": {"rope": False}}}),
-        ({"cluster": {"env": [{"name": "A", "value": "1"}]}}, {"cluster": {"env": [{"name": "A", "value": "2"}]}}),
+        (
+            {"cluster": {"env": [{"name": "A", "value": "1"}]}},
+            {"cluster": {"env": [{"name": "A", "value": "2"}]}},
+        ),
         ({"cluster": {"affinity": {"a": {"b": 1}}}}, {"cluster": {"affinity": {"a": {"b": 2}}}}),
         ({"cluster": {"volumes": []}}, {"cluster": {"volumes": None, "tolerations": []}}),
     ],
     ids=str,
 )
-def test_a_change_deep_inside_is_seen_whatever_changes_with_it(server: Server, before: Object, after: Object) -> None:
+def test_a_change_deep_inside_is_seen_whatever_changes_with_it(
+    server: Server, before: Object, after: Object
+) -> None:
     name = server.create(SMALLEST | before)
 
     with pytest.raises(ApiException) as refused:
@@ -525,7 +692,9 @@ def test_a_change_deep_inside_is_seen_whatever_changes_with_it(server: Server, b
 
 
 @pytest.mark.parametrize("field", unchecked_fields())
-def test_what_cel_cannot_name_changes_together_with_what_may_and_only_the_operator_sees_it(server: Server, field: str) -> None:
+def test_what_cel_cannot_name_changes_together_with_what_may_and_only_the_operator_sees_it(
+    server: Server, field: str
+) -> None:
     before, after = CHANGES[field]
     name = server.create(SMALLEST | {field: before})
 
@@ -561,7 +730,9 @@ def test_what_may_change_may_not_become_wrong(server: Server, smallest: str) -> 
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_kept_as_it_is_and_applying_it_again_changes_nothing(server: Server, example: Path) -> None:
+def test_an_example_is_kept_as_it_is_and_applying_it_again_changes_nothing(
+    server: Server, example: Path
+) -> None:
     manifest = read_manifest(example)
     # Two examples may have one name.
     document = job(manifest.document["spec"], a_name())
@@ -575,7 +746,11 @@ def test_an_example_is_kept_as_it_is_and_applying_it_again_changes_nothing(serve
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
-@pytest.mark.parametrize("example", [path for path in EXAMPLES if "kind: FineTuneJob" in path.read_text()], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [path for path in EXAMPLES if "kind: FineTuneJob" in path.read_text()],
+    ids=lambda path: path.stem,
+)
 def test_an_example_is_to_the_servers_yaml_what_it_is_to_ours(server: Server, example: Path) -> None:
     another = example.read_text().replace("metadata:\n  name: ", "metadata:\n  name: another-")
 
@@ -598,9 +773,13 @@ def test_an_example_is_to_the_servers_yaml_what_it_is_to_ours(server: Server, ex
         ("run_policy: ~", "run_policy", {"backoff_limit": 3, "starting_deadline_seconds": 1800}),
     ],
 )
-def test_a_number_is_a_number_however_yaml_spells_it(server: Server, text: str, field: str, value: object) -> None:
+def test_a_number_is_a_number_however_yaml_spells_it(
+    server: Server, text: str, field: str, value: object
+) -> None:
     added = f"{RIGHT}{text}".replace("\n", "\n  ")
-    stored = server.try_out(f"apiVersion: {API_VERSION}\nkind: {KIND}\nmetadata: {{name: job}}\nspec:\n  {added}\n")["spec"]
+    stored = server.try_out(
+        f"apiVersion: {API_VERSION}\nkind: {KIND}\nmetadata: {{name: job}}\nspec:\n  {added}\n"
+    )["spec"]
 
     assert stored[field] == value
     assert read_spec(stored) == spec_of(text)
@@ -617,19 +796,32 @@ def test_a_number_is_a_number_however_yaml_spells_it(server: Server, text: str, 
         ("cluster: {worker: {resources: {limits: {cpu: 0.5}}}}", "spec.cluster.worker.resources.limits.cpu"),
     ],
 )
-def test_what_only_the_models_read_leniently_is_refused_until_they_have_written_it(server: Server, text: str, field: str) -> None:
+def test_what_only_the_models_read_leniently_is_refused_until_they_have_written_it(
+    server: Server, text: str, field: str
+) -> None:
     spec = spec_of(text)
     with pytest.raises(ApiException) as refused:
         server.try_out(job_of(text))
 
     assert about(field, problems(refused))
-    assert read_spec(server.try_out(Manifest.model_validate({"metadata": {"name": "job"}, "spec": spec}).document)["spec"]) == spec
+    assert (
+        read_spec(
+            server.try_out(Manifest.model_validate({"metadata": {"name": "job"}, "spec": spec}).document)[
+                "spec"
+            ]
+        )
+        == spec
+    )
 
 
 def test_null_in_a_map_is_absence_to_the_server_and_a_value_to_the_models(server: Server) -> None:
     assert server.try_out(job_of("worker_resources: {memory: null}"))["spec"]["worker_resources"] == {}
-    assert problems_of("worker_resources: {memory: null}") == ("spec.worker_resources.memory: must be a number, is empty",)
-    assert server.try_out(job_of("liger_kernel: {kwargs: {rope: null}}"))["spec"]["liger_kernel"]["kwargs"] == {}
+    assert problems_of("worker_resources: {memory: null}") == (
+        "spec.worker_resources.memory: must be a number, is empty",
+    )
+    assert (
+        server.try_out(job_of("liger_kernel: {kwargs: {rope: null}}"))["spec"]["liger_kernel"]["kwargs"] == {}
+    )
 
 
 WRITTEN: Object = json.loads(FULL.model_dump_json(by_alias=True, exclude_none=True))
@@ -637,7 +829,9 @@ WRITTEN: Object = json.loads(FULL.model_dump_json(by_alias=True, exclude_none=Tr
 
 def set_status(server: Server, name: str, body: Object) -> None:
     query = [("fieldValidation", "Strict")]
-    server.resource.status.patch(name=name, namespace=server.namespace, body=body, content_type=MERGE, query_params=query)
+    server.resource.status.patch(
+        name=name, namespace=server.namespace, body=body, content_type=MERGE, query_params=query
+    )
 
 
 def test_a_full_status_is_kept_in_full(server: Server) -> None:
@@ -666,14 +860,19 @@ def test_the_largest_perplexity_there_is_comes_back_the_same(server: Server) -> 
         ({"phase": "Sleeping"}, "status.phase"),
         ({"workers": {"desired": 1}}, "status.workers.ready"),
         ({"progress": WRITTEN["progress"] | {"percent": 101}}, "status.progress.percent"),
-        ({"latestCheckpoint": WRITTEN["latestCheckpoint"] | {"name": "last"}}, "status.latestCheckpoint.name"),
+        (
+            {"latestCheckpoint": WRITTEN["latestCheckpoint"] | {"name": "last"}},
+            "status.latestCheckpoint.name",
+        ),
         ({"startTime": "noon"}, "status.startTime"),
         ({"conditions": [WRITTEN["conditions"][0], WRITTEN["conditions"][0]]}, "status.conditions[1]"),
         ({"observed_generation": 1}, "status.observed_generation"),
     ],
     ids=lambda field: str(field)[:60],
 )
-def test_a_status_outside_the_contract_is_refused(server: Server, smallest: str, status: Object, field: str) -> None:
+def test_a_status_outside_the_contract_is_refused(
+    server: Server, smallest: str, status: Object, field: str
+) -> None:
     with pytest.raises(ApiException) as refused:
         set_status(server, smallest, {"status": status})
 
@@ -686,12 +885,18 @@ def test_whoever_writes_the_status_cannot_write_the_spec(server: Server) -> None
     set_status(server, name, {"spec": {"suspend": True, "num_devices": 2}, "status": {"phase": "Running"}})
 
     stored = server.read(name)
-    assert (stored["spec"]["suspend"], stored["spec"]["num_devices"], stored["status"]) == (False, 1, {"phase": "Running"})
+    assert (stored["spec"]["suspend"], stored["spec"]["num_devices"], stored["status"]) == (
+        False,
+        1,
+        {"phase": "Running"},
+    )
 
 
 def test_whoever_writes_the_spec_cannot_write_the_status(server: Server) -> None:
     created = server.apply(job(SMALLEST, "forged") | {"status": {"phase": "Succeeded"}})
-    server.resource.patch(name="forged", namespace=server.namespace, body={"status": {"phase": "Failed"}}, content_type=MERGE)
+    server.resource.patch(
+        name="forged", namespace=server.namespace, body={"status": {"phase": "Failed"}}, content_type=MERGE
+    )
 
     assert "status" not in created
     assert "status" not in server.read("forged")
@@ -702,7 +907,9 @@ def test_the_columns_show_the_status(server: Server) -> None:
     set_status(server, name, {"status": WRITTEN})
 
     accept = {"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"}
-    table = json.loads(server.resource.get(name=name, namespace=server.namespace, header_params=accept, serialize=False).data)
+    table = json.loads(
+        server.resource.get(name=name, namespace=server.namespace, header_params=accept, serialize=False).data
+    )
 
     columns = [column["name"] for column in table["columnDefinitions"]]
     shown = dict(zip(columns, table["rows"][0]["cells"], strict=True))

@@ -37,6 +37,8 @@ def test_a_mounted_path_stays_below_its_mount(path: str, inside: str) -> None:
     assert mounted(path) == PurePosixPath(inside)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/key", "/data/train.jsonl", "organisation/name", "hf://datasets/a/b/c"])
+@pytest.mark.parametrize(
+    "path", ["s3://bucket/key", "/data/train.jsonl", "organisation/name", "hf://datasets/a/b/c"]
+)
 def test_other_paths_are_not_mounted(path: str) -> None:
     assert (mounted(path), claim_of(path), config_map_of(path)) == (None, None, None)

@@ -16,7 +16,11 @@ def test_the_page_is_fresh() -> None:
 
 
 def test_every_field_is_described() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in reference().splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in reference().splitlines()
+        if line.startswith("| `")
+    ]
     names = {row[0].strip("`") for row in rows}
     assert names >= set(FineTuneJobSpec.model_fields)
     assert names >= {field.alias for field in FineTuneJobStatus.model_fields.values()}

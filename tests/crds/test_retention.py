@@ -13,7 +13,14 @@ from finetune_api.status import Checkpoint
 def checkpoints(*eval_losses: float | None) -> list[Checkpoint]:
     """epoch-0, epoch-1, … with these validation losses."""
     return [
-        Checkpoint(name=f"epoch-{index}", path="p", epoch=index + 1, step=index + 1, eval_loss=loss, time=datetime(2026, 1, 1, tzinfo=UTC))
+        Checkpoint(
+            name=f"epoch-{index}",
+            path="p",
+            epoch=index + 1,
+            step=index + 1,
+            eval_loss=loss,
+            time=datetime(2026, 1, 1, tzinfo=UTC),
+        )
         for index, loss in enumerate(eval_losses)
     ]
 
@@ -28,9 +35,18 @@ def checkpoints(*eval_losses: float | None) -> list[Checkpoint]:
         ([None, None, None], 2, {"epoch-1", "epoch-2"}),
         ([], 1, set()),
     ],
-    ids=["the lowest loss", "the two lowest", "no more than there are", "the earlier of equals", "the newest without validation", "none"],
+    ids=[
+        "the lowest loss",
+        "the two lowest",
+        "no more than there are",
+        "the earlier of equals",
+        "the newest without validation",
+        "none",
+    ],
 )
-def test_a_finished_job_keeps_its_best_checkpoints(eval_losses: list[float | None], num_to_keep: int, names: set[str]) -> None:
+def test_a_finished_job_keeps_its_best_checkpoints(
+    eval_losses: list[float | None], num_to_keep: int, names: set[str]
+) -> None:
     assert kept(checkpoints(*eval_losses), num_to_keep, finished=True) == names
 
 
@@ -47,7 +63,9 @@ def test_the_tenth_epoch_is_newer_than_the_ninth() -> None:
 
 
 @given(st.lists(st.floats(0, 10)), st.integers(1, 5))
-def test_deleting_after_each_epoch_ends_with_the_best_of_all(eval_losses: list[float], num_to_keep: int) -> None:
+def test_deleting_after_each_epoch_ends_with_the_best_of_all(
+    eval_losses: list[float], num_to_keep: int
+) -> None:
     every = checkpoints(*eval_losses)
     present: list[Checkpoint] = []
 

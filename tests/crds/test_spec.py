@@ -14,7 +14,9 @@ from finetune_api.spec import FineTuneJobSpec
 
 
 @pytest.mark.parametrize(("text", "problem"), WRONG_FIELDS, ids=lambda text: text[:60])
-def test_a_wrong_field_is_one_problem_that_names_it_and_says_what_would_be_right(text: str, problem: str) -> None:
+def test_a_wrong_field_is_one_problem_that_names_it_and_says_what_would_be_right(
+    text: str, problem: str
+) -> None:
     assert problems_of(text) == (problem,)
 
 
@@ -42,7 +44,9 @@ cluster: {env: {}}
 
 
 def test_a_wrong_field_is_not_told_to_be_absent_too() -> None:
-    assert problems_of("initial_adapter_model_ckpt_path: a\nlora_config: {r: 0}") == ("spec.lora_config.r: must be at least 1, is 0",)
+    assert problems_of("initial_adapter_model_ckpt_path: a\nlora_config: {r: 0}") == (
+        "spec.lora_config.r: must be at least 1, is 0",
+    )
 
 
 def test_both_required_fields_are_told_to_be_missing() -> None:
@@ -73,7 +77,11 @@ def test_a_long_value_is_shown_in_part() -> None:
         ("dataset_size_scaling_factor: 10_000", "dataset_size_scaling_factor", 10_000),
         ("dataset_size_scaling_factor: 0.5", "dataset_size_scaling_factor", 0.5),
         ("trainer_resources: {memory: 150_323_855_360}", "trainer_resources", {"memory": 150_323_855_360}),
-        ("worker_resources: {'accelerator_type:A10G': '1e-3'}", "worker_resources", {"accelerator_type:A10G": 0.001}),
+        (
+            "worker_resources: {'accelerator_type:A10G': '1e-3'}",
+            "worker_resources",
+            {"accelerator_type:A10G": 0.001},
+        ),
     ],
 )
 def test_numbers_are_read_leniently(text: str, field: str, value: object) -> None:
@@ -88,7 +96,9 @@ def test_memory_stays_a_whole_number() -> None:
     assert repr(resources["memory"]) == "53687091200"
 
 
-@pytest.mark.parametrize("field", ["num_devices", "learning_rate", "dataset_size_scaling_factor", "seed", "num_epochs"])
+@pytest.mark.parametrize(
+    "field", ["num_devices", "learning_rate", "dataset_size_scaling_factor", "seed", "num_epochs"]
+)
 @pytest.mark.parametrize("switch", ["true", "false", "yes"])
 def test_a_switch_is_no_number(field: str, switch: str) -> None:
     shown = "false" if switch == "false" else "true"
@@ -114,7 +124,10 @@ def test_null_is_absence_below_the_top_too() -> None:
 
 
 def test_a_repository_of_the_hub_may_stand_for_a_path() -> None:
-    spec = spec_of("initial_base_model_ckpt_path: {repo_id: org/name}\ninitial_adapter_model_ckpt_path: s3://b/a\nlora_config: {}")
+    spec = spec_of(
+        "initial_base_model_ckpt_path: {repo_id: org/name}\ninitial_adapter_model_ckpt_path:"
+        " s3://b/a\nlora_config: {}"
+    )
 
     assert spec.initial_base_model_ckpt_path == HubRepository(repo_id="org/name")
     assert spec.initial_adapter_model_ckpt_path == "s3://b/a"
@@ -140,7 +153,16 @@ def test_rows_come_from_paths_of_these_forms(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["org/name", "./model", "s3://bucket/model", "gs://b", "hf://org/name", "hf://org/name@rev", "pvc://claim/m"]
+    "path",
+    [
+        "org/name",
+        "./model",
+        "s3://bucket/model",
+        "gs://b",
+        "hf://org/name",
+        "hf://org/name@rev",
+        "pvc://claim/m",
+    ],
 )
 def test_models_come_from_paths_of_these_forms(path: str) -> None:
     assert spec_of(f"model_id: {path}").model_id == path
@@ -168,14 +190,20 @@ def test_gradient_checkpointing_has_an_inverted_older_spelling(text: str, recomp
     assert spec_of(text).recomputes_activations is recomputes
 
 
-@pytest.mark.parametrize(("text", "steps"), [("", None), ("min_update_steps: 7", 7), ("min_num_update_steps: 7", 7)])
+@pytest.mark.parametrize(
+    ("text", "steps"), [("", None), ("min_update_steps: 7", 7), ("min_num_update_steps: 7", 7)]
+)
 def test_the_least_number_of_steps_has_two_spellings(text: str, steps: int | None) -> None:
     assert spec_of(text).minimum_steps == steps
 
 
 @pytest.mark.parametrize(
     ("text", "epochs"),
-    [("", None), ("checkpoint_every_n_epochs: 3", 3), ("checkpoint_and_evaluation_frequency: {unit: epochs, frequency: 3}", 3)],
+    [
+        ("", None),
+        ("checkpoint_every_n_epochs: 3", 3),
+        ("checkpoint_and_evaluation_frequency: {unit: epochs, frequency: 3}", 3),
+    ],
 )
 def test_the_interval_of_checkpoints_has_two_forms(text: str, epochs: int | None) -> None:
     assert spec_of(text).checkpoint_interval == epochs

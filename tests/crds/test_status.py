@@ -29,14 +29,35 @@ from finetune_api.status import (
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 CHECKPOINT = Checkpoint(
-    name="epoch-1", path="s3://b/r/epoch-1", epoch=2, step=40, eval_loss=2.36, perplexity=10.59, time=NOON, best=True, latest=True
+    name="epoch-1",
+    path="s3://b/r/epoch-1",
+    epoch=2,
+    step=40,
+    eval_loss=2.36,
+    perplexity=10.59,
+    time=NOON,
+    best=True,
+    latest=True,
 )
 FULL = FineTuneJobStatus(
     observed_generation=3,
     phase=Phase.RUNNING,
     conditions=[
-        Condition(type="Accepted", status="True", reason="Valid", message="", observed_generation=3, last_transition_time=NOON),
-        Condition(type="Succeeded", status="Unknown", reason="Training", message="in training", last_transition_time=NOON),
+        Condition(
+            type="Accepted",
+            status="True",
+            reason="Valid",
+            message="",
+            observed_generation=3,
+            last_transition_time=NOON,
+        ),
+        Condition(
+            type="Succeeded",
+            status="Unknown",
+            reason="Training",
+            message="in training",
+            last_transition_time=NOON,
+        ),
     ],
     message="in training",
     ray_job_name="quickstart-1",
@@ -96,7 +117,15 @@ def test_a_status_is_written_in_camel_case() -> None:
     written = set(keys(json.loads(FULL.model_dump_json(by_alias=True))))
 
     assert {key for key in written if not re.fullmatch(r"[a-z]+([A-Z][a-z]+|URL)*", key)} == set()
-    assert written >= {"observedGeneration", "dashboardURL", "acceleratorType", "checkpointEpochs", "tokensPerSecond", "evalLoss", "class"}
+    assert written >= {
+        "observedGeneration",
+        "dashboardURL",
+        "acceleratorType",
+        "checkpointEpochs",
+        "tokensPerSecond",
+        "evalLoss",
+        "class",
+    }
 
 
 def test_a_status_that_is_written_is_read_again() -> None:
@@ -104,7 +133,12 @@ def test_a_status_that_is_written_is_read_again() -> None:
 
 
 def test_an_empty_status_says_nothing() -> None:
-    assert json.loads(FineTuneJobStatus().model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)) == {}
+    assert (
+        json.loads(
+            FineTuneJobStatus().model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+        )
+        == {}
+    )
 
 
 def test_the_fields_are_those_of_the_contract() -> None:
@@ -161,13 +195,46 @@ def test_a_perplexity_that_overflows_is_the_largest_number_that_json_can_hold() 
         ("unknown", 1),
         ("workers", {"desired": 1}),
         ("failure", {"class": "Tired", "message": ""}),
-        ("conditions", [{"type": "Happy", "status": "True", "reason": "A", "message": "", "lastTransitionTime": "2026-05-04T12:00:00Z"}]),
-        ("conditions", [{"type": "Accepted", "status": "yes", "reason": "A", "message": "", "lastTransitionTime": "2026-05-04T12:00:00Z"}]),
         (
             "conditions",
-            [{"type": "Accepted", "status": "True", "reason": "two words", "message": "", "lastTransitionTime": "2026-05-04T12:00:00Z"}],
+            [
+                {
+                    "type": "Happy",
+                    "status": "True",
+                    "reason": "A",
+                    "message": "",
+                    "lastTransitionTime": "2026-05-04T12:00:00Z",
+                }
+            ],
         ),
-        ("latestCheckpoint", {"name": "last", "path": "p", "epoch": 1, "step": 1, "time": "2026-05-04T12:00:00Z"}),
+        (
+            "conditions",
+            [
+                {
+                    "type": "Accepted",
+                    "status": "yes",
+                    "reason": "A",
+                    "message": "",
+                    "lastTransitionTime": "2026-05-04T12:00:00Z",
+                }
+            ],
+        ),
+        (
+            "conditions",
+            [
+                {
+                    "type": "Accepted",
+                    "status": "True",
+                    "reason": "two words",
+                    "message": "",
+                    "lastTransitionTime": "2026-05-04T12:00:00Z",
+                }
+            ],
+        ),
+        (
+            "latestCheckpoint",
+            {"name": "last", "path": "p", "epoch": 1, "step": 1, "time": "2026-05-04T12:00:00Z"},
+        ),
     ],
 )
 def test_a_status_outside_the_contract_is_refused(field: str, value: object) -> None:
@@ -182,7 +249,9 @@ def test_the_kept_checkpoints_and_the_newest_fit_into_a_status() -> None:
 
 
 def test_a_progress_record_has_a_version_and_holds_what_training_knows() -> None:
-    record = ProgressRecord(plan=FULL.plan, progress=FULL.progress, evaluation=FULL.evaluation, checkpoints=FULL.checkpoints)
+    record = ProgressRecord(
+        plan=FULL.plan, progress=FULL.progress, evaluation=FULL.evaluation, checkpoints=FULL.checkpoints
+    )
 
     assert json.loads(record.model_dump_json())["version"] == 1
     assert ProgressRecord.model_validate_json(record.model_dump_json(by_alias=True)) == record

@@ -19,12 +19,22 @@ for name in set(sys.modules) - before:
     if "site-packages" in (getattr(sys.modules[name], "__file__", None) or ""):
         print("package", name.partition(".")[0])
 """
-NEEDED = {"pydantic", "pydantic_core", "yaml", "_yaml", "annotated_types", "typing_extensions", "typing_inspection"}
+NEEDED = {
+    "pydantic",
+    "pydantic_core",
+    "yaml",
+    "_yaml",
+    "annotated_types",
+    "typing_extensions",
+    "typing_inspection",
+}
 """pydantic and PyYAML, and what pydantic needs."""
 
 
 def test_importing_all_of_the_api_loads_pydantic_and_yaml_and_nothing_else() -> None:
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60
+    )
     loaded = [line.split() for line in run.stdout.splitlines()]
 
     assert {name for kind, name in loaded if kind == "module"} == {

@@ -75,7 +75,15 @@ def test_anchors_and_merges_are_put_in_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["---\nkey: 1\n", "key: 1\n---\n", "key: 1\n...\n", "\ufeffkey: 1", "key: 1\r\n", "# nothing\nkey: 1 # more\n"]
+    "text",
+    [
+        "---\nkey: 1\n",
+        "key: 1\n---\n",
+        "key: 1\n...\n",
+        "\ufeffkey: 1",
+        "key: 1\r\n",
+        "# nothing\nkey: 1 # more\n",
+    ],
 )
 def test_marks_around_one_document_do_no_harm(text: str) -> None:
     assert parse(text, "job.yaml") == ({"key": 1}, [])
@@ -92,13 +100,19 @@ def test_marks_around_one_document_do_no_harm(text: str) -> None:
         ("a: 1\n---\nb: 2\n", "job.yaml:3:1: a second document begins here; give each a file of its own"),
         ("a: b: c\n", "job.yaml:1:5: mapping values are not allowed here"),
         ("a:\n  b: 1\n c: 2\n", "job.yaml:3:2: expected <block end>, but found '<block mapping start>'"),
-        ("a:\n\tb: 1\n", r"job.yaml:2:1: found character '\t' that cannot start any token; indent with spaces"),
+        (
+            "a:\n\tb: 1\n",
+            r"job.yaml:2:1: found character '\t' that cannot start any token; indent with spaces",
+        ),
         ("a: [1, 2\n", "job.yaml:2:1: expected ',' or ']', but got '<stream end>'"),
         ("a: 'b\n", "job.yaml:2:1: found unexpected end of stream"),
         ("a: *b\n", "job.yaml:1:4: found undefined alias 'b'"),
         (
             "a: !!python/name:os.system x\n",
-            "job.yaml:1:4: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'",
+            (
+                "job.yaml:1:4: could not determine a constructor for the tag"
+                " 'tag:yaml.org,2002:python/name:os.system'"
+            ),
         ),
         ("a: \x00\n", "job.yaml: unacceptable character #x0000: special characters are not allowed"),
         ("a: " + "[" * 10_000, "job.yaml: is nested too deeply"),
@@ -131,7 +145,9 @@ def test_a_key_that_is_given_twice_with_the_same_value_is_a_remark(again: str) -
 
 @pytest.mark.parametrize(("first", "second"), [("1", "true"), ("1", "1.0"), ("1", "'1'"), ("[1]", "[2]")])
 def test_values_that_look_alike_are_different(first: str, second: str) -> None:
-    assert problems_of(f"a: {first}\na: {second}\n") == ("job.yaml:2: a is given twice with different values; keep one",)
+    assert problems_of(f"a: {first}\na: {second}\n") == (
+        "job.yaml:2: a is given twice with different values; keep one",
+    )
 
 
 def test_an_anchor_that_is_used_often_is_looked_at_once() -> None:

@@ -6,10 +6,13 @@ RIGHT = "model_id: m\ntrain_path: t.jsonl\n"
 """A right spec, to which each mistake is added."""
 
 DATA_PATH = (
-    "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://datasets/OWNER/NAME/FILE, pvc://CLAIM/path, configmap://NAME/KEY "
-    "or file:///path"
+    "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://datasets/OWNER/NAME/FILE,"
+    " pvc://CLAIM/path, configmap://NAME/KEY or file:///path"
 )
-MODEL_PATH = "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://OWNER/NAME, pvc://CLAIM/path or file:///path"
+MODEL_PATH = (
+    "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://OWNER/NAME, pvc://CLAIM/path or"
+    " file:///path"
+)
 STORAGE_PATH = "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, pvc://CLAIM/path or file:///path"
 QUANTITY = "must be a quantity such as 2, 500m or 16Gi"
 NEEDS_DATA = "needs a pass over the data before training, which is not supported yet; leave it out"
@@ -50,7 +53,10 @@ WRONG_FIELDS = [
     ("num_checkpoints_to_keep: 1001", "spec.num_checkpoints_to_keep: must be at most 1000, is 1001"),
     # Choices, switches, texts
     ("task: dpo", f"spec.task: must be {TASKS}, is 'dpo'"),
-    ("lr_scheduler_type: polynomial", "spec.lr_scheduler_type: must be 'cosine', 'linear' or 'constant', is 'polynomial'"),
+    (
+        "lr_scheduler_type: polynomial",
+        "spec.lr_scheduler_type: must be 'cosine', 'linear' or 'constant', is 'polynomial'",
+    ),
     ("padding: true", "spec.padding: must be 'longest' or 'max_length', is true"),
     ("dtype: fp16", "spec.dtype: must be 'auto', 'bf16' or 'fp32', is 'fp16'"),
     ("parallelism: zero3", "spec.parallelism: must be 'auto', 'ddp' or 'fsdp', is 'zero3'"),
@@ -84,14 +90,26 @@ WRONG_FIELDS = [
         "spec.initial_base_model_ckpt_path: must be a path or {repo_id: organisation/name}, is a list",
     ),
     ("initial_base_model_ckpt_path: {}", "spec.initial_base_model_ckpt_path.repo_id: is required"),
-    ("initial_base_model_ckpt_path: awsv2://x", f"spec.initial_base_model_ckpt_path: {MODEL_PATH}, is 'awsv2://x'"),
+    (
+        "initial_base_model_ckpt_path: awsv2://x",
+        f"spec.initial_base_model_ckpt_path: {MODEL_PATH}, is 'awsv2://x'",
+    ),
     # Maps and lists
     ("worker_resources: [memory]", "spec.worker_resources: must be a map of fields, is a list"),
     ("worker_resources: {memory: 0}", "spec.worker_resources.memory: must be more than 0, is 0"),
     ("worker_resources: {memory: 70Gi}", "spec.worker_resources.memory: must be a number, is '70Gi'"),
-    ("worker_resources: {'accelerator_type:A10G': 0}", "spec.worker_resources[accelerator_type:A10G]: must be more than 0, is 0"),
-    ("checkpoint_and_evaluation_frequency: 5", "spec.checkpoint_and_evaluation_frequency: must be a map of fields, is 5"),
-    ("checkpoint_and_evaluation_frequency: {}", "spec.checkpoint_and_evaluation_frequency.frequency: is required"),
+    (
+        "worker_resources: {'accelerator_type:A10G': 0}",
+        "spec.worker_resources[accelerator_type:A10G]: must be more than 0, is 0",
+    ),
+    (
+        "checkpoint_and_evaluation_frequency: 5",
+        "spec.checkpoint_and_evaluation_frequency: must be a map of fields, is 5",
+    ),
+    (
+        "checkpoint_and_evaluation_frequency: {}",
+        "spec.checkpoint_and_evaluation_frequency.frequency: is required",
+    ),
     (
         "checkpoint_and_evaluation_frequency: {unit: steps, frequency: 5}",
         "spec.checkpoint_and_evaluation_frequency.unit: must be 'epochs', is 'steps'",
@@ -99,7 +117,10 @@ WRONG_FIELDS = [
     ("deepspeed: {}", "spec.deepspeed.config_path: is required"),
     ("torch_compile: true", "spec.torch_compile: must be a map of fields, is true"),
     ("liger_kernel: {kwargs: {rope: .inf}}", "spec.liger_kernel.kwargs.rope: must be a number, is inf"),
-    ("logger: {provider: tensorboard}", "spec.logger.provider: must be 'wandb' or 'mlflow', is 'tensorboard'"),
+    (
+        "logger: {provider: tensorboard}",
+        "spec.logger.provider: must be 'wandb' or 'mlflow', is 'tensorboard'",
+    ),
     (
         "logger: {provider: wandb, provider_config: {tags: [a, 2]}}",
         "spec.logger.provider_config.tags[1]: must be a text, is 2; put it in quotes",
@@ -108,61 +129,115 @@ WRONG_FIELDS = [
         "generation_config: {prompt_format: {user: '{instruction}', assistant: '{instruction}'}}",
         "spec.generation_config.prompt_format.system: is required",
     ),
-    ("generation_config: {stopping_sequences: stop}", "spec.generation_config.stopping_sequences: must be a list, is 'stop'"),
+    (
+        "generation_config: {stopping_sequences: stop}",
+        "spec.generation_config.stopping_sequences: must be a list, is 'stop'",
+    ),
     ("run_policy: {backoff_limit: -1}", "spec.run_policy.backoff_limit: must be at least 0, is -1"),
-    ("run_policy: {active_deadline_seconds: 1h}", "spec.run_policy.active_deadline_seconds: must be a whole number, is '1h'"),
+    (
+        "run_policy: {active_deadline_seconds: 1h}",
+        "spec.run_policy.active_deadline_seconds: must be a whole number, is '1h'",
+    ),
     ("cluster: {env: {HF_TOKEN: x}}", "spec.cluster.env: must be a list, is a map"),
     ("cluster: {env: [HF_TOKEN]}", "spec.cluster.env[0]: must be a map of fields, is 'HF_TOKEN'"),
-    ("cluster: {image_pull_policy: always}", "spec.cluster.image_pull_policy: must be 'Always', 'IfNotPresent' or 'Never', is 'always'"),
+    (
+        "cluster: {image_pull_policy: always}",
+        "spec.cluster.image_pull_policy: must be 'Always', 'IfNotPresent' or 'Never', is 'always'",
+    ),
     ("cluster: {image_pull_secrets: [{}]}", "spec.cluster.image_pull_secrets[0].name: is required"),
-    ("cluster: {node_selector: {gpu: true}}", "spec.cluster.node_selector.gpu: must be a text, is true; put it in quotes"),
+    (
+        "cluster: {node_selector: {gpu: true}}",
+        "spec.cluster.node_selector.gpu: must be a text, is true; put it in quotes",
+    ),
     (
         "cluster: {worker: {resources: {requests: {memory: 16 GB}}}}",
         f"spec.cluster.worker.resources.requests.memory: {QUANTITY}, is '16 GB'",
     ),
-    ("cluster: {worker: {resources: {limits: {cpu: -1}}}}", f"spec.cluster.worker.resources.limits.cpu: {QUANTITY}, is -1"),
-    ("cluster: {head: {resources: {limits: {cpu: true}}}}", f"spec.cluster.head.resources.limits.cpu: {QUANTITY}, is true"),
+    (
+        "cluster: {worker: {resources: {limits: {cpu: -1}}}}",
+        f"spec.cluster.worker.resources.limits.cpu: {QUANTITY}, is -1",
+    ),
+    (
+        "cluster: {head: {resources: {limits: {cpu: true}}}}",
+        f"spec.cluster.head.resources.limits.cpu: {QUANTITY}, is true",
+    ),
     # LoRA
     ("lora_config: true", "spec.lora_config: must be a map of fields, is true"),
     ("lora_config: {r: 0}", "spec.lora_config.r: must be at least 1, is 0"),
     ("lora_config: {r: 8.5}", "spec.lora_config.r: must be a whole number, is 8.5"),
     ("lora_config: {lora_dropout: 1}", "spec.lora_config.lora_dropout: must be less than 1, is 1"),
-    ("lora_config: {target_modules: 5}", "spec.lora_config.target_modules: must be a text or a list of texts, is 5"),
-    ("lora_config: {target_modules: [q_proj, 5]}", "spec.lora_config.target_modules[1]: must be a text, is 5; put it in quotes"),
+    (
+        "lora_config: {target_modules: 5}",
+        "spec.lora_config.target_modules: must be a text or a list of texts, is 5",
+    ),
+    (
+        "lora_config: {target_modules: [q_proj, 5]}",
+        "spec.lora_config.target_modules[1]: must be a text, is 5; put it in quotes",
+    ),
     ("lora_config: {target_modules: ''}", "spec.lora_config.target_modules: must not be empty"),
     ("lora_config: {bias: both}", "spec.lora_config.bias: must be 'none', 'all' or 'lora_only', is 'both'"),
     ("lora_config: {task_type: SEQ_CLS}", "spec.lora_config.task_type: must be 'CAUSAL_LM', is 'SEQ_CLS'"),
     (
         "lora_config: {init_lora_weights: gausian}",
-        "spec.lora_config.init_lora_weights: must be true, false or one of gaussian, olora, pissa, orthogonal, mica, is 'gausian'",
+        (
+            "spec.lora_config.init_lora_weights: must be true, false or one of gaussian, olora, pissa,"
+            " orthogonal, mica, is 'gausian'"
+        ),
     ),
     (
         "lora_config: {init_lora_weights: 1}",
-        "spec.lora_config.init_lora_weights: must be true, false or one of gaussian, olora, pissa, orthogonal, mica, is 1",
+        (
+            "spec.lora_config.init_lora_weights: must be true, false or one of gaussian, olora, pissa,"
+            " orthogonal, mica, is 1"
+        ),
     ),
     (
         "lora_config: {layers_to_transform: all}",
         "spec.lora_config.layers_to_transform: must be a layer's index or a list of them, is 'all'",
     ),
-    ("lora_config: {layers_to_transform: [0, -1]}", "spec.lora_config.layers_to_transform[1]: must be at least 0, is -1"),
-    ("lora_config: {layer_replication: [[0, 4], [2]]}", "spec.lora_config.layer_replication[1]: must have at least 2 entries, has 1"),
-    ("lora_config: {rank_pattern: {q_proj: 0}}", "spec.lora_config.rank_pattern.q_proj: must be at least 1, is 0"),
+    (
+        "lora_config: {layers_to_transform: [0, -1]}",
+        "spec.lora_config.layers_to_transform[1]: must be at least 0, is -1",
+    ),
+    (
+        "lora_config: {layer_replication: [[0, 4], [2]]}",
+        "spec.lora_config.layer_replication[1]: must have at least 2 entries, has 1",
+    ),
+    (
+        "lora_config: {rank_pattern: {q_proj: 0}}",
+        "spec.lora_config.rank_pattern.q_proj: must be at least 1, is 0",
+    ),
     (
         "lora_config: {trainable_token_indices: 5}",
-        "spec.lora_config.trainable_token_indices: must be a list of token ids, or a map from modules to such lists, is 5",
+        (
+            "spec.lora_config.trainable_token_indices: must be a list of token ids, or a map from modules to"
+            " such lists, is 5"
+        ),
     ),
-    ("lora_config: {modules_to_save: lm_head}", "spec.lora_config.modules_to_save: must be a list, is 'lm_head'"),
+    (
+        "lora_config: {modules_to_save: lm_head}",
+        "spec.lora_config.modules_to_save: must be a list, is 'lm_head'",
+    ),
     # Unknown keys
     ("learning_rte: 1e-4", "spec.learning_rte: is not a known field; did you mean learning_rate?"),
     ("loraConfig: {}", "spec.loraConfig: is not a known field; did you mean lora_config?"),
-    ("batch_size: 8", "spec.batch_size: is not a known field; did you mean train_batch_size_per_device or eval_batch_size_per_device?"),
+    (
+        "batch_size: 8",
+        (
+            "spec.batch_size: is not a known field; did you mean train_batch_size_per_device or"
+            " eval_batch_size_per_device?"
+        ),
+    ),
     ("epochs: 3", "spec.epochs: is not a known field; did you mean num_epochs or checkpoint_every_n_epochs?"),
     ("torch_compile: {modes: default}", "spec.torch_compile.modes: is not a known field; did you mean mode?"),
     ("model_tag: mine", "spec.model_tag: is not a known field; did you mean custom_model_tag?"),
     ("xyz: 1", "spec.xyz: is not a known field"),
     ("r: 8", "spec.r: is not a known field; did you mean spec.lora_config.r?"),
     ("image: trainer:1", "spec.image: is not a known field; did you mean spec.cluster.image?"),
-    ("lora_config: {num_epochs: 3}", "spec.lora_config.num_epochs: is not a known field; did you mean spec.num_epochs?"),
+    (
+        "lora_config: {num_epochs: 3}",
+        "spec.lora_config.num_epochs: is not a known field; did you mean spec.num_epochs?",
+    ),
     ("lora_config: {rank: 8}", "spec.lora_config.rank: is not a known field; did you mean rank_pattern?"),
     ("'a key/with spaces': 1", "spec[a key/with spaces]: is not a known field"),
     ("lora_config: {unknown: null}", "spec.lora_config.unknown: is not a known field"),
@@ -172,17 +247,23 @@ WRONG_FIELDS = [
 CONTRADICTIONS = [
     (
         "min_update_steps: 5\nmin_num_update_steps: 5",
-        "spec.min_num_update_steps: means the same as spec.min_update_steps, which is set as well; keep one of them",
+        (
+            "spec.min_num_update_steps: means the same as spec.min_update_steps, which is set as well; keep"
+            " one of them"
+        ),
     ),
     (
         "gradient_checkpointing: false\nno_gradient_checkpoint: true",
-        "spec.no_gradient_checkpoint: means the same as spec.gradient_checkpointing, which is set as well; keep one of them",
+        (
+            "spec.no_gradient_checkpoint: means the same as spec.gradient_checkpointing, which is set as"
+            " well; keep one of them"
+        ),
     ),
     (
         "checkpoint_every_n_epochs: 2\ncheckpoint_and_evaluation_frequency: {frequency: 2}",
         (
-            "spec.checkpoint_every_n_epochs: means the same as spec.checkpoint_and_evaluation_frequency, which is set as well; "
-            "keep one of them"
+            "spec.checkpoint_every_n_epochs: means the same as spec.checkpoint_and_evaluation_frequency,"
+            " which is set as well; keep one of them"
         ),
     ),
     ("task: classification", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
@@ -190,27 +271,33 @@ CONTRADICTIONS = [
     ("task: vision_language_tuning", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
     (
         "classifier_config: {label_tokens: ['[[1]]']}",
-        "spec.classifier_config: asks for the task classification, which is not supported yet; causal_lm and instruction_tuning are",
+        (
+            "spec.classifier_config: asks for the task classification, which is not supported yet; causal_lm"
+            " and instruction_tuning are"
+        ),
     ),
     (
         "preference_tuning_config: {beta: 0.01}",
         (
-            "spec.preference_tuning_config: asks for the task preference_tuning, which is not supported yet; causal_lm and "
-            "instruction_tuning are"
+            "spec.preference_tuning_config: asks for the task preference_tuning, which is not supported yet;"
+            " causal_lm and instruction_tuning are"
         ),
     ),
     (
         "vision_language_config: {}",
         (
-            "spec.vision_language_config: asks for the task vision_language_tuning, which is not supported yet; causal_lm and "
-            "instruction_tuning are"
+            "spec.vision_language_config: asks for the task vision_language_tuning, which is not supported"
+            " yet; causal_lm and instruction_tuning are"
         ),
     ),
     ("packing: true", "spec.packing: is not supported yet; leave it out"),
     ("parallelism: fsdp", "spec.parallelism: fsdp is not supported yet; auto and ddp are"),
     (
         "initial_adapter_model_ckpt_path: a",
-        "spec.initial_adapter_model_ckpt_path: needs spec.lora_config; without it every parameter is trained and there is no adapter",
+        (
+            "spec.initial_adapter_model_ckpt_path: needs spec.lora_config; without it every parameter is"
+            " trained and there is no adapter"
+        ),
     ),
     (
         "logger: {provider: wandb, provider_config: {experiment_name: x}}",
@@ -238,7 +325,10 @@ CONTRADICTIONS = [
     ),
     (
         "logger: {provider: wandb, provider_config: {create_experiment_if_not_exists: true}}",
-        "spec.logger.provider_config.create_experiment_if_not_exists: belongs to mlflow; the provider is wandb",
+        (
+            "spec.logger.provider_config.create_experiment_if_not_exists: belongs to mlflow; the provider is"
+            " wandb"
+        ),
     ),
     (
         "lora_config: {eva_config: {rho: 1.0}}",
@@ -256,7 +346,10 @@ CONTRADICTIONS = [
         "lora_config: {megatron_config: {a: 1}}",
         "spec.lora_config.megatron_config: is for Megatron's layers, which are not supported; leave it out",
     ),
-    ("lora_config: {arrow_config: {}}", "spec.lora_config.arrow_config: routes between adapters that are trained already; leave it out"),
+    (
+        "lora_config: {arrow_config: {}}",
+        "spec.lora_config.arrow_config: routes between adapters that are trained already; leave it out",
+    ),
     (
         "lora_config: {monteclora_config: {}}",
         f"spec.lora_config.monteclora_config: {NEEDS_LOSS}",
@@ -266,7 +359,10 @@ CONTRADICTIONS = [
         "lora_config: {use_qalora: true}",
         "spec.lora_config.use_qalora: needs a quantized base model, which is not supported yet; leave it out",
     ),
-    ("lora_config: {inference_mode: true}", "spec.lora_config.inference_mode: would leave the adapter untrained; leave it out"),
+    (
+        "lora_config: {inference_mode: true}",
+        "spec.lora_config.inference_mode: would leave the adapter untrained; leave it out",
+    ),
     (
         "lora_config: {lora_bias: true, use_dora: true}",
         "spec.lora_config.lora_bias: does not go with spec.lora_config.use_dora; keep one of them",
@@ -275,7 +371,10 @@ CONTRADICTIONS = [
 """Fields that contradict each other or ask for what is not built, and the line for the first of them."""
 
 _NAME = "must name a type, as in accelerator_type:A10G or anyscale/accelerator_shape:4xA10G"
-_AMOUNT = "an accelerator's amount must be more than 0 and at most 1, since each worker gets one device whatever it says"
+_AMOUNT = (
+    "an accelerator's amount must be more than 0 and at most 1, since each worker gets one device whatever it"
+    " says"
+)
 
 WRONG_ACCELERATORS = [
     ("{'accelerator_type:A10G': 2}", f"{_AMOUNT}; accelerator_type:A10G is 2"),
@@ -283,7 +382,13 @@ WRONG_ACCELERATORS = [
     ("{'accelerator_type:': 1}", f"{_NAME}; accelerator_type: does not"),
     ("{'anyscale/accelerator_shape:A10G': 1}", f"{_NAME}; anyscale/accelerator_shape:A10G does not"),
     ("{'anyscale/accelerator_shape:0xA10G': 1}", f"{_NAME}; anyscale/accelerator_shape:0xA10G does not"),
-    ("{'accelerator_type:A10G': 1, 'accelerator_type:L4': 1}", "must name one accelerator type, names A10G and L4"),
-    ("{'accelerator_type:L4': 1, 'anyscale/accelerator_shape:4xA10G': 1}", "must name one accelerator type, names L4 and A10G"),
+    (
+        "{'accelerator_type:A10G': 1, 'accelerator_type:L4': 1}",
+        "must name one accelerator type, names A10G and L4",
+    ),
+    (
+        "{'accelerator_type:L4': 1, 'anyscale/accelerator_shape:4xA10G': 1}",
+        "must name one accelerator type, names L4 and A10G",
+    ),
 ]
 """`worker_resources`, and what is wrong with them."""

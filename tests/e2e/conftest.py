@@ -54,7 +54,9 @@ def cluster(say: Say) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def node_cluster(cluster: Cluster) -> NodeCluster:
     """The same, for tests that break parts of it; elsewhere they are left out with `-m "not breaks_the_cluster"`."""
-    assert isinstance(cluster, NodeCluster), "this test breaks parts of the cluster, which it can do to a node cluster only"
+    assert isinstance(cluster, NodeCluster), (
+        "this test breaks parts of the cluster, which it can do to a node cluster only"
+    )
     return cluster
 
 

@@ -57,12 +57,24 @@ def main() -> None:
         cluster.provide(image)
     kubectl = cluster.kubectl
     installation = Installation(Helm(find("helm", say), kubectl), operator, trainer)
-    say(f"helm upgrade --install {installation.release} charts/finetune-operator --namespace {installation.namespace}")
+    say(
+        f"helm upgrade --install {installation.release} charts/finetune-operator --namespace"
+        f" {installation.namespace}"
+    )
     installation.install()
 
     _volume(cluster, trainer.name)
     say(f"kubectl apply -f {EXAMPLE}")
-    kubectl("delete", "finetunejob", NAME, "--namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s", seconds=70)
+    kubectl(
+        "delete",
+        "finetunejob",
+        NAME,
+        "--namespace",
+        NAMESPACE,
+        "--ignore-not-found",
+        "--timeout=60s",
+        seconds=70,
+    )
     kubectl("apply", "--namespace", NAMESPACE, "-f", EXAMPLE)
     _follow(kubectl)
     job = get(kubectl, NAMESPACE, NAME)

@@ -30,7 +30,14 @@ class Installation:
     """A release of the chart, and the operator's pod, started and stopped at will."""
 
     def __init__(
-        self, helm: Helm, operator: Image, trainer: Image, *, release: str = RELEASE, namespace: str = NAMESPACE, **values: JsonValue
+        self,
+        helm: Helm,
+        operator: Image,
+        trainer: Image,
+        *,
+        release: str = RELEASE,
+        namespace: str = NAMESPACE,
+        **values: JsonValue,
     ) -> None:
         self.helm = helm
         self.kubectl: Kubectl = helm.kubectl
@@ -74,7 +81,14 @@ class Installation:
     def start(self) -> None:
         """Ready when this returns."""
         self.kubectl("scale", f"deployment/{self.name}", "--namespace", self.namespace, "--replicas=1")
-        words = ("rollout", "status", f"deployment/{self.name}", "--namespace", self.namespace, f"--timeout={ROLLOUT_SECONDS}s")
+        words = (
+            "rollout",
+            "status",
+            f"deployment/{self.name}",
+            "--namespace",
+            self.namespace,
+            f"--timeout={ROLLOUT_SECONDS}s",
+        )
         try:
             self.kubectl(*words, seconds=ROLLOUT_SECONDS + 10)
         except ClusterError as error:
@@ -85,7 +99,15 @@ class Installation:
         self._keep_log()
         self.kubectl("scale", f"deployment/{self.name}", "--namespace", self.namespace, "--replicas=0")
         selector = f"app.kubernetes.io/instance={self.release}"
-        self.kubectl("delete", "pods", "--namespace", self.namespace, f"--selector={selector}", "--force", "--grace-period=0")
+        self.kubectl(
+            "delete",
+            "pods",
+            "--namespace",
+            self.namespace,
+            f"--selector={selector}",
+            "--force",
+            "--grace-period=0",
+        )
         wait_for("the operator's pod to go", lambda: not self._pods(), seconds=60)
 
     def restart(self) -> None:
@@ -96,7 +118,11 @@ class Installation:
     def get(self, path: str) -> str | None:
         """What it answers over HTTP; None when it does not."""
         try:
-            return self.kubectl("get", "--raw", f"/api/v1/namespaces/{self.namespace}/services/{self.name}-metrics:http/proxy/{path}")
+            return self.kubectl(
+                "get",
+                "--raw",
+                f"/api/v1/namespaces/{self.namespace}/services/{self.name}-metrics:http/proxy/{path}",
+            )
         except ClusterError:
             return None
 
@@ -121,7 +147,9 @@ class Installation:
     def _install(self, *command: str, seconds: int = ROLLOUT_SECONDS) -> str:
         options = ["--namespace", self.namespace, "--values=-", "--wait", f"--timeout={seconds}s"]
         try:
-            return self.helm(*command, self.release, CHART, *options, stdin=json.dumps(self._values), seconds=seconds + 30)
+            return self.helm(
+                *command, self.release, CHART, *options, stdin=json.dumps(self._values), seconds=seconds + 30
+            )
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.kubectl.story(self.namespace)}") from error
 

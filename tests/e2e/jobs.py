@@ -62,7 +62,9 @@ def phase(kubectl: Kubectl, namespace: str, name: str) -> str | None:
     return str(found) if found else None
 
 
-def wait_for_phase(kubectl: Kubectl, namespace: str, name: str, *phases: str, seconds: float) -> dict[str, JsonValue]:
+def wait_for_phase(
+    kubectl: Kubectl, namespace: str, name: str, *phases: str, seconds: float
+) -> dict[str, JsonValue]:
     """The FineTuneJob when it is in one of the phases; a job that failed meanwhile ends the wait."""
 
     def reached() -> dict[str, JsonValue] | None:
@@ -86,7 +88,9 @@ def wait_for_step(kubectl: Kubectl, namespace: str, name: str, step: int, *, sec
         assert now not in ("Failed", "Succeeded"), at(found, "status")
         return now == "Running" and isinstance(done, int) and done >= step
 
-    wait_for(f"step {step} of {name}", reached, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
+    wait_for(
+        f"step {step} of {name}", reached, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5
+    )
 
 
 def wait_for_checkpoint(kubectl: Kubectl, namespace: str, name: str, *, seconds: float) -> None:
@@ -97,17 +101,23 @@ def wait_for_checkpoint(kubectl: Kubectl, namespace: str, name: str, *, seconds:
         assert at(found, "status", "phase") != "Failed", at(found, "status")
         return bool(at(found, "status", "checkpoints"))
 
-    wait_for(f"a checkpoint of {name}", saved, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5)
+    wait_for(
+        f"a checkpoint of {name}", saved, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5
+    )
 
 
 def change(kubectl: Kubectl, namespace: str, kind: str, name: str, **spec: JsonValue) -> None:
     """Patches fields of an object's spec."""
-    kubectl("patch", kind, name, "--namespace", namespace, "--type=merge", "--patch", json.dumps({"spec": spec}))
+    kubectl(
+        "patch", kind, name, "--namespace", namespace, "--type=merge", "--patch", json.dumps({"spec": spec})
+    )
 
 
 def left(kubectl: Kubectl, namespace: str) -> list[str]:
     """What of FineTuneJobs is there: `kind/name` of all objects but those that every namespace has, or that the tests made."""
-    found = kubectl("get", ",".join(("finetunejobs", *CHILDREN)), "--namespace", namespace, "--output=name").splitlines()
+    found = kubectl(
+        "get", ",".join(("finetunejobs", *CHILDREN)), "--namespace", namespace, "--output=name"
+    ).splitlines()
     always = ("configmap/kube-root-ca.crt", "serviceaccount/default", "pod/files")
     return sorted(each for each in found if each not in always)
 
@@ -115,7 +125,11 @@ def left(kubectl: Kubectl, namespace: str) -> list[str]:
 def wait_for_nothing(kubectl: Kubectl, namespace: str, *, seconds: float) -> None:
     """Until nothing of FineTuneJobs is left in a namespace."""
     wait_for(
-        "everything to go", lambda: not left(kubectl, namespace), seconds=seconds, seen=lambda: "\n".join(left(kubectl, namespace)), every=1
+        "everything to go",
+        lambda: not left(kubectl, namespace),
+        seconds=seconds,
+        seen=lambda: "\n".join(left(kubectl, namespace)),
+        every=1,
     )
 
 
@@ -123,7 +137,10 @@ def events(kubectl: Kubectl, namespace: str, name: str) -> list[tuple[str, str]]
     """Reason and message of the events about a FineTuneJob, in their order."""
     found = [each for each in kubectl.all("events", namespace) if at(each, "involvedObject", "name") == name]
     mine = [each for each in found if at(each, "involvedObject", "kind") == "FineTuneJob"]
-    ordered = sorted(mine, key=lambda each: (str(at(each, "metadata", "creationTimestamp")), str(at(each, "metadata", "name"))))
+    ordered = sorted(
+        mine,
+        key=lambda each: (str(at(each, "metadata", "creationTimestamp")), str(at(each, "metadata", "name"))),
+    )
     return [(str(each.get("reason")), str(each.get("message"))) for each in ordered]
 
 

@@ -22,7 +22,11 @@ from tests.e2e.installation import Installation
 
 NAME = "prometheus"
 INTERVAL_SECONDS = 2
-SECRETS = {"ca_file": "certificate-authority-data", "cert_file": "client-certificate-data", "key_file": "client-key-data"}
+SECRETS = {
+    "ca_file": "certificate-authority-data",
+    "cert_file": "client-certificate-data",
+    "key_file": "client-key-data",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Prometheus:
 
     def has_data(self, query: str) -> bool:
         """Whether a query is answered now with at least one number."""
-        return any(not math.isnan(value) for series in self._ask("query", query=query) for _, value in series.points)
+        return any(
+            not math.isnan(value) for series in self._ask("query", query=query) for _, value in series.points
+        )
 
     def range(self, query: str, start: float, end: float) -> list[Series]:
         """What a query is answered over a time."""
@@ -52,7 +58,9 @@ class Prometheus:
         with urlopen(f"http://{self.address}/api/v1/{what}?{urlencode(parameters)}", timeout=20) as answer:
             found = json.load(answer)["data"]["result"]
         values = [(each["metric"], each.get("values") or [each["value"]]) for each in found]
-        return [Series(labels, [(float(at), float(value)) for at, value in points]) for labels, points in values]
+        return [
+            Series(labels, [(float(at), float(value)) for at, value in points]) for labels, points in values
+        ]
 
 
 @contextmanager
@@ -64,7 +72,11 @@ def scraping(operator: Installation, kubeconfig: Path, directory: Path) -> Itera
     address = free_address()
     listen = f"{address.host}:{address.port}"
     (directory / "prometheus.yml").write_text(yaml.safe_dump(_configuration(operator, kubeconfig, directory)))
-    options = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data", f"--web.listen-address={listen}"]
+    options = [
+        f"--config.file={directory}/prometheus.yml",
+        f"--storage.tsdb.path={directory}/data",
+        f"--web.listen-address={listen}",
+    ]
     processes = Processes(directory / "processes")
     processes.start(Program(NAME, [program, *options]))
     prometheus = Prometheus(listen)

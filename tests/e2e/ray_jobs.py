@@ -61,7 +61,11 @@ def workers_service(namespace: str) -> dict[str, JsonValue]:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": SERVICE, "namespace": namespace},
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"ray.io/node-type": "worker"}},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"ray.io/node-type": "worker"},
+        },
     }
 
 
@@ -75,7 +79,10 @@ def ray_job(name: str, namespace: str, image: str, *, seconds: float = 0) -> dic
         "rayStartParams": {"num-cpus": "1", "resources": json.dumps(json.dumps({ACCELERATOR: 1}))},
         "template": {"spec": pod_spec(image)},
     }
-    environment: dict[str, JsonValue] = {"WORKERS": f"{SERVICE}.{namespace}.svc.cluster.local", "SECONDS_TO_TRAIN": str(seconds)}
+    environment: dict[str, JsonValue] = {
+        "WORKERS": f"{SERVICE}.{namespace}.svc.cluster.local",
+        "SECONDS_TO_TRAIN": str(seconds),
+    }
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -97,21 +104,35 @@ def ray_job(name: str, namespace: str, image: str, *, seconds: float = 0) -> dic
     }
 
 
-def pod_spec(image: str, name: str = "worker", command: list[JsonValue] | None = None) -> dict[str, JsonValue]:
+def pod_spec(
+    image: str, name: str = "worker", command: list[JsonValue] | None = None
+) -> dict[str, JsonValue]:
     """A pod that fits `restricted`, with a container called `name`."""
     container: dict[str, JsonValue] = {
         "name": name,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         **({"command": command} if command else {}),
-        "env": [{"name": "RAY_TRAIN_V2_ENABLED", "value": "1"}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
+        "env": [
+            {"name": "RAY_TRAIN_V2_ENABLED", "value": "1"},
+            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        ],
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "4Gi"}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
         "volumeMounts": [{"name": "home", "mountPath": "/home/ray"}, {"name": "tmp", "mountPath": "/tmp"}],
     }
     return {
         "containers": [container],
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "volumes": [{"name": "home", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
         "terminationGracePeriodSeconds": 5,
     }

@@ -22,8 +22,16 @@ class Right(NamedTuple):
 
 def granted(kubectl: Kubectl, user: str, namespace: str) -> set[Right]:
     """What somebody may do in a namespace: `kubectl auth can-i --list`, to be read by programs."""
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}}
-    answer = json.loads(kubectl("create", f"--as={user}", "--validate=false", "--output=json", "-f", "-", stdin=json.dumps(review)))
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    answer = json.loads(
+        kubectl(
+            "create", f"--as={user}", "--validate=false", "--output=json", "-f", "-", stdin=json.dumps(review)
+        )
+    )
     return {
         Right(group, resource, verb, tuple(rule.get("resourceNames", ())))
         for rule in answer["status"]["resourceRules"]
@@ -36,10 +44,23 @@ def granted(kubectl: Kubectl, user: str, namespace: str) -> set[Right]:
 def may(kubectl: Kubectl, user: str, right: Right, namespace: str) -> bool:
     """Whether somebody may do that to an object of a namespace."""
     resource, _, subresource = right.resource.partition("/")
-    attributes: dict[str, JsonValue] = {"namespace": namespace, "group": right.group, "resource": resource, "verb": right.verb}
+    attributes: dict[str, JsonValue] = {
+        "namespace": namespace,
+        "group": right.group,
+        "resource": resource,
+        "verb": right.verb,
+    }
     attributes |= {"subresource": subresource} if subresource else {}
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
-    answer = json.loads(kubectl("create", f"--as={user}", "--validate=false", "--output=json", "-f", "-", stdin=json.dumps(review)))
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = json.loads(
+        kubectl(
+            "create", f"--as={user}", "--validate=false", "--output=json", "-f", "-", stdin=json.dumps(review)
+        )
+    )
     return bool(answer["status"]["allowed"])
 
 

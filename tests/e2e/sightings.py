@@ -52,7 +52,11 @@ class Sightings:
 
     def phases(self, name: str) -> list[str]:
         """The phases of a FineTuneJob, each once where it began."""
-        phases = [str(at(each.body, "status", "phase")) for each in self.of("FineTuneJob", name) if at(each.body, "status", "phase")]
+        phases = [
+            str(at(each.body, "status", "phase"))
+            for each in self.of("FineTuneJob", name)
+            if at(each.body, "status", "phase")
+        ]
         return [phase for phase, before in zip(phases, ["", *phases], strict=False) if phase != before]
 
     def first(self, kind: str, name: str, value: JsonValue, *path: str) -> Sighting | None:
@@ -64,7 +68,10 @@ class Sightings:
 def watching(kubeconfig: Path, namespace: str) -> Iterator[Sightings]:
     """Watches FineTuneJobs, RayJobs and config maps; goes on when the API server comes back."""
     sightings, stop = Sightings(), threading.Event()
-    threads = [threading.Thread(target=_watch, args=(kubeconfig, namespace, kind, sightings, stop), daemon=True) for kind in KINDS]
+    threads = [
+        threading.Thread(target=_watch, args=(kubeconfig, namespace, kind, sightings, stop), daemon=True)
+        for kind in KINDS
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -77,9 +84,15 @@ def _watch(kubeconfig: Path, namespace: str, kind: str, sightings: Sightings, st
     while not stop.is_set():
         try:
             with new_client_from_config(str(kubeconfig)) as client:
-                for event in Watch().stream(*_listing(client, namespace, kind), timeout_seconds=30, _request_timeout=40):
+                for event in Watch().stream(
+                    *_listing(client, namespace, kind), timeout_seconds=30, _request_timeout=40
+                ):
                     body = event["raw_object"]
-                    sightings.add(Sighting(time.time(), kind, body["metadata"]["name"], body, event["type"] == "DELETED"))
+                    sightings.add(
+                        Sighting(
+                            time.time(), kind, body["metadata"]["name"], body, event["type"] == "DELETED"
+                        )
+                    )
                     if stop.is_set():
                         return
         except Exception:  # noqa: BLE001 - the API server may be gone for a while

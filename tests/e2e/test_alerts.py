@@ -1,4 +1,7 @@
-"""The chart's alert rules and the dashboard's queries, as a real Prometheus takes them. It is a Debian package, as the node's parts are."""
+"""The chart's alert rules and the dashboard's queries, as a real Prometheus takes them.
+
+It is a Debian package, as the node's parts are.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def test_alerts_fire_in_their_situations_and_are_silent_otherwise() -> None:
     promtool("test", "rules", ALERTS_TEST)
 
 
-def test_a_missing_promtool_is_a_failure_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_promtool_is_a_failure_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(AssertionError, match="apt-get install prometheus"):

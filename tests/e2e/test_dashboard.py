@@ -20,11 +20,18 @@ from tests.e2e.volumes import Volume
 
 DASHBOARD = CHART / "files/dashboard.json"
 PICTURE = "FINETUNE_DASHBOARD_PICTURE"
-"""The environment variable that names a file to draw the panels to; docs/pictures/dashboard.png was made so."""
+"""The environment variable that names a file to draw the panels to; docs/pictures/dashboard.png was made
+so."""
 
 
 def test_every_panel_has_data_while_a_job_trains(
-    operator: Installation, kubectl: Kubectl, kubeconfig: Path, namespace: str, tiny_inputs: Volume, tmp_path: Path, say: Say
+    operator: Installation,
+    kubectl: Kubectl,
+    kubeconfig: Path,
+    namespace: str,
+    tiny_inputs: Volume,
+    tmp_path: Path,
+    say: Say,
 ) -> None:
     del tiny_inputs
     asked = queries(DASHBOARD, namespace, "job", "20s")
@@ -36,15 +43,29 @@ def test_every_panel_has_data_while_a_job_trains(
 
         def answered() -> bool:
             empty.difference_update({each for each in empty if prometheus.has_data(each[1])})
-            assert phase(kubectl, namespace, "job") == "Running", f"it has ended, and nothing was shown of {sorted(empty)}"
+            assert phase(kubectl, namespace, "job") == "Running", (
+                f"it has ended, and nothing was shown of {sorted(empty)}"
+            )
             return not empty
 
-        wait_for("data in every panel", answered, seconds=120, seen=lambda: "\n".join(map(str, sorted(empty))), every=1)
-        say(f"data for all {sum(map(len, asked.values()))} queries of {len(asked)} panels {time.time() - began:.0f} s after kubectl apply")
+        wait_for(
+            "data in every panel",
+            answered,
+            seconds=120,
+            seen=lambda: "\n".join(map(str, sorted(empty))),
+            every=1,
+        )
+        say(
+            f"data for all {sum(map(len, asked.values()))} queries of {len(asked)} panels"
+            f" {time.time() - began:.0f} s after kubectl apply"
+        )
 
         if picture := os.environ.get(PICTURE):
             wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=300)
             time.sleep(10)
             now = time.time()
-            answers = {title: [prometheus.range(query, began, now) for query in panel] for title, panel in asked.items()}
+            answers = {
+                title: [prometheus.range(query, began, now) for query in panel]
+                for title, panel in asked.items()
+            }
             draw(DASHBOARD, answers, Path(picture))

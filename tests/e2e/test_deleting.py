@@ -40,7 +40,13 @@ def gone(kubectl: Kubectl, namespace: str, say: Say, what: str) -> None:
     ],
 )
 def test_before_it_trains(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say, wanted: str, spec: dict[str, JsonValue]
+    operator: Installation,
+    kubectl: Kubectl,
+    namespace: str,
+    tiny_inputs: Volume,
+    say: Say,
+    wanted: str,
+    spec: dict[str, JsonValue],
 ) -> None:
     del operator, tiny_inputs
     kubectl.apply(job("job", namespace, **spec))
@@ -49,10 +55,16 @@ def test_before_it_trains(
     gone(kubectl, namespace, say, wanted)
 
 
-def test_while_kueue_holds_it_back(operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say) -> None:
+def test_while_kueue_holds_it_back(
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+) -> None:
     del operator, tiny_inputs
     queued = job("job", namespace, cluster=IMPOSSIBLE)
-    queued["metadata"] = {"name": "job", "namespace": namespace, "labels": {"kueue.x-k8s.io/queue-name": "team-a"}}
+    queued["metadata"] = {
+        "name": "job",
+        "namespace": namespace,
+        "labels": {"kueue.x-k8s.io/queue-name": "team-a"},
+    }
     kubectl.apply(queued)
     ray_job = wait_for("the RayJob", lambda: kubectl.all("rayjobs", namespace), seconds=10)[0]
     assert at(ray_job, "metadata", "labels", "kueue.x-k8s.io/queue-name") == "team-a"
@@ -61,7 +73,9 @@ def test_while_kueue_holds_it_back(operator: Installation, kubectl: Kubectl, nam
 
     held = wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
     assert "from queue team-a" in str(at(held, "status", "message"))
-    wait_for("its pods to go", lambda: not names(kubectl, namespace, "ray.io/cluster", phase="Pending"), seconds=60)
+    wait_for(
+        "its pods to go", lambda: not names(kubectl, namespace, "ray.io/cluster", phase="Pending"), seconds=60
+    )
     change(kubectl, namespace, "rayjob", name, suspend=False)
     wait_for_phase(kubectl, namespace, "job", "Starting", seconds=30)
     change(kubectl, namespace, "rayjob", name, suspend=True)
@@ -118,7 +132,9 @@ def test_without_kuberay_a_job_that_is_deleted_goes_at_once_and_its_devices_are_
         say(f"without KubeRay: its pods are gone after {time.monotonic() - began:.1f} s")
         kubectl.apply(job("job", namespace))
         waits = wait_for_phase(kubectl, namespace, "job", "Pending", seconds=10)
-        assert "KubeRay" in str(at(waits, "status", "message")) or "asked for" in str(at(waits, "status", "message"))
+        assert "KubeRay" in str(at(waits, "status", "message")) or "asked for" in str(
+            at(waits, "status", "message")
+        )
         kubectl("delete", "finetunejob", "job", "--namespace", namespace, "--timeout=10s", seconds=20)
         assert [each for each in left(kubectl, namespace) if each.startswith("finetunejob")] == []
 

@@ -21,11 +21,17 @@ SERVE: list[JsonValue] = ["python3", "-m", "http.server", "8000", "--directory",
 
 def start_pod(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, JsonValue]) -> str:
     """Starts a pod and returns its address once it runs."""
-    kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    )
 
     def address() -> str | None:
         status = at(kubectl.get("pod", name, namespace), "status")
-        return str(at(status, "podIP")) if isinstance(status, dict) and status.get("phase") == "Running" else None
+        return (
+            str(at(status, "podIP"))
+            if isinstance(status, dict) and status.get("phase") == "Running"
+            else None
+        )
 
     return wait_for(f"pod {name} to run", address, seconds=90, seen=lambda: kubectl.story(namespace))
 
@@ -33,14 +39,31 @@ def start_pod(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, JsonV
 def reaches(kubectl: Kubectl, namespace: str, pod: str, address: str) -> bool:
     """Whether a pod gets an answer from another one's web server."""
     try:
-        kubectl("exec", "--namespace", namespace, pod, "--", "wget", "-q", "-O", "-", "-T", "2", "-t", "1", f"http://{address}:8000/")
+        kubectl(
+            "exec",
+            "--namespace",
+            namespace,
+            pod,
+            "--",
+            "wget",
+            "-q",
+            "-O",
+            "-",
+            "-T",
+            "2",
+            "-t",
+            "1",
+            f"http://{address}:8000/",
+        )
     except ClusterError:
         return False
     return True
 
 
 @pytest.mark.parametrize("program", ["kube-apiserver", "etcd"])
-def test_a_cluster_without_api_keeps_its_pods(node_cluster: NodeCluster, namespace: str, trainer: Image, program: str) -> None:
+def test_a_cluster_without_api_keeps_its_pods(
+    node_cluster: NodeCluster, namespace: str, trainer: Image, program: str
+) -> None:
     kubectl = node_cluster.kubectl
     start_pod(kubectl, namespace, "server", pod_spec(trainer.name, command=SERVE))
     before = at(kubectl.get("pod", "server", namespace), "status", "containerStatuses")
@@ -58,7 +81,9 @@ def test_a_cluster_without_api_keeps_its_pods(node_cluster: NodeCluster, namespa
     assert at(kubectl.get("pod", "server", namespace), "status", "containerStatuses") == before
 
 
-def test_without_kuberay_a_ray_job_waits_for_it(node_cluster: NodeCluster, namespace: str, trainer: Image) -> None:
+def test_without_kuberay_a_ray_job_waits_for_it(
+    node_cluster: NodeCluster, namespace: str, trainer: Image
+) -> None:
     kubectl = node_cluster.kubectl
     with stopped(node_cluster, "ray-operator"):
         kubectl.apply(workers_service(namespace))
@@ -66,10 +91,17 @@ def test_without_kuberay_a_ray_job_waits_for_it(node_cluster: NodeCluster, names
         with pytest.raises(ClusterError, match="waited 5 s for a pod"):
             wait_for("a pod", lambda: kubectl.all("pods", namespace), seconds=5)
 
-    wait_for("its head", lambda: names(kubectl, namespace, "ray.io/node-type=head"), seconds=120, seen=lambda: kubectl.story(namespace))
+    wait_for(
+        "its head",
+        lambda: names(kubectl, namespace, "ray.io/node-type=head"),
+        seconds=120,
+        seen=lambda: kubectl.story(namespace),
+    )
 
 
-def test_a_pod_that_is_cut_off_is_not_reached(node_cluster: NodeCluster, namespace: str, trainer: Image) -> None:
+def test_a_pod_that_is_cut_off_is_not_reached(
+    node_cluster: NodeCluster, namespace: str, trainer: Image
+) -> None:
     kubectl = node_cluster.kubectl
     server = start_pod(kubectl, namespace, "server", pod_spec(trainer.name, command=SERVE))
     start_pod(kubectl, namespace, "client", pod_spec(trainer.name, command=SERVE))
@@ -81,9 +113,22 @@ def test_a_pod_that_is_cut_off_is_not_reached(node_cluster: NodeCluster, namespa
     wait_for("the server to answer again", lambda: reaches(kubectl, namespace, "client", server), seconds=30)
 
 
-def test_a_volume_that_is_full_takes_nothing_more(node_cluster: NodeCluster, namespace: str, trainer: Image) -> None:
+def test_a_volume_that_is_full_takes_nothing_more(
+    node_cluster: NodeCluster, namespace: str, trainer: Image
+) -> None:
     kubectl = node_cluster.kubectl
-    write = ("exec", "--namespace", namespace, "writer", "--", "dd", "if=/dev/zero", "of=/data/file", "bs=64k", "count=4")
+    write = (
+        "exec",
+        "--namespace",
+        namespace,
+        "writer",
+        "--",
+        "dd",
+        "if=/dev/zero",
+        "of=/data/file",
+        "bs=64k",
+        "count=4",
+    )
     with small_volume(node_cluster, namespace, 2**20) as path:
         kubectl.apply(
             {
@@ -104,7 +149,9 @@ def test_a_volume_that_is_full_takes_nothing_more(node_cluster: NodeCluster, nam
             "resources": {"requests": {"storage": "1Mi"}},
         }
         metadata: dict[str, JsonValue] = {"name": "data", "namespace": namespace}
-        kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim})
+        kubectl.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim}
+        )
         spec = pod_spec(trainer.name, command=SERVE)
         volumes, containers = spec["volumes"], spec["containers"]
         assert isinstance(volumes, list)

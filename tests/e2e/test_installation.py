@@ -28,13 +28,17 @@ UNKNOWN_ACCELERATOR: dict[str, JsonValue] = {"worker_resources": {"accelerator_t
 """What an operator says no to as soon as it sees it."""
 
 
-def test_its_own_test_trains_a_tiny_model_and_leaves_nothing(operator: Installation, namespace: str, volume: Volume, say: Say) -> None:
+def test_its_own_test_trains_a_tiny_model_and_leaves_nothing(
+    operator: Installation, namespace: str, volume: Volume, say: Say
+) -> None:
     del volume
     storage = "pvc://finetune/trial"
     operator.upgrade(test={"namespace": namespace, "storage": storage, "timeoutSeconds": 300})
 
     began = time.monotonic()
-    said = operator.helm("test", operator.release, "--namespace", operator.namespace, "--timeout=360s", seconds=400)
+    said = operator.helm(
+        "test", operator.release, "--namespace", operator.namespace, "--timeout=360s", seconds=400
+    )
 
     say(f"helm test took {time.monotonic() - began:.0f} s:\n{said}")
     assert "Phase:          Succeeded" in said
@@ -71,7 +75,12 @@ def test_removed_it_leaves_jobs_and_their_data_and_installed_again_it_finds_them
 
     try:
         operator.uninstall()
-        wait_for("the release to go", lambda: not _of_the_release(operator), seconds=60, seen=lambda: "\n".join(_of_the_release(operator)))
+        wait_for(
+            "the release to go",
+            lambda: not _of_the_release(operator),
+            seconds=60,
+            seen=lambda: "\n".join(_of_the_release(operator)),
+        )
 
         assert kubectl("get", "crd", "finetunejobs.finetune.dev", "--output=name")
         assert at(get(kubectl, namespace, "job"), "status", "checkpoints")
@@ -100,7 +109,10 @@ def test_two_in_namespaces_of_their_own_are_blind_to_each_other(
     everybody = granted(kubectl, "system:serviceaccount:default:nobody", namespace)
     operator.kill()
     try:
-        with _another_namespace(kubectl) as other, _pair(helm, operator_image, trainer, namespace, other) as (mine, others):
+        with (
+            _another_namespace(kubectl) as other,
+            _pair(helm, operator_image, trainer, namespace, other) as (mine, others),
+        ):
             for watched, blind in ((mine, other), (others, namespace)):
                 rights = granted(kubectl, watched.user, watched.namespace) - everybody
                 assert Right("ray.io", "rayjobs", "create") in rights
@@ -145,7 +157,9 @@ def test_without_its_rights_it_says_which_and_what_to_do(
     helm("uninstall", "bare", "--namespace", namespace)
     line = json.loads(first)
     assert line["level"] == "ERROR"
-    assert f'finetunejobs.finetune.dev is forbidden: User "{bare.user}" cannot list resource' in line["message"]
+    assert (
+        f'finetunejobs.finetune.dev is forbidden: User "{bare.user}" cannot list resource' in line["message"]
+    )
     assert "bind the roles of the operator's chart to its service account (rbac.create)" in line["message"]
     assert kubectl.get("finetunejob", "any", namespace) is None
 
@@ -174,7 +188,9 @@ def _another_namespace(kubectl: Kubectl) -> Iterator[str]:
 
 
 @contextmanager
-def _pair(helm: Helm, operator_image: Image, trainer: Image, *namespaces: str) -> Iterator[list[Installation]]:
+def _pair(
+    helm: Helm, operator_image: Image, trainer: Image, *namespaces: str
+) -> Iterator[list[Installation]]:
     """Operators of two teams, in a namespace each, which is the only one that they watch."""
     pair = [
         Installation(

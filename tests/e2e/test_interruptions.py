@@ -11,7 +11,17 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.providers import NodeCluster
 from tests.cluster.waiting import wait_for
 from tests.e2e.installation import Installation
-from tests.e2e.jobs import change, events, get, job, names_of, phase, wait_for_checkpoint, wait_for_phase, wait_for_step
+from tests.e2e.jobs import (
+    change,
+    events,
+    get,
+    job,
+    names_of,
+    phase,
+    wait_for_checkpoint,
+    wait_for_phase,
+    wait_for_step,
+)
 from tests.e2e.long_jobs import LONG, check_the_end, ray_jobs
 from tests.e2e.objects import at
 from tests.e2e.sightings import Sightings
@@ -34,7 +44,11 @@ def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
     wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
     operator.kill()
     ray_job = sightings.of("RayJob")[0].name
-    wait_for("the RayJob to end", lambda: sightings.first("RayJob", ray_job, "Complete", "status", "jobDeploymentStatus"), seconds=400)
+    wait_for(
+        "the RayJob to end",
+        lambda: sightings.first("RayJob", ray_job, "Complete", "status", "jobDeploymentStatus"),
+        seconds=400,
+    )
     assert phase(kubectl, namespace, "job") == "Running"
     operator.start()
 
@@ -47,7 +61,11 @@ def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
 
 @pytest.mark.breaks_the_cluster
 def test_an_api_server_that_is_gone_for_half_a_minute_changes_nothing(
-    operator: Installation, node_cluster: NodeCluster, namespace: str, tiny_inputs: Volume, sightings: Sightings
+    operator: Installation,
+    node_cluster: NodeCluster,
+    namespace: str,
+    tiny_inputs: Volume,
+    sightings: Sightings,
 ) -> None:
     del operator
     kubectl = node_cluster.kubectl
@@ -91,7 +109,9 @@ def test_a_job_that_is_suspended_gives_its_cluster_back_and_goes_on_from_what_wa
 
     change(kubectl, namespace, "finetunejob", "job", suspend=True)
     wait_for_phase(kubectl, namespace, "job", "Suspended", seconds=20)
-    wait_for("the cluster to go", lambda: not names(kubectl, namespace, "ray.io/cluster"), seconds=60, every=0.5)
+    wait_for(
+        "the cluster to go", lambda: not names(kubectl, namespace, "ray.io/cluster"), seconds=60, every=0.5
+    )
 
     def given_back() -> dict[str, JsonValue] | None:
         found = get(kubectl, namespace, "job")

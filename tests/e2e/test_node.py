@@ -38,7 +38,9 @@ def node(state: Path) -> Node:
 def command(name: str) -> subprocess.CompletedProcess[str]:
     arguments = [sys.executable, "-m", "tests.cluster.main", name]
     environment = {**os.environ, "FINETUNE_TEST_CLUSTER": "node"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 def traces(state: Path) -> dict[str, list[str]]:
@@ -48,7 +50,9 @@ def traces(state: Path) -> dict[str, list[str]]:
     return {
         "processes": [line for line in processes if str(state) in line or f"finetune-{name}" in line],
         "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if str(state) in line],
-        "interfaces": [each.name for each in Path("/sys/class/net").iterdir() if each.name in (f"ft-{name}", "cni0")],
+        "interfaces": [
+            each.name for each in Path("/sys/class/net").iterdir() if each.name in (f"ft-{name}", "cni0")
+        ],
         "control groups": [str(path) for path in CGROUPS.glob(f"*/finetune-{name}")],
         "rules": [line for line in rules() if "KUBE" in line or "CNI" in line],
         "files": [str(path) for path in state.rglob("*") if path.is_file() and path.name != ".lock"],
@@ -64,7 +68,10 @@ def nothing(state: Path) -> bool:
 
 
 def process_ids(state: Path) -> list[int]:
-    processes = (node(state).processes.process(name) for name in ("etcd", "kube-apiserver", "kubelet", "containerd", "ray-operator"))
+    processes = (
+        node(state).processes.process(name)
+        for name in ("etcd", "kube-apiserver", "kubelet", "containerd", "ray-operator")
+    )
     return [process.pid for process in processes if process]
 
 
@@ -75,7 +82,11 @@ def test_twice_up_is_once_and_down_leaves_nothing(state: Path) -> None:
     second = command("up")
 
     assert second.returncode == 0, second.stderr
-    assert first.stdout == second.stdout == f"export KUBECONFIG={state}/finetune-operator/cluster/node/kubeconfig\n"
+    assert (
+        first.stdout
+        == second.stdout
+        == f"export KUBECONFIG={state}/finetune-operator/cluster/node/kubeconfig\n"
+    )
     assert len(started) == 5
     assert process_ids(state) == started
     assert command("down").returncode == 0

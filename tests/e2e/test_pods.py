@@ -13,10 +13,16 @@ from tests.e2e.ray_jobs import pod_spec, ray_job, workers_service
 
 
 def names(kubectl: Kubectl, namespace: str, selector: str, phase: str = "Running") -> set[str]:
-    return {str(at(pod, "metadata", "name")) for pod in kubectl.all("pods", namespace, selector) if at(pod, "status", "phase") == phase}
+    return {
+        str(at(pod, "metadata", "name"))
+        for pod in kubectl.all("pods", namespace, selector)
+        if at(pod, "status", "phase") == phase
+    }
 
 
-def test_a_ray_job_of_the_trainers_image_runs_on_two_workers_that_see_each_other(kubectl: Kubectl, namespace: str, trainer: Image) -> None:
+def test_a_ray_job_of_the_trainers_image_runs_on_two_workers_that_see_each_other(
+    kubectl: Kubectl, namespace: str, trainer: Image
+) -> None:
     kubectl.apply(workers_service(namespace))
     kubectl.apply(ray_job("job", namespace, trainer.name))
 
@@ -41,11 +47,27 @@ def test_a_wait_in_vain_shows_pods_events_and_logs(kubectl: Kubectl, namespace: 
     speaker = pod_spec(trainer.name, command=["python3", "-c", "print('last words'); raise SystemExit(3)"])
     absent = pod_spec("localhost/absent:1")
     for name, spec in (("speaker", speaker), ("absent", absent)):
-        kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
-    wait_for("the pods to fail", lambda: "last words" in kubectl.story(namespace) and "Failed" in kubectl.story(namespace), seconds=60)
+        kubectl.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": spec,
+            }
+        )
+    wait_for(
+        "the pods to fail",
+        lambda: "last words" in kubectl.story(namespace) and "Failed" in kubectl.story(namespace),
+        seconds=60,
+    )
 
     with pytest.raises(ClusterError) as raised:
-        wait_for("both to run", lambda: len(names(kubectl, namespace, "")) == 2, seconds=1, seen=lambda: kubectl.story(namespace))
+        wait_for(
+            "both to run",
+            lambda: len(names(kubectl, namespace, "")) == 2,
+            seconds=1,
+            seen=lambda: kubectl.story(namespace),
+        )
 
     said = str(raised.value)
     assert said.startswith(f"waited 1 s for both to run\npods in {namespace}:\n")
@@ -70,5 +92,7 @@ def test_a_worker_that_is_killed_is_replaced(kubectl: Kubectl, namespace: str, t
         running = names(kubectl, namespace, workers)
         return running if len(running) == 2 and victim not in running else None
 
-    after = wait_for("another worker in its place", replaced, seconds=240, seen=lambda: kubectl.story(namespace), every=1)
+    after = wait_for(
+        "another worker in its place", replaced, seconds=240, seen=lambda: kubectl.story(namespace), every=1
+    )
     assert len(after - before) >= 1

@@ -53,10 +53,21 @@ def test_the_example_trains_and_shows_how(
     applied = time.time()
     observed = _Retained(kubectl, volume, namespace)
     observed.start()
-    kubectl("wait", "--namespace", namespace, "--for=condition=Succeeded", "finetunejob/quickstart", "--timeout=900s", seconds=920)
+    kubectl(
+        "wait",
+        "--namespace",
+        namespace,
+        "--for=condition=Succeeded",
+        "finetunejob/quickstart",
+        "--timeout=900s",
+        seconds=920,
+    )
     job = wait_for_phase(kubectl, namespace, "quickstart", "Succeeded", seconds=5)
     observed.stop()
-    say(f"trained in {time.time() - began:.0f} s, as kubectl shows it:\n{kubectl('get', 'ftj', '--namespace', namespace, '--output=wide')}")
+    say(
+        f"trained in {time.time() - began:.0f} s, as kubectl shows"
+        f" it:\n{kubectl('get', 'ftj', '--namespace', namespace, '--output=wide')}"
+    )
 
     _check_phases(sightings)
     _check_speed(sightings, began, applied, say)
@@ -76,14 +87,24 @@ def test_the_example_trains_and_shows_how(
     assert isinstance(best, dict)
     directory = str(best["path"]).removeprefix("pvc://finetune/")
     adapter = volume.get(directory, tmp_path / "adapter")
-    assert math.isclose(_validation_loss(smollm2, adapter, stdlib_validation), float(str(best["evalLoss"])), abs_tol=1e-5)
-    wait_for("the cluster to go", lambda: not _cluster(kubectl, namespace), seconds=60, seen=lambda: "\n".join(left(kubectl, namespace)))
+    assert math.isclose(
+        _validation_loss(smollm2, adapter, stdlib_validation), float(str(best["evalLoss"])), abs_tol=1e-5
+    )
+    wait_for(
+        "the cluster to go",
+        lambda: not _cluster(kubectl, namespace),
+        seconds=60,
+        seen=lambda: "\n".join(left(kubectl, namespace)),
+    )
 
 
 def _cluster(kubectl: Kubectl, namespace: str) -> list[str]:
     """What is there of a Ray cluster: itself, its pods and its token."""
     known = [each for each in left(kubectl, namespace) if each.startswith(("raycluster", "secret"))]
-    return [*known, *(str(at(pod, "metadata", "name")) for pod in kubectl.all("pods", namespace, "ray.io/cluster"))]
+    return [
+        *known,
+        *(str(at(pod, "metadata", "name")) for pod in kubectl.all("pods", namespace, "ray.io/cluster")),
+    ]
 
 
 class _Retained(threading.Thread):
@@ -119,14 +140,20 @@ class _Retained(threading.Thread):
         status = at(self._kubectl.get("finetunejob", "quickstart", self._namespace), "status")
         if not isinstance(status, dict) or "runDirectory" not in status:
             return set(), set()
-        stored = self._volume.complete_checkpoints(str(status["runDirectory"]).removeprefix("pvc://finetune/"))
+        stored = self._volume.complete_checkpoints(
+            str(status["runDirectory"]).removeprefix("pvc://finetune/")
+        )
         return names_of(status.get("checkpoints", [])), stored
 
 
 def _check_phases(sightings: Sightings) -> None:
     phases = sightings.phases("quickstart")
     assert phases == ["Pending", "Starting", "Running", "Succeeded"]
-    running = [each.body for each in sightings.of("FineTuneJob", "quickstart") if at(each.body, "status", "phase") == "Running"]
+    running = [
+        each.body
+        for each in sightings.of("FineTuneJob", "quickstart")
+        if at(each.body, "status", "phase") == "Running"
+    ]
     epochs = [str(at(body, "status", "progress", "epochs")) for body in running]
     losses = {at(body, "status", "progress", "trainLoss") for body in running}
     assert {"0/3", "1/3", "2/3"} <= set(epochs)
@@ -141,8 +168,14 @@ def _check_speed(sightings: Sightings, began: float, applied: float, say: Say) -
     assert succeeded is not None
     to_ray_job, to_end = made.time - applied, succeeded.time - ray_ended.time
     lags = _record_lags(sightings)
-    figures = f"apply to RayJob {to_ray_job:.2f} s, RayJob's end to Succeeded {to_end:.2f} s, record to status {max(lags):.2f} s at most"
-    say(f"{figures} ({len(lags)} records); the operator's part of the whole run: {max(0, to_ray_job) + to_end:.2f} s")
+    figures = (
+        f"apply to RayJob {to_ray_job:.2f} s, RayJob's end to Succeeded {to_end:.2f} s, record to status"
+        f" {max(lags):.2f} s at most"
+    )
+    say(
+        f"{figures} ({len(lags)} records); the operator's part of the whole run:"
+        f" {max(0, to_ray_job) + to_end:.2f} s"
+    )
     assert made.time - began < 3
     assert to_ray_job < 1
     assert to_end < 3
@@ -156,7 +189,9 @@ def _record_lags(sightings: Sightings) -> list[float]:
         text = at(each.body, "data", RECORD_KEY)
         record = parse(text, "record")[0] if isinstance(text, str) else None
         if record is not None and at(record, "progress") is not None:
-            written.setdefault(str(at(record, "progress", "lastUpdateTime")) + str(at(record, "progress", "step")), each.time)
+            written.setdefault(
+                str(at(record, "progress", "lastUpdateTime")) + str(at(record, "progress", "step")), each.time
+            )
     shown: dict[str, float] = {}
     for each in sightings.of("FineTuneJob", "quickstart"):
         progress = at(each.body, "status", "progress")
@@ -171,7 +206,13 @@ def _check_status(job: dict[str, JsonValue]) -> None:
     listed = status["conditions"]
     assert isinstance(listed, list)
     conditions = {str(each["type"]): each["status"] for each in listed if isinstance(each, dict)}
-    assert conditions == {"Accepted": "True", "ClusterReady": "False", "Training": "False", "Succeeded": "True", "Stalled": "False"}
+    assert conditions == {
+        "Accepted": "True",
+        "ClusterReady": "False",
+        "Training": "False",
+        "Succeeded": "True",
+        "Stalled": "False",
+    }
     assert at(status, "progress", "epochs") == "3/3"
     assert at(status, "progress", "percent") == 100
     assert at(status, "plan", "totalSteps") == at(status, "progress", "step") == 60
@@ -187,12 +228,18 @@ def _check_status(job: dict[str, JsonValue]) -> None:
 def _validation_loss(base: Path, adapter: Path, rows: Path) -> float:
     """The mean over all trained tokens, computed with transformers and peft alone, a row at a time."""
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)).eval()
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
+    ).eval()
     total, count = 0.0, 0
     for line in rows.read_text(encoding="utf-8").splitlines():
         messages = yaml.safe_load(line)["messages"]
         asked, said = (
-            str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=part is not messages))
+            str(
+                tokenizer.apply_chat_template(
+                    part, tokenize=False, add_generation_prompt=part is not messages
+                )
+            )
             for part in (messages[:-1], messages)
         )
         prompt, whole = (list(tokenizer(text, add_special_tokens=False).input_ids) for text in (asked, said))

@@ -1,4 +1,7 @@
-"""Ray's ports run what they are sent. They ask for the job's token: whoever is not of the job is turned away."""
+"""Ray's ports run what they are sent.
+
+They ask for the job's token: whoever is not of the job is turned away.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,12 @@ def stranger(kubectl: Kubectl, trainer: Image) -> Iterator[str]:
     wait_for("its service account", lambda: kubectl.get("serviceaccount", "default", name), seconds=60)
     spec = pod_spec(trainer.name, name=STRANGER, command=["sleep", "infinity"])
     spec["terminationGracePeriodSeconds"] = 0
-    kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": STRANGER, "namespace": name}, "spec": spec})
-    kubectl("wait", f"pod/{STRANGER}", "--namespace", name, "--for=condition=Ready", "--timeout=60s", seconds=70)
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": STRANGER, "namespace": name}, "spec": spec}
+    )
+    kubectl(
+        "wait", f"pod/{STRANGER}", "--namespace", name, "--for=condition=Ready", "--timeout=60s", seconds=70
+    )
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
 
@@ -83,7 +90,10 @@ def test_a_foreign_pod_is_turned_away_at_every_door_and_the_trainer_has_one_righ
 
     closed = {"jobs": 401, "a job of one's own": 401, "the log of a node": 401, "the cluster's state": False}
     assert knock("") == closed
-    assert knock("a guess") == {**closed, **dict.fromkeys(("jobs", "a job of one's own", "the log of a node"), 403)}
+    assert knock("a guess") == {
+        **closed,
+        **dict.fromkeys(("jobs", "a job of one's own", "the log of a node"), 403),
+    }
     opened = knock(token)
     assert (opened["jobs"], opened["the cluster's state"]) == (200, True), "it is the token that opens"
 
@@ -98,7 +108,13 @@ def _head(kubectl: Kubectl, namespace: str) -> str:
 
 def _check_that_the_token_is_told_nowhere(kubectl: Kubectl, namespace: str, token: str) -> None:
     """Neither in objects other than the secret, nor in a log."""
-    told = kubectl("get", "finetunejobs,rayjobs,rayclusters,pods,configmaps,events,jobs", "--namespace", namespace, "--output=yaml")
+    told = kubectl(
+        "get",
+        "finetunejobs,rayjobs,rayclusters,pods,configmaps,events,jobs",
+        "--namespace",
+        namespace,
+        "--output=yaml",
+    )
     told += "".join(
         kubectl("logs", str(at(pod, "metadata", "name")), "--namespace", namespace, "--all-containers")
         for pod in kubectl.all("pods", namespace, "finetune.dev/job-uid")
@@ -111,7 +127,9 @@ def _check_the_trainers_rights(kubectl: Kubectl, namespace: str) -> None:
     name = str(at(role, "metadata", "name"))
     trainer = f"system:serviceaccount:{namespace}:{name}"
     everybody = granted(kubectl, "system:serviceaccount:default:nobody", namespace)
-    assert granted(kubectl, trainer, namespace) - everybody == {Right("", "configmaps", verb, (name,)) for verb in ("get", "patch")}
+    assert granted(kubectl, trainer, namespace) - everybody == {
+        Right("", "configmaps", verb, (name,)) for verb in ("get", "patch")
+    }
     assert not may(kubectl, trainer, Right("", "configmaps", "list"), namespace)
 
     kubectl("get", "configmap", name, "--namespace", namespace, f"--as={trainer}")
@@ -121,9 +139,19 @@ def _check_the_trainers_rights(kubectl: Kubectl, namespace: str) -> None:
         "the job": ("get", "finetunejob", "job"),
         "the pods": ("get", "pods"),
         "its config map's end": ("delete", "configmap", name),
-        "more rights": ("create", "rolebinding", "more", "--clusterrole=admin", f"--serviceaccount={namespace}:{name}"),
+        "more rights": (
+            "create",
+            "rolebinding",
+            "more",
+            "--clusterrole=admin",
+            f"--serviceaccount={namespace}:{name}",
+        ),
     }
-    let = [what for what, words in tried.items() if _is_let(kubectl, *words, "--namespace", namespace, f"--as={trainer}")]
+    let = [
+        what
+        for what, words in tried.items()
+        if _is_let(kubectl, *words, "--namespace", namespace, f"--as={trainer}")
+    ]
     assert let == []
     workers = kubectl.all("pods", namespace, "ray.io/node-type=worker")
     assert [at(pod, "spec", "automountServiceAccountToken") for pod in workers] == [False]

@@ -18,13 +18,19 @@ def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_second_of_a_
     assert len(LONG_NAME) == 63
     for name in ("twin", LONG_NAME):
         kubectl.apply(job(name, namespace))
-    first, other = (wait_for_phase(kubectl, namespace, name, "Succeeded", seconds=420) for name in ("twin", LONG_NAME))
+    first, other = (
+        wait_for_phase(kubectl, namespace, name, "Succeeded", seconds=420) for name in ("twin", LONG_NAME)
+    )
 
-    directories = [str(at(each, "status", "runDirectory")).removeprefix("pvc://finetune/") for each in (first, other)]
+    directories = [
+        str(at(each, "status", "runDirectory")).removeprefix("pvc://finetune/") for each in (first, other)
+    ]
     assert len(set(directories)) == 2
     for each, directory in zip((first, other), directories, strict=True):
         assert at(each, "status", "progress", "step") == at(each, "status", "plan", "totalSteps")
-        assert tiny_inputs.complete_checkpoints(directory) == {str(at(each, "status", "bestCheckpoint", "name"))}
+        assert tiny_inputs.complete_checkpoints(directory) == {
+            str(at(each, "status", "bestCheckpoint", "name"))
+        }
 
     kubectl("delete", "finetunejob", "--all", "--namespace", namespace, "--timeout=60s", seconds=70)
     wait_for_nothing(kubectl, namespace, seconds=60)

@@ -63,7 +63,9 @@ class Volume:
         return {line.partition("/")[0] for line in found.split()}
 
     def _exec(self, command: list[str], *, stdin: bytes | None = None) -> bytes:
-        arguments = self.kubectl.command("exec", "--stdin", "--namespace", self.namespace, KEEPER, "--", *command)
+        arguments = self.kubectl.command(
+            "exec", "--stdin", "--namespace", self.namespace, KEEPER, "--", *command
+        )
         ended = subprocess.run(arguments, input=stdin or b"", capture_output=True, timeout=300, check=False)
         if ended.returncode:
             raise ClusterError(f"{' '.join(command)}: {ended.stderr.decode(errors='replace')[-1000:]}")
@@ -89,9 +91,20 @@ def _host_volume(cluster: NodeCluster, name: str) -> dict[str, JsonValue]:
 
 
 def _claim(cluster: Cluster, namespace: str, name: str) -> dict[str, JsonValue]:
-    chosen: dict[str, JsonValue] = {"storageClassName": f"{namespace}-{name}"} if isinstance(cluster, NodeCluster) else {}
-    spec: dict[str, JsonValue] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": SIZE}}, **chosen}
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    chosen: dict[str, JsonValue] = (
+        {"storageClassName": f"{namespace}-{name}"} if isinstance(cluster, NodeCluster) else {}
+    )
+    spec: dict[str, JsonValue] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": SIZE}},
+        **chosen,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
 
 
 def _keeper(namespace: str, claim: str, image: str) -> dict[str, JsonValue]:
@@ -104,4 +117,9 @@ def _keeper(namespace: str, claim: str, image: str) -> dict[str, JsonValue]:
     assert isinstance(mounts, list)
     mounts.append({"name": "volume", "mountPath": MOUNT})
     spec["terminationGracePeriodSeconds"] = 0
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": KEEPER, "namespace": namespace}, "spec": spec}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": KEEPER, "namespace": namespace},
+        "spec": spec,
+    }

@@ -33,15 +33,29 @@ def test_the_quickstart_is_three_epochs_of_twenty_steps_each_validated(stdlib_tr
 def test_the_example_for_a_cluster_trains_what_the_quickstart_trains(stdlib_train: Path) -> None:
     ours, theirs = _read("finetunejob.yaml"), _read("quickstart.yaml")
     rows = len(stdlib_train.read_text(encoding="utf-8").splitlines())
-    cluster, laptop = (numbers(each.spec, rows=rows, longest_row=80, model_context_length=8192) for each in (ours, theirs))
+    cluster, laptop = (
+        numbers(each.spec, rows=rows, longest_row=80, model_context_length=8192) for each in (ours, theirs)
+    )
 
     assert ours.warnings == ()
-    assert (cluster.effective_batch_size, cluster.total_steps) == (laptop.effective_batch_size, laptop.total_steps)
-    for field in ("lora_config", "learning_rate", "num_warmup_steps", "num_epochs", "task", "num_checkpoints_to_keep"):
+    assert (cluster.effective_batch_size, cluster.total_steps) == (
+        laptop.effective_batch_size,
+        laptop.total_steps,
+    )
+    for field in (
+        "lora_config",
+        "learning_rate",
+        "num_warmup_steps",
+        "num_epochs",
+        "task",
+        "num_checkpoints_to_keep",
+    ):
         assert getattr(ours.spec, field) == getattr(theirs.spec, field)
 
 
-@pytest.mark.parametrize(("name", "is_lora"), [("llama-3.1-8b-lora.yaml", True), ("qwen3-0.6b-full.yaml", False)])
+@pytest.mark.parametrize(
+    ("name", "is_lora"), [("llama-3.1-8b-lora.yaml", True), ("qwen3-0.6b-full.yaml", False)]
+)
 def test_a_manifest_for_a_public_model_takes_data_that_is_made_here(name: str, is_lora: bool) -> None:
     spec = _read(name).spec
 
@@ -58,7 +72,13 @@ def test_a_manifest_for_a_public_model_takes_data_that_is_made_here(name: str, i
         ("gemma-2-27b-lora-8xH100.yaml", ["num_data_blocks_per_device", "deepspeed"]),
         (
             "llama-3-70b-full-32xA10.yaml",
-            ["given twice", "output_dir", "dataset_size_scaling_factor", "deepspeed", "every parameter of the model is trained"],
+            [
+                "given twice",
+                "output_dir",
+                "dataset_size_scaling_factor",
+                "deepspeed",
+                "every parameter of the model is trained",
+            ],
         ),
     ],
 )

@@ -55,7 +55,9 @@ def test_data_of_another_python_is_replaced(cache: Path) -> None:
     assert len(_rows(cache / TRAIN)) == 80
 
 
-def test_what_else_is_installed_changes_no_row(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_else_is_installed_changes_no_row(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sched.py").write_text('def scheduler(): "Return something quite different."')
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     make_data()
@@ -63,7 +65,9 @@ def test_what_else_is_installed_changes_no_row(cache: Path, tmp_path: Path, monk
     assert "quite different" not in (cache / TRAIN_LARGE).read_text()
 
 
-def test_without_a_cache_variable_the_inputs_are_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_variable_the_inputs_are_in_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
 

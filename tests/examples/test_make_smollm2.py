@@ -17,7 +17,12 @@ def test_the_special_tokens_are_those_of_the_published_model(smollm2: Path) -> N
         "<|im_end|>",
         "<|endoftext|>",
     )
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (1, 2, 2, 49152)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (
+        1,
+        2,
+        2,
+        49152,
+    )
     assert tokenizer.model_max_length == 8192
 
 
@@ -25,7 +30,8 @@ def test_the_chat_template_writes_each_mark_as_one_token_and_text_comes_back_unc
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     answer = "It's 3.14 —\tnot 22/7.\n\n    `naïve` ✓ 数"
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "How much is π?"}, {"role": "assistant", "content": answer}], tokenize=False
+        [{"role": "user", "content": "How much is π?"}, {"role": "assistant", "content": answer}],
+        tokenize=False,
     )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -43,7 +49,9 @@ def test_the_model_answers_a_question_and_stops(smollm2: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = LlamaForCausalLM.from_pretrained(smollm2)
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     answer = model.generate(ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]  # type: ignore[misc]

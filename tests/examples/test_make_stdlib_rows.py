@@ -19,15 +19,26 @@ SCRIPT = Path(make_stdlib_rows.__file__)
         ("Return the sine of x. Measured in radians.", "Return the sine of x."),
         ("\n    Remove a file\n    or a link.\n\n    More about it.\n    ", "Remove a file or a link."),
         ("Return what :func:`os.stat` does, for ``links``", "Return what os.stat does, for `links`."),
-        ("Split a name, e.g. `usr.bin`, into its parts. Twice.", "Split a name, e.g. `usr.bin`, into its parts."),
+        (
+            "Split a name, e.g. `usr.bin`, into its parts. Twice.",
+            "Split a name, e.g. `usr.bin`, into its parts.",
+        ),
     ],
 )
-def test_an_answer_is_the_first_sentence_on_one_line_without_markup(docstring: str, sentence: str | None) -> None:
+def test_an_answer_is_the_first_sentence_on_one_line_without_markup(
+    docstring: str, sentence: str | None
+) -> None:
     assert first_sentence(docstring) == sentence
 
 
 @pytest.mark.parametrize(
-    "docstring", ["Return x -> y, a new dictionary of them", "Too short.", f"Return {'very ' * 40}much.", "Point(x, y, z, and more)"]
+    "docstring",
+    [
+        "Return x -> y, a new dictionary of them",
+        "Too short.",
+        f"Return {'very ' * 40}much.",
+        "Point(x, y, z, and more)",
+    ],
 )
 def test_what_is_not_a_sentence_of_an_answers_length_is_no_answer(docstring: str) -> None:
     assert first_sentence(docstring) is None
@@ -35,7 +46,13 @@ def test_what_is_not_a_sentence_of_an_answers_length_is_no_answer(docstring: str
 
 def _made(*switches: str) -> str:
     """What the script prints; it must print nothing else, no warning either."""
-    run = subprocess.run([sys.executable, "-I", "-S", *switches, SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", *switches, SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert run.stderr == ""
     return run.stdout
 
@@ -55,7 +72,9 @@ def test_each_row_is_a_question_about_a_name_and_an_answer_of_its_own(answers: d
     assert all(answer.endswith((".", "!", "?")) and "\n" not in answer for answer in answers.values())
 
 
-def test_the_rows_are_about_what_a_module_offers_and_not_about_what_it_imports(answers: dict[str, str]) -> None:
+def test_the_rows_are_about_what_a_module_offers_and_not_about_what_it_imports(
+    answers: dict[str, str],
+) -> None:
     assert answers["What does `os.getpid` do?"] == "Return the current process id."
     assert answers["What does `hex` do?"] == "Return the hexadecimal representation of an integer."
     assert "What does `tracemalloc.start` do?" in answers

@@ -17,7 +17,9 @@ def _contents(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     again = _contents(make_tiny_model(tmp_path / "again"))
     other = _contents(make_tiny_model(tmp_path / "other", seed=1))
 
@@ -36,10 +38,16 @@ def test_making_a_model_leaves_the_callers_random_numbers_alone(tmp_path: Path) 
 
 def test_the_tokenizer_has_what_training_needs(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    conversation = [{"role": "user", "content": "What is a list?"}, {"role": "assistant", "content": "Naïve ✓"}]
+    conversation = [
+        {"role": "user", "content": "What is a list?"},
+        {"role": "assistant", "content": "Naïve ✓"},
+    ]
     text = tokenizer.apply_chat_template(conversation, tokenize=False)
 
-    assert text == "<|begin_of_text|><|im_start|>user\nWhat is a list?<|im_end|>\n<|im_start|>assistant\nNaïve ✓<|im_end|>\n"
+    assert (
+        text == "<|begin_of_text|><|im_start|>user\nWhat is a list?<|im_end|>\n<|im_start|>assistant\nNaïve"
+        " ✓<|im_end|>\n"
+    )
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
     assert tokenizer("list")["input_ids"][0] == tokenizer.bos_token_id
@@ -48,10 +56,16 @@ def test_the_tokenizer_has_what_training_needs(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_loaded_model_gives_logits_over_the_tokenizers_vocabulary(tied: bool, tmp_path: Path) -> None:
-    directory = make_tiny_model(tmp_path, tie_word_embeddings=tied, vocab_size=512, max_position_embeddings=128)
+    directory = make_tiny_model(
+        tmp_path, tie_word_embeddings=tied, vocab_size=512, max_position_embeddings=128
+    )
     model = AutoModelForCausalLM.from_pretrained(directory)
 
-    assert model(torch.tensor([[0, 1, 2]])).logits.shape == (1, 3, len(AutoTokenizer.from_pretrained(directory))) == (1, 3, 512)
+    assert (
+        model(torch.tensor([[0, 1, 2]])).logits.shape
+        == (1, 3, len(AutoTokenizer.from_pretrained(directory)))
+        == (1, 3, 512)
+    )
     assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
     assert model.config.max_position_embeddings == 128
 
@@ -72,6 +86,8 @@ def test_rows_are_chats_of_many_lengths_with_several_turns_and_system_messages(t
 
 
 def test_rows_depend_on_their_seed_alone(tmp_path: Path) -> None:
-    first, again, other = (make_tiny_rows(tmp_path / f"{name}.jsonl", 8, seed) for name, seed in [("a", 3), ("b", 3), ("c", 4)])
+    first, again, other = (
+        make_tiny_rows(tmp_path / f"{name}.jsonl", 8, seed) for name, seed in [("a", 3), ("b", 3), ("c", 4)]
+    )
 
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()

@@ -20,7 +20,11 @@ GROUPS: dict[str, list[str]] = PYPROJECT["dependency-groups"]
 
 def entries(lock: str) -> list[str]:
     """The entries of a lock file, each on one line with its hashes, comments left out."""
-    lines = [line for line in (ROOT / "locks" / f"{lock}.txt").read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "locks" / f"{lock}.txt").read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     return "\n".join(lines).replace("\\\n", " ").splitlines()
 
 
@@ -61,7 +65,10 @@ def test_a_lock_pins_every_requirement_of_the_project_at_a_version_that_satisfie
     unsatisfied = [
         str(requirement)
         for requirement in expanded(WANTED[lock])
-        if not all(requirement.specifier.contains(version) for version in pinned.get(canonicalize_name(requirement.name), {"0"}))
+        if not all(
+            requirement.specifier.contains(version)
+            for version in pinned.get(canonicalize_name(requirement.name), {"0"})
+        )
     ]
 
     assert not unsatisfied, "run `make lock`"
@@ -74,7 +81,13 @@ def test_every_entry_of_a_lock_has_hashes(lock: str) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_holds_no_address(lock: str) -> None:
-    assert re.findall(r"\S*://\S*|--index\S*|--extra-index\S*|--find-links\S*", (ROOT / "locks" / f"{lock}.txt").read_text()) == []
+    assert (
+        re.findall(
+            r"\S*://\S*|--index\S*|--extra-index\S*|--find-links\S*",
+            (ROOT / "locks" / f"{lock}.txt").read_text(),
+        )
+        == []
+    )
 
 
 def test_what_trains_is_what_was_tested() -> None:
@@ -86,8 +99,12 @@ def test_what_trains_is_what_was_tested() -> None:
 def test_the_image_and_the_build_tools_fit_beside_what_was_tested() -> None:
     dev = pins("dev")
 
-    assert {name: versions for name, versions in pins("image").items() if dev.get(name, versions) != versions} == {}
-    assert {name: versions for name, versions in pins("build").items() if dev.get(name, versions) != versions} == {}
+    assert {
+        name: versions for name, versions in pins("image").items() if dev.get(name, versions) != versions
+    } == {}
+    assert {
+        name: versions for name, versions in pins("build").items() if dev.get(name, versions) != versions
+    } == {}
 
 
 @pytest.mark.parametrize("lock", ["trainer", "image"])

@@ -11,7 +11,15 @@ ROOT = Path(__file__).parents[2]
 
 def run_pytest(directory: Path, source: str) -> subprocess.CompletedProcess[str]:
     (directory / "test_sample.py").write_text(source)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--config-file={ROOT / 'pyproject.toml'}", str(directory)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        f"--config-file={ROOT / 'pyproject.toml'}",
+        str(directory),
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -15,7 +15,9 @@ WAITING = (Phase.PENDING, Phase.QUEUED, Phase.STARTING)
 
 def headings(chapter: str) -> list[str]:
     """The headings of the third level in a chapter."""
-    return re.findall(r"^### (.+)$", PAGE.partition(f"\n## {chapter}\n")[2].partition("\n## ")[0], re.MULTILINE)
+    return re.findall(
+        r"^### (.+)$", PAGE.partition(f"\n## {chapter}\n")[2].partition("\n## ")[0], re.MULTILINE
+    )
 
 
 def section(heading: str) -> str:

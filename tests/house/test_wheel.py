@@ -9,13 +9,25 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = [ROOT / path for path in ("crds/finetune_api", "operator/finetune_operator", "trainer/finetune_trainer", "cli/finetune_cli")]
+PACKAGES = [
+    ROOT / path
+    for path in (
+        "crds/finetune_api",
+        "operator/finetune_operator",
+        "trainer/finetune_trainer",
+        "cli/finetune_cli",
+    )
+]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     directory = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", directory], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", directory],
+        cwd=ROOT,
+        check=True,
+    )
     [path] = directory.iterdir()
     return ZipFile(path)
 
@@ -40,7 +52,10 @@ def test_the_wheel_installs_the_command_and_the_kubectl_plugin(wheel: ZipFile) -
     entry_points.read_string(wheel.read("finetune_operator-0.1.0.dist-info/entry_points.txt").decode())
 
     assert entry_points.sections() == ["console_scripts"]
-    assert dict(entry_points["console_scripts"]) == {"finetune": "finetune_cli.main:app", "kubectl-finetune": "finetune_cli.main:app"}
+    assert dict(entry_points["console_scripts"]) == {
+        "finetune": "finetune_cli.main:app",
+        "kubectl-finetune": "finetune_cli.main:app",
+    }
 
 
 def test_the_wheel_carries_the_licence(wheel: ZipFile) -> None:

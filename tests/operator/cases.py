@@ -1,10 +1,10 @@
 """Reads cases: two YAML documents, what is seen of a job at a moment, and what is expected of the operator then.
 
-What is seen is written as it is on the wire, less what does not matter: each object is laid over one of `objects.yaml`, where null takes a
-field away. `12:34:56` is a time of the one day on which all happens; `state` names one of the statuses in `states.yaml`, whose conditions
-are written as `type: [status, reason, message, last transition]`; `worker`, `head` or `submitter` is a pod's role and name, and
-`ready: true` its condition.
-"""
+What is seen is written as it is on the wire, less what does not matter: each object is laid over one of
+`objects.yaml`, where null takes a field away. `12:34:56` is a time of the one day on which all happens;
+`state` names one of the statuses in `states.yaml`, whose conditions are written as `type: [status, reason,
+message, last transition]`; `worker`, `head` or `submitter` is a pod's role and name, and `ready: true` its
+condition."""
 
 from __future__ import annotations
 
@@ -65,8 +65,12 @@ def observed(seen: Json) -> Observed:
     assert not seen, f"{', '.join(seen)} cannot be seen"
     return Observed(
         job=read_job(job),
-        ray_job=RayJob.model_validate(_laid_over(_OBJECTS["rayJob"], ray_job)) if ray_job is not None else None,
-        ray_clusters=tuple(RayCluster.model_validate(_laid_over(_OBJECTS["rayCluster"], each)) for each in clusters),
+        ray_job=(
+            RayJob.model_validate(_laid_over(_OBJECTS["rayJob"], ray_job)) if ray_job is not None else None
+        ),
+        ray_clusters=tuple(
+            RayCluster.model_validate(_laid_over(_OBJECTS["rayCluster"], each)) for each in clusters
+        ),
         pods=tuple(_pod(each, attempt) for each in pods),
         record=_record(record),
     )
@@ -74,7 +78,9 @@ def observed(seen: Json) -> Observed:
 
 def configuration(settings: Json | None = None) -> Configuration:
     """A configuration for tests."""
-    return Configuration.model_validate({"trainer_image": "trainer:1", "storage": "s3://runs", **(settings or {})})
+    return Configuration.model_validate(
+        {"trainer_image": "trainer:1", "storage": "s3://runs", **(settings or {})}
+    )
 
 
 def record_text(changes: Json) -> str:
@@ -122,7 +128,9 @@ def _pod(changes: Json, attempt: str) -> Pod:
     if role != "submitter":
         pod = _laid_over(pod, {"metadata": {"labels": {"ray.io/node-type": role}}})
     if changes.pop("ready", False):
-        pod = _laid_over(pod, {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
+        pod = _laid_over(
+            pod, {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+        )
     return Pod.model_validate(_laid_over(pod, changes))
 
 

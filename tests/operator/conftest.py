@@ -63,12 +63,24 @@ class Namespace:
     name: str
 
     def create(self, kind: str, name: str, **content: object) -> Object:
-        body = {"apiVersion": API_VERSIONS.get(kind, "v1"), "kind": kind, "metadata": {"name": name}, **content}
+        body = {
+            "apiVersion": API_VERSIONS.get(kind, "v1"),
+            "kind": kind,
+            "metadata": {"name": name},
+            **content,
+        }
         return self._object(self._of(kind).create(body=body, namespace=self.name))
 
-    def create_job(self, name: str = "job", spec: Mapping[str, JsonValue] | None = None, labels: dict[str, str] | None = None) -> Object:
+    def create_job(
+        self,
+        name: str = "job",
+        spec: Mapping[str, JsonValue] | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Object:
         """A FineTuneJob with the smallest spec and what is laid over it."""
-        return self.create(KIND, name, metadata={"name": name, "labels": labels or {}}, spec={**SPEC, **(spec or {})})
+        return self.create(
+            KIND, name, metadata={"name": name, "labels": labels or {}}, spec={**SPEC, **(spec or {})}
+        )
 
     def get(self, kind: str, name: str) -> Object:
         return self._object(self._of(kind).get(name=name, namespace=self.name))
@@ -79,11 +91,15 @@ class Namespace:
         return sorted((dict(each) for each in found), key=lambda each: str(each["metadata"]["name"]))
 
     def patch(self, kind: str, name: str, **content: object) -> Object:
-        return self._object(self._of(kind).patch(name=name, namespace=self.name, body=content, content_type=MERGE))
+        return self._object(
+            self._of(kind).patch(name=name, namespace=self.name, body=content, content_type=MERGE)
+        )
 
     def patch_status(self, kind: str, name: str, **status: object) -> Object:
         resource = self._of(kind).status
-        return self._object(resource.patch(name=name, namespace=self.name, body={"status": status}, content_type=MERGE))
+        return self._object(
+            resource.patch(name=name, namespace=self.name, body={"status": status}, content_type=MERGE)
+        )
 
     def delete(self, kind: str, name: str) -> None:
         self._of(kind).delete(name=name, namespace=self.name)
@@ -113,9 +129,17 @@ class Namespace:
 def served(api_server: ControlPlane) -> ControlPlane:
     """The API server of this run with the definitions of FineTuneJobs, RayJobs and RayClusters; KubeRay itself does not run there."""
     bases = kuberay_manifests(print) / "crd/bases"
-    definitions = [crd(), *(yaml.safe_load((bases / f"ray.io_{plural}.yaml").read_text()) for plural in ("rayjobs", "rayclusters"))]
+    definitions = [
+        crd(),
+        *(
+            yaml.safe_load((bases / f"ray.io_{plural}.yaml").read_text())
+            for plural in ("rayjobs", "rayclusters")
+        ),
+    ]
     with new_sync_client(str(api_server.kubeconfig)) as client:
-        resource = DynamicClient(client).resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
+        resource = DynamicClient(client).resources.get(
+            api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition"
+        )
         for definition in definitions:
             resource.server_side_apply(body=definition, field_manager="test", force_conflicts=True)
 
@@ -125,7 +149,11 @@ def served(api_server: ControlPlane) -> ControlPlane:
         except OSError:
             return False
 
-    for path in (f"/apis/{API_VERSION}/finetunejobs", "/apis/ray.io/v1/rayjobs", "/apis/ray.io/v1/rayclusters"):
+    for path in (
+        f"/apis/{API_VERSION}/finetunejobs",
+        "/apis/ray.io/v1/rayjobs",
+        "/apis/ray.io/v1/rayclusters",
+    ):
         wait_for(path, partial(is_served, path), seconds=30, every=0.05)
     return api_server
 

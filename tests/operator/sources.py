@@ -13,9 +13,17 @@ from finetune_operator.pods import PodSource
 from finetune_operator.seen import Metadata
 
 
-def source(spec: Json | None = None, settings: Json | None = None, *, labels: dict[str, str] | None = None, attempt: int = 1) -> PodSource:
+def source(
+    spec: Json | None = None,
+    settings: Json | None = None,
+    *,
+    labels: dict[str, str] | None = None,
+    attempt: int = 1,
+) -> PodSource:
     """The source of the smallest job with these fields in its spec."""
-    read = read_spec({"model_id": "org/model", "train_path": "s3://data/train.jsonl", "lora_config": {}, **(spec or {})})
+    read = read_spec(
+        {"model_id": "org/model", "train_path": "s3://data/train.jsonl", "lora_config": {}, **(spec or {})}
+    )
     made_with = configuration(settings)
     storage = read.storage.path if read.storage else str(made_with.storage)
     metadata = Metadata(name="tune", namespace="team", uid=UID, labels=labels or {})

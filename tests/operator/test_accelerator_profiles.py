@@ -31,7 +31,10 @@ LEGAL: dict[str, Any] = {"cpu": 1, "memory": "1Gi"}
 
 
 def fits(profile: AcceleratorProfile, labels: Mapping[str, str]) -> bool:
-    return any(all(labels.get(label) in values for label, values in alternative.items()) for alternative in profile.node_labels)
+    return any(
+        all(labels.get(label) in values for label, values in alternative.items())
+        for alternative in profile.node_labels
+    )
 
 
 def types_of(labels: Mapping[str, str]) -> set[str]:
@@ -39,7 +42,20 @@ def types_of(labels: Mapping[str, str]) -> set[str]:
 
 
 def test_the_types_are_those_that_users_of_ray_ask_for() -> None:
-    assert set(GPUS) == {"T4", "V100", "L4", "L40S", "A10G", "A10", "A100", "A100-40G", "A100-80G", "H100", "H200", "B200"}
+    assert set(GPUS) == {
+        "T4",
+        "V100",
+        "L4",
+        "L40S",
+        "A10G",
+        "A10",
+        "A100",
+        "A100-40G",
+        "A100-80G",
+        "H100",
+        "H200",
+        "B200",
+    }
 
 
 def test_a_type_is_spelt_as_ray_spells_it() -> None:
@@ -87,14 +103,41 @@ def test_workers_without_a_device_go_anywhere() -> None:
         ({"cloud.google.com/gke-accelerator": "nvidia-l4"}, {"L4"}),
         ({"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}, {"A100", "A100-40G"}),
         ({"cloud.google.com/gke-accelerator": "nvidia-h100-mega-80gb"}, {"H100"}),
-        ({"karpenter.k8s.aws/instance-gpu-name": "a10g", "karpenter.k8s.aws/instance-gpu-memory": "22888"}, {"A10G"}),
-        ({"karpenter.k8s.aws/instance-gpu-name": "a100", "karpenter.k8s.aws/instance-gpu-memory": "40960"}, {"A100", "A100-40G"}),
-        ({"karpenter.k8s.aws/instance-gpu-name": "a100", "karpenter.k8s.aws/instance-gpu-memory": "81920"}, {"A100", "A100-80G"}),
+        (
+            {"karpenter.k8s.aws/instance-gpu-name": "a10g", "karpenter.k8s.aws/instance-gpu-memory": "22888"},
+            {"A10G"},
+        ),
+        (
+            {"karpenter.k8s.aws/instance-gpu-name": "a100", "karpenter.k8s.aws/instance-gpu-memory": "40960"},
+            {"A100", "A100-40G"},
+        ),
+        (
+            {"karpenter.k8s.aws/instance-gpu-name": "a100", "karpenter.k8s.aws/instance-gpu-memory": "81920"},
+            {"A100", "A100-80G"},
+        ),
         ({"eks.amazonaws.com/instance-gpu-name": "l40s"}, {"L40S"}),
         ({"eks.amazonaws.com/instance-gpu-name": "a100"}, {"A100"}),
-        ({"karpenter.azure.com/sku-gpu-name": "A100", "node.kubernetes.io/instance-type": "Standard_ND96asr_v4"}, {"A100", "A100-40G"}),
-        ({"karpenter.azure.com/sku-gpu-name": "A10", "node.kubernetes.io/instance-type": "Standard_NV6ads_A10_v5"}, set()),
-        ({"karpenter.azure.com/sku-gpu-name": "A10", "node.kubernetes.io/instance-type": "Standard_NV36ads_A10_v5"}, {"A10"}),
+        (
+            {
+                "karpenter.azure.com/sku-gpu-name": "A100",
+                "node.kubernetes.io/instance-type": "Standard_ND96asr_v4",
+            },
+            {"A100", "A100-40G"},
+        ),
+        (
+            {
+                "karpenter.azure.com/sku-gpu-name": "A10",
+                "node.kubernetes.io/instance-type": "Standard_NV6ads_A10_v5",
+            },
+            set(),
+        ),
+        (
+            {
+                "karpenter.azure.com/sku-gpu-name": "A10",
+                "node.kubernetes.io/instance-type": "Standard_NV36ads_A10_v5",
+            },
+            {"A10"},
+        ),
         ({"nvidia.com/gpu.product": "NVIDIA-A100-80GB-PCIe"}, {"A100", "A100-80G"}),
         ({"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"}, set()),
         ({"nvidia.com/gpu.product": "Tesla-T4-SHARED"}, set()),
@@ -120,7 +163,12 @@ def test_a_sized_a100_is_an_a100() -> None:
 @pytest.mark.parametrize(
     ("name", "devices", "cpu", "memory"),
     [
-        ("T4", 1, "3920m", "14481Mi"),  # g4dn.xlarge, as Karpenter's documentation gives what is left for pods
+        (
+            "T4",
+            1,
+            "3920m",
+            "14481Mi",
+        ),  # g4dn.xlarge, as Karpenter's documentation gives what is left for pods
         ("A10G", 1, "3920m", "14162Mi"),  # g5.xlarge
         ("L4", 1, "3920m", "14162Mi"),  # g6.xlarge
         ("L40S", 1, "3920m", "29317Mi"),  # g6e.xlarge
@@ -132,7 +180,9 @@ def test_a_sized_a100_is_an_a100() -> None:
         ("B200", 8, "191450m", "1937332Mi"),  # p6-b200.48xlarge
     ],
 )
-def test_all_devices_of_a_machine_can_work_and_leave_room_for_its_system(name: str, devices: int, cpu: str, memory: str) -> None:
+def test_all_devices_of_a_machine_can_work_and_leave_room_for_its_system(
+    name: str, devices: int, cpu: str, memory: str
+) -> None:
     assert amount(GPUS[name].cpu) * devices <= amount(cpu) - amount("500m")
     assert amount(GPUS[name].memory) * devices <= amount(memory) - amount("1Gi")
 
@@ -148,7 +198,9 @@ def test_a_profile_adds_a_type() -> None:
 
 
 def test_null_removes_a_type_also_one_that_is_not_there() -> None:
-    assert effective_profiles({"T4": None, "MINE": None}) == {name: profile for name, profile in DEFAULTS.items() if name != "T4"}
+    assert effective_profiles({"T4": None, "MINE": None}) == {
+        name: profile for name, profile in DEFAULTS.items() if name != "T4"
+    }
 
 
 def test_overrides_leave_the_defaults_alone() -> None:
@@ -157,7 +209,13 @@ def test_overrides_leave_the_defaults_alone() -> None:
 
 
 def test_a_toleration_is_spelt_as_in_a_pod() -> None:
-    toleration = {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 60}
+    toleration = {
+        "key": "gpu",
+        "operator": "Equal",
+        "value": "yes",
+        "effect": "NoExecute",
+        "tolerationSeconds": 60,
+    }
     profile = AcceleratorProfile.model_validate({**LEGAL, "tolerations": [toleration]})
     assert profile.tolerations[0].model_dump(by_alias=True, exclude_none=True) == toleration
 

@@ -31,7 +31,9 @@ def ray_job(spec: Json | None = None, deadline_seconds: int | None = None) -> Js
 def assignment(spec: Json | None = None, attempt: int = 1) -> Assignment:
     """What the head is told, as the trainer reads it from its environment."""
     head = at(made(source(spec, attempt=attempt))["RayJob"], "spec.rayClusterSpec.headGroupSpec.template")
-    (value,) = (each["value"] for each in maps(head, "spec.containers.0.env") if each["name"] == "FINETUNE_ASSIGNMENT")
+    (value,) = (
+        each["value"] for each in maps(head, "spec.containers.0.env") if each["name"] == "FINETUNE_ASSIGNMENT"
+    )
     return Assignment.model_validate_json(str(value).replace("$$", "$"))
 
 
@@ -47,7 +49,9 @@ def test_children_are_made_in_the_order_in_which_they_need_each_other() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["ConfigMap", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "RayJob"])
+@pytest.mark.parametrize(
+    "kind", ["ConfigMap", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "RayJob"]
+)
 def test_child_is_owned_by_its_job_and_labelled(kind: str) -> None:
     metadata = cast("Json", made(source())[kind]["metadata"])
     assert metadata["namespace"] == "team"
@@ -96,24 +100,35 @@ def test_role_is_bound_to_the_account_that_is_made() -> None:
 def test_account_that_the_job_names_is_bound_and_none_is_made() -> None:
     objects = made(source({"cluster": {"service_account_name": "s3-reader"}}))
     assert list(objects) == ["ConfigMap", "Role", "RoleBinding", "NetworkPolicy", "RayJob"]
-    assert objects["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", "name": "s3-reader", "namespace": "team"}]
+    assert objects["RoleBinding"]["subjects"] == [
+        {"kind": "ServiceAccount", "name": "s3-reader", "namespace": "team"}
+    ]
     assert {at(pod, "spec.serviceAccountName") for pod in templates(objects["RayJob"])} == {"s3-reader"}
 
 
 def templates(job: Json) -> list[JsonValue]:
     """The pod templates of a RayJob."""
     cluster = "spec.rayClusterSpec"
-    paths = ("spec.submitterPodTemplate", f"{cluster}.headGroupSpec.template", f"{cluster}.workerGroupSpecs.0.template")
+    paths = (
+        "spec.submitterPodTemplate",
+        f"{cluster}.headGroupSpec.template",
+        f"{cluster}.workerGroupSpecs.0.template",
+    )
     return [at(job, path) for path in paths]
 
 
 def test_rayjob_is_tried_once_and_gives_its_devices_back() -> None:
     spec = ray_job()
-    assert (spec["submissionMode"], spec["entrypoint"]) == ("K8sJobMode", "python -m finetune_trainer.on_cluster")
+    assert (spec["submissionMode"], spec["entrypoint"]) == (
+        "K8sJobMode",
+        "python -m finetune_trainer.on_cluster",
+    )
     assert spec["shutdownAfterJobFinishes"] is True
     assert (spec["backoffLimit"], spec["submitterConfig"]) == (0, {"backoffLimit": 0})
     # Kueue sets it where there is one; KubeRay forbids the others beside shutdownAfterJobFinishes.
-    assert spec.keys().isdisjoint({"suspend", "deletionStrategy", "ttlSecondsAfterFinished", "clusterSelector"})
+    assert spec.keys().isdisjoint(
+        {"suspend", "deletionStrategy", "ttlSecondsAfterFinished", "clusterSelector"}
+    )
 
 
 def test_deadlines_are_kuberays_to_keep_as_well() -> None:
@@ -137,7 +152,10 @@ def test_head_takes_no_work() -> None:
     ("spec", "resources"),
     [
         ({}, {"CPU": "2", "accelerator_type:CPU": "1"}),
-        ({"worker_resources": {"accelerator_type:A100-80G": 0.5}}, {"CPU": "10", "accelerator_type:A100-80G": "1", "GPU": "1"}),
+        (
+            {"worker_resources": {"accelerator_type:A100-80G": 0.5}},
+            {"CPU": "10", "accelerator_type:A100-80G": "1", "GPU": "1"},
+        ),
         (SHAPE, {"CPU": "12", "accelerator_type:A10G": "4", "GPU": "4"}),
     ],
     ids=["no device", "a type that Ray never sets itself", "a shape"],
@@ -177,7 +195,9 @@ def test_head_is_told_what_the_trainer_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{}, SHAPE, {"worker_resources": {"accelerator_type:A10G": 1, "CPU": 0.5}}], ids=["smallest", "shape", "half a processor"]
+    "spec",
+    [{}, SHAPE, {"worker_resources": {"accelerator_type:A10G": 1, "CPU": 0.5}}],
+    ids=["smallest", "shape", "half a processor"],
 )
 def test_trainer_asks_ray_for_no_more_than_a_pod_has(spec: Json) -> None:
     """Otherwise Ray would wait for ever."""
@@ -199,7 +219,10 @@ def test_hash_changes_with_the_fields_that_the_api_server_does_not_watch() -> No
     assert unchecked_hash(source({"suspend": True, "run_policy": {"backoff_limit": 0}}).spec) == first
     assert unchecked_hash(source({"initial_base_model_ckpt_path": {"repo_id": "org/other"}}).spec) != first
     assert unchecked_hash(source({"initial_adapter_model_ckpt_path": "s3://adapters/a"}).spec) != first
-    assert at(made(source())["RayJob"], "metadata.annotations") == {"finetune.dev/job-name": "tune", "finetune.dev/unchecked-spec": first}
+    assert at(made(source())["RayJob"], "metadata.annotations") == {
+        "finetune.dev/job-name": "tune",
+        "finetune.dev/unchecked-spec": first,
+    }
 
 
 def test_rays_ports_ask_for_a_token() -> None:
@@ -216,14 +239,21 @@ def test_rays_ports_are_closed_to_other_pods_but_for_the_dashboard() -> None:
 
 
 def test_the_dashboard_is_for_the_clients_of_the_configuration() -> None:
-    kuberay: Json = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    kuberay: Json = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
     policy = made(source(settings={"dashboard_clients": [kuberay]}))["NetworkPolicy"]
     assert at(policy, "spec.ingress.1.from") == [kuberay]
 
 
 def test_every_pod_of_a_job_is_among_those_that_the_network_policy_is_for() -> None:
     spec = ray_job()
-    for template in ("submitterPodTemplate", "rayClusterSpec.headGroupSpec.template", "rayClusterSpec.workerGroupSpecs.0.template"):
+    for template in (
+        "submitterPodTemplate",
+        "rayClusterSpec.headGroupSpec.template",
+        "rayClusterSpec.workerGroupSpecs.0.template",
+    ):
         assert cast("Json", at(spec, f"{template}.metadata.labels"))["finetune.dev/job-uid"] == UID
 
 

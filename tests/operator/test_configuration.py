@@ -10,7 +10,15 @@ import pytest
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_operator.accelerator_profiles import AcceleratorProfile, effective_profiles
-from finetune_operator.configuration import FILE, PREFIX, Configuration, NetworkPolicyPeer, PodResources, load_configuration, page
+from finetune_operator.configuration import (
+    FILE,
+    PREFIX,
+    Configuration,
+    NetworkPolicyPeer,
+    PodResources,
+    load_configuration,
+    page,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -41,7 +49,10 @@ def problems(environ: Mapping[str, str]) -> list[str]:
 def problems_in(file: Path, text: str, **variables: str) -> list[str]:
     """The problems, with the file's name instead of its path."""
     file.write_text(text)
-    return [line.replace(str(file), file.name) for line in problems({FILE: str(file), **from_variables(**variables)})]
+    return [
+        line.replace(str(file), file.name)
+        for line in problems({FILE: str(file), **from_variables(**variables)})
+    ]
 
 
 def test_an_image_is_enough() -> None:
@@ -97,7 +108,9 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         """,
     )
     assert configuration.model_fields_set == set(Configuration.model_fields)
-    mine = AcceleratorProfile(resource="example.com/gpu", node_labels=[{"gpu": ["a", "b"]}], cpu=4, memory="16Gi")
+    mine = AcceleratorProfile(
+        resource="example.com/gpu", node_labels=[{"gpu": ["a", "b"]}], cpu=4, memory="16Gi"
+    )
     assert configuration == Configuration(
         trainer_image="registry.example.com/trainer:2",
         image_pull_policy="Always",
@@ -159,13 +172,20 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
 
 
 def test_cpu_and_memory_of_a_pod_are_set_one_by_one(file: Path) -> None:
-    configuration = from_file(file, "trainer_image: a\nhead: {memory: 20Gi}\nsubmitter: {cpu: 1}\n", HEAD__CPU="3", SUBMITTER__CPU="2")
+    configuration = from_file(
+        file,
+        "trainer_image: a\nhead: {memory: 20Gi}\nsubmitter: {cpu: 1}\n",
+        HEAD__CPU="3",
+        SUBMITTER__CPU="2",
+    )
     assert configuration.head == PodResources(cpu="3", memory="20Gi")
     assert configuration.submitter == PodResources(cpu="2", memory="1Gi")
 
 
 def test_accelerators_of_the_environment_replace_those_of_the_file(file: Path) -> None:
-    configuration = from_file(file, "trainer_image: a\naccelerators: {T4: null}\n", ACCELERATORS='{"L4": null}')
+    configuration = from_file(
+        file, "trainer_image: a\naccelerators: {T4: null}\n", ACCELERATORS='{"L4": null}'
+    )
     assert set(effective_profiles({})) - set(configuration.profiles) == {"L4"}
 
 
@@ -210,25 +230,47 @@ def test_an_image_is_required(file: Path) -> None:
         (
             "TRAINER_IMAGE",
             "my image",
-            "trainer_image: must be the name of an image, such as registry.example.com/trainer:1.0, is 'my image'",
+            (
+                "trainer_image: must be the name of an image, such as registry.example.com/trainer:1.0, is"
+                " 'my image'"
+            ),
         ),
-        ("IMAGE_PULL_POLICY", "Often", "image_pull_policy: must be 'Always', 'IfNotPresent' or 'Never', is 'Often'"),
+        (
+            "IMAGE_PULL_POLICY",
+            "Often",
+            "image_pull_policy: must be 'Always', 'IfNotPresent' or 'Never', is 'Often'",
+        ),
         ("RAY_VERSION", "new", "ray_version: must be a version, such as 2.60.0, is 'new'"),
         ("STORAGE", "http://x", "storage: must be a plain path, s3://BUCKET/path, gs://BUCKET/path"),
         ("ACCELERATORS", "{no JSON", "accelerators: must be a map of fields, is '{no JSON'"),
         ("ACCELERATORS", '{"X": {"cpu": 1}}', "accelerators.X.memory: is required"),
-        ("ACCELERATORS", '{"a b": null}', "accelerators[a b]: must be a type's name, letters, digits and `-`, such as A100-80G, is 'a b'"),
+        (
+            "ACCELERATORS",
+            '{"a b": null}',
+            "accelerators[a b]: must be a type's name, letters, digits and `-`, such as A100-80G, is 'a b'",
+        ),
         ("DEFAULT_ACCELERATOR", "A1000", "default_accelerator: must be one of CPU, T4, "),
         ("HEAD", "[]", "head: must be a map of fields, is a list"),
         ("HEAD__CPU", "much", "head.cpu: must be a quantity such as 2, 500m or 16Gi, is 'much'"),
-        ("SUBMITTER__MEMORY", "1 GB", "submitter.memory: must be a quantity such as 2, 500m or 16Gi, is '1 GB'"),
+        (
+            "SUBMITTER__MEMORY",
+            "1 GB",
+            "submitter.memory: must be a quantity such as 2, 500m or 16Gi, is '1 GB'",
+        ),
         (
             "WATCH_NAMESPACES",
             "ok,No_Good",
-            "watch_namespaces: must be a namespace: at most 63 lower-case letters, digits and `-`, is 'No_Good'",
+            (
+                "watch_namespaces: must be a namespace: at most 63 lower-case letters, digits and `-`, is"
+                " 'No_Good'"
+            ),
         ),
         ("NETWORK_POLICIES", "maybe", "network_policies: must be true or false, is 'maybe'"),
-        ("DASHBOARD_CLIENTS", "[{}]", "dashboard_clients[0]: must have a podSelector, a namespaceSelector or an ipBlock"),
+        (
+            "DASHBOARD_CLIENTS",
+            "[{}]",
+            "dashboard_clients[0]: must have a podSelector, a namespaceSelector or an ipBlock",
+        ),
         (
             "DASHBOARD_CLIENTS",
             '[{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]',
@@ -270,7 +312,9 @@ def test_a_wrong_variable_is_named_with_what_would_be_right(name: str, value: st
         ),
     ],
 )
-def test_a_wrong_field_of_the_file_is_named_with_what_would_be_right(file: Path, text: str, said: str) -> None:
+def test_a_wrong_field_of_the_file_is_named_with_what_would_be_right(
+    file: Path, text: str, said: str
+) -> None:
     image = "" if text.startswith("trainer_image") else "trainer_image: x\n"
     [problem] = problems_in(file, f"{image}{text}\n")
     assert problem.startswith(f"config.yaml: {said}")
@@ -289,12 +333,16 @@ def test_a_wrong_field_of_the_file_is_named_with_what_would_be_right(file: Path,
     ],
 )
 def test_an_unknown_variable_is_an_error_with_the_nearest_known_one(name: str, said: str) -> None:
-    assert problems({**IMAGE, f"{PREFIX}{name}": "1"}) == [f"{PREFIX}{name}: is not a variable of the operator{said}"]
+    assert problems({**IMAGE, f"{PREFIX}{name}": "1"}) == [
+        f"{PREFIX}{name}: is not a variable of the operator{said}"
+    ]
 
 
 def test_all_mistakes_are_told_at_once_each_with_its_source(file: Path) -> None:
     text = "head: {memory: 16 GB, cpu: much}\nworkers: none\nlog_format: xml\n"
-    assert sorted(problems_in(file, text, HEAD__CPU="more", LOG_FORMAT="json", LISTEN_PORT="no", TYPO="1")) == [
+    assert sorted(
+        problems_in(file, text, HEAD__CPU="more", LOG_FORMAT="json", LISTEN_PORT="no", TYPO="1")
+    ) == [
         f"{PREFIX}HEAD__CPU: head.cpu: must be a quantity such as 2, 500m or 16Gi, is 'more'",
         f"{PREFIX}LISTEN_PORT: listen_port: must be a whole number, is 'no'",
         f"{PREFIX}TYPO: is not a variable of the operator",
@@ -306,7 +354,9 @@ def test_all_mistakes_are_told_at_once_each_with_its_source(file: Path) -> None:
 
 def test_a_file_that_is_not_there_is_an_error_besides_others(tmp_path: Path) -> None:
     path = tmp_path / "absent.yaml"
-    assert problems({FILE: str(path), **from_variables(WORKERS="0", DEFAULT_ACCELERATOR="FROM-THE-FILE")}) == [
+    assert problems(
+        {FILE: str(path), **from_variables(WORKERS="0", DEFAULT_ACCELERATOR="FROM-THE-FILE")}
+    ) == [
         f"{FILE}: {path}: No such file or directory",
         f"{PREFIX}WORKERS: workers: must be at least 1, is '0'",
     ]
@@ -318,7 +368,10 @@ def test_a_file_that_is_not_there_is_an_error_besides_others(tmp_path: Path) -> 
         (b"workers: [1\n", "config.yaml:2:1: "),
         (b"- a\n", "config.yaml: must be a map of fields, is a list"),
         (b"\xff\xfe\xfa", "config.yaml: is not UTF-8 text"),
-        (b"workers: 1\nworkers: 2\n", "config.yaml:2: workers is given twice with different values; keep one"),
+        (
+            b"workers: 1\nworkers: 2\n",
+            "config.yaml:2: workers is given twice with different values; keep one",
+        ),
     ],
 )
 def test_a_file_that_is_no_map_is_an_error(file: Path, content: bytes, said: str) -> None:
@@ -334,11 +387,17 @@ def test_the_profiles_are_the_defaults_with_the_configurations_own_over_them() -
 
 
 def test_the_page_is_fresh() -> None:
-    assert PAGE.read_text() == page(), "run: python -m finetune_operator.configuration > docs/configuration.md"
+    assert PAGE.read_text() == page(), (
+        "run: python -m finetune_operator.configuration > docs/configuration.md"
+    )
 
 
 def test_every_field_is_described() -> None:
-    rows = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in page().splitlines() if line.startswith("| `")}
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[4].strip()
+        for line in page().splitlines()
+        if line.startswith("| `")
+    }
     fields = {*Configuration.model_fields, *AcceleratorProfile.model_fields}
     assert {name for name in fields if not rows[f"`{name}`"]} == set()
 
@@ -352,6 +411,8 @@ def test_the_pages_example_is_a_configuration(file: Path) -> None:
 
 def test_the_pages_mistakes_are_what_is_said(file: Path) -> None:
     shown = [
-        line.strip().replace("/etc/finetune-operator/", "") for line in page().splitlines() if line.startswith("    /") or "IMGAE" in line
+        line.strip().replace("/etc/finetune-operator/", "")
+        for line in page().splitlines()
+        if line.startswith("    /") or "IMGAE" in line
     ]
     assert shown == problems_in(file, "trainer_image: x\nhead: {memory: 16 GB}\n", TRAINER_IMGAE="x")

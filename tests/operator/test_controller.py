@@ -1,4 +1,7 @@
-"""Looks at jobs on a real API server. KubeRay does not run: tests write what it would, and say what watches have told."""
+"""Looks at jobs on a real API server.
+
+KubeRay does not run: tests write what it would, and say what watches have told.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ EVERYTHING: dict[str, JsonValue] = {
         "image_pull_policy": "Always",
         "image_pull_secrets": [{"name": "registry"}],
         "service_account_name": "mine",
-        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}, {"name": "A", "value": "$(B)"}],
+        "env": [
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+            {"name": "A", "value": "$(B)"},
+        ],
         "env_from": [{"secretRef": {"name": "storage"}}],
         "volumes": [{"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}],
         "volume_mounts": [{"name": "scratch", "mountPath": "/scratch"}],
@@ -95,7 +101,9 @@ class Telling(KubernetesApi):
         self.after: Callable[[str, bool], None] = lambda *_: None
         """Called with whether the call was carried out."""
 
-    async def _request(self, method: str, path: str, verb: str, resource: str, body: Body | None = None) -> Body:
+    async def _request(
+        self, method: str, path: str, verb: str, resource: str, body: Body | None = None
+    ) -> Body:
         call = f"{verb} {resource}"
         self.before(call)
         try:
@@ -129,7 +137,9 @@ class Watched:
 class Operator:
     """One that can die, in a world where time stands still unless it is told to go on."""
 
-    def __init__(self, inside: Namespace, api: Telling, runner: asyncio.Runner, configuration: Configuration) -> None:
+    def __init__(
+        self, inside: Namespace, api: Telling, runner: asyncio.Runner, configuration: Configuration
+    ) -> None:
         self.inside = inside
         self.api = api
         self.watched = Watched()
@@ -141,14 +151,18 @@ class Operator:
     def restart(self) -> None:
         """Another one, which knows nothing."""
         self.freshness = Freshness(self._seconds)
-        self.controller = Controller(self.api, self._configuration, self.watched, self.freshness, lambda: self.now)
+        self.controller = Controller(
+            self.api, self._configuration, self.watched, self.freshness, lambda: self.now
+        )
 
     def _seconds(self) -> float:
         return self.now.timestamp()
 
     def look(self, job: Object) -> timedelta | None:
         metadata = job["metadata"]
-        return self._runner.run(self.controller.look(Key(metadata["namespace"], metadata["name"], metadata["uid"])))
+        return self._runner.run(
+            self.controller.look(Key(metadata["namespace"], metadata["name"], metadata["uid"]))
+        )
 
     def settle(self, job: Object) -> FineTuneJobStatus:
         """Looks until nothing changes any more."""
@@ -160,7 +174,9 @@ class Operator:
         raise AssertionError(f"it writes on and on: {self.api.written()[-20:]}")
 
     def status(self, job: Object) -> FineTuneJobStatus:
-        return FineTuneJobStatus.model_validate(self.inside.get(KIND, job["metadata"]["name"]).get("status") or {})
+        return FineTuneJobStatus.model_validate(
+            self.inside.get(KIND, job["metadata"]["name"]).get("status") or {}
+        )
 
     def later(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -202,7 +218,13 @@ class World:
     def kuberay_says(self, deployment: str, job: str = "", **more: str) -> None:
         now = self.operator.now.isoformat().replace("+00:00", "Z")
         ended = {"endTime": now} if deployment in ("Complete", "Failed") else {}
-        status = {"jobDeploymentStatus": deployment, "jobStatus": job, "rayClusterName": f"{self.ray_job}-abcde", "startTime": now, **ended}
+        status = {
+            "jobDeploymentStatus": deployment,
+            "jobStatus": job,
+            "rayClusterName": f"{self.ray_job}-abcde",
+            "startTime": now,
+            **ended,
+        }
         self.inside.patch_status("RayJob", self.ray_job, **status, **more)
 
     def pods_are(self, phase: str, *, ready: bool = True, deleted: datetime | None = None) -> None:
@@ -228,7 +250,11 @@ class World:
         directory = self.operator.status(self.job).run_directory
         saved = [
             Checkpoint(
-                name=f"epoch-{epoch}", path=f"{directory}/epoch-{epoch}", epoch=epoch + 1, step=4 * epoch + 4, time=self.operator.now
+                name=f"epoch-{epoch}",
+                path=f"{directory}/epoch-{epoch}",
+                epoch=epoch + 1,
+                step=4 * epoch + 4,
+                time=self.operator.now,
             )
             for epoch in range(step // 4)
         ]
@@ -241,7 +267,9 @@ class World:
             tokens_trained=step * 100,
             last_update_time=self.operator.now,
         )
-        record = ProgressRecord(attempt=attempt, plan=PLAN, progress=progress, checkpoints=saved, failure=failure)
+        record = ProgressRecord(
+            attempt=attempt, plan=PLAN, progress=progress, checkpoints=saved, failure=failure
+        )
         self.record_is(record.model_dump_json(by_alias=True, exclude_none=True))
 
     def record_is(self, text: str) -> None:
@@ -251,14 +279,18 @@ class World:
 def versions(inside: Namespace) -> dict[str, str]:
     """Of everything in a namespace that the operator could touch."""
     found = [each for kind in (*CHILDREN, KIND, "RayCluster", "Pod") for each in inside.all(kind)]
-    return {f"{each['kind']}/{each['metadata']['name']}": each["metadata"]["resourceVersion"] for each in found}
+    return {
+        f"{each['kind']}/{each['metadata']['name']}": each["metadata"]["resourceVersion"] for each in found
+    }
 
 
 def reasons(inside: Namespace) -> Counter[str]:
     return Counter(event["reason"] for event in inside.all("Event"))
 
 
-def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(operator: Operator, inside: Namespace) -> None:
+def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(
+    operator: Operator, inside: Namespace
+) -> None:
     job = inside.create_job(labels={"kueue.x-k8s.io/queue-name": "team", "app": "ours"})
 
     again = operator.look(job)
@@ -276,7 +308,12 @@ def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(operator
     ]
     for each in made:
         [owner] = each["metadata"]["ownerReferences"]
-        assert (owner["apiVersion"], owner["kind"], owner["name"], owner["uid"]) == (API_VERSION, KIND, "job", metadata["uid"])
+        assert (owner["apiVersion"], owner["kind"], owner["name"], owner["uid"]) == (
+            API_VERSION,
+            KIND,
+            "job",
+            metadata["uid"],
+        )
         assert owner["controller"] is True
     status = operator.status(job)
     assert (status.phase, status.ray_job_name, status.attempts) == (Phase.PENDING, f"{name}-1", 1)
@@ -329,13 +366,17 @@ def test_everything_that_is_made_has_only_fields_that_the_server_knows(
     monkeypatch.setattr(operator.api, "create", noted)
     operator.look(job)
 
-    assert [each["kind"] for each in made] == [kind for kind in CHILDREN if kind != "ServiceAccount" or not spec]
+    assert [each["kind"] for each in made] == [
+        kind for kind in CHILDREN if kind != "ServiceAccount" or not spec
+    ]
     for manifest in made:
         resource = inside.dynamic.resources.get(api_version=manifest["apiVersion"], kind=manifest["kind"])
         query = [("fieldValidation", "Strict"), ("dryRun", "All")]
         stored = resource.create(body=manifest, namespace=inside.name, query_params=query).to_dict()
         for part in ("spec", "data", "rules", "roleRef", "subjects"):
-            assert contains(stored.get(part), manifest.get(part)), f"{manifest['kind']}.{part} is kept as it was sent"
+            assert contains(stored.get(part), manifest.get(part)), (
+                f"{manifest['kind']}.{part} is kept as it was sent"
+            )
 
 
 def contains(stored: object, sent: object) -> bool:
@@ -344,7 +385,9 @@ def contains(stored: object, sent: object) -> bool:
         case None:
             return True
         case dict():
-            return isinstance(stored, dict) and all(contains(stored.get(key), value) for key, value in sent.items())
+            return isinstance(stored, dict) and all(
+                contains(stored.get(key), value) for key, value in sent.items()
+            )
         case list():
             return isinstance(stored, list) and len(stored) == len(sent) and all(map(contains, stored, sent))
         case _:
@@ -444,7 +487,9 @@ def outcome(operator: Operator, world: World) -> dict[str, object]:
     status = operator.status(world.job).model_dump(mode="json")
     return {
         "status": json.loads(plain(json.dumps(status))),
-        "children": sorted(f"{each['kind']}/{plain(each['metadata']['name'])}" for each in world.inside.children(world.uid)),
+        "children": sorted(
+            f"{each['kind']}/{plain(each['metadata']['name'])}" for each in world.inside.children(world.uid)
+        ),
     }
 
 
@@ -456,7 +501,9 @@ class Interrupting:
         self._count = 0
         self.failures = 0
 
-    def fail(self, at: int, error: Exception, *, writes_only: bool = False, again: bool = False) -> Callable[[str, bool], None]:
+    def fail(
+        self, at: int, error: Exception, *, writes_only: bool = False, again: bool = False
+    ) -> Callable[[str, bool], None]:
         """To be called for each call."""
 
         def interrupt(call: str, done: bool) -> None:
@@ -481,14 +528,18 @@ def test_an_operator_may_fail_at_any_call_of_a_job_s_beginning(
         operator.now = NOW
         world = World(operator, inside.create_job(name))
         interrupting = Interrupting(telling)
-        telling.after = interrupting.fail(fatal, DiedError() if death == "dies after" else ConnectionError("no answer"))
+        telling.after = interrupting.fail(
+            fatal, DiedError() if death == "dies after" else ConnectionError("no answer")
+        )
         with suppress(DiedError, ConnectionError):
             operator.look(world.job)
         interrupting.stop()
         if death == "dies after":
             operator.restart()
         operator.settle(world.job)
-        told = Counter(event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid)
+        told = Counter(
+            event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid
+        )
         return outcome(operator, world), told, bool(interrupting.failures)
 
     expected, told, _ = begin("undisturbed", 0)
@@ -523,7 +574,9 @@ def test_an_operator_that_fails_after_every_few_writes_brings_a_job_to_the_same_
                 except ConnectionError:
                     pass
             interrupting.stop()
-        told = Counter(event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid)
+        told = Counter(
+            event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid
+        )
         return outcome(operator, world), told, interrupting.failures
 
     expected, told, _ = live("undisturbed", 0)
@@ -547,7 +600,9 @@ def quota(inside: Namespace, resource: str) -> None:
     wait_for("the quota to count", counts, seconds=30)
 
 
-@pytest.mark.parametrize(("kind", "resource"), [("ConfigMap", "count/configmaps"), ("RayJob", "count/rayjobs.ray.io")])
+@pytest.mark.parametrize(
+    ("kind", "resource"), [("ConfigMap", "count/configmaps"), ("RayJob", "count/rayjobs.ray.io")]
+)
 def test_a_job_that_a_quota_forbids_says_so_and_goes_on_when_it_may(
     operator: Operator, inside: Namespace, kind: str, resource: str
 ) -> None:
@@ -598,9 +653,20 @@ def test_a_refusal_is_told_once_and_asked_again_at_intervals(operator: Operator,
         ({"tolerations": [{"key": ["a"]}]}, 'tolerations[0].key: Invalid value: "array"'),
         ({"affinity": {"nodeAffinity": 1}}, 'nodeAffinity: Invalid value: "integer"'),
         ({"affinity": {"podAffinity": 1}}, 'podAffinity: Invalid value: "integer"'),
-        ({"env": [{"value": "x" * 200, "valueFrom": number} for number in range(256)]}, "valueFrom: Invalid value"),
+        (
+            {"env": [{"value": "x" * 200, "valueFrom": number} for number in range(256)]},
+            "valueFrom: Invalid value",
+        ),
     ],
-    ids=["env without a name", "env with a number", "volume", "toleration", "node affinity", "pod affinity", "very many"],
+    ids=[
+        "env without a name",
+        "env with a number",
+        "volume",
+        "toleration",
+        "node affinity",
+        "pod affinity",
+        "very many",
+    ],
 )
 def test_what_the_server_will_never_take_is_a_wrong_spec_in_its_words(
     operator: Operator, inside: Namespace, cluster: dict[str, JsonValue], words: str
@@ -632,7 +698,9 @@ def test_a_wrong_spec_makes_nothing(operator: Operator, inside: Namespace) -> No
     assert inside.children(job["metadata"]["uid"]) == []
 
 
-def test_somebody_elses_write_between_reading_and_writing_is_not_lost(operator: Operator, inside: Namespace) -> None:
+def test_somebody_elses_write_between_reading_and_writing_is_not_lost(
+    operator: Operator, inside: Namespace
+) -> None:
     job = inside.create_job()
 
     def patch(call: str) -> None:
@@ -668,7 +736,9 @@ def test_a_conflict_while_something_is_made_is_tried_again(operator: Operator, i
     assert [each["kind"] for each in inside.children(job["metadata"]["uid"])] == list(CHILDREN)
 
 
-def test_events_that_cannot_be_posted_are_counted_and_keep_nothing_back(operator: Operator, inside: Namespace) -> None:
+def test_events_that_cannot_be_posted_are_counted_and_keep_nothing_back(
+    operator: Operator, inside: Namespace
+) -> None:
     def refuse(call: str) -> None:
         if call == "create events":
             raise ConnectionError("no answer")
@@ -683,7 +753,9 @@ def test_events_that_cannot_be_posted_are_counted_and_keep_nothing_back(operator
     assert REGISTRY.get_sample_value("finetune_events_lost_total") == lost + 3
 
 
-def test_a_suspended_job_gives_its_ray_job_back_and_goes_on_with_another_one(operator: Operator, inside: Namespace) -> None:
+def test_a_suspended_job_gives_its_ray_job_back_and_goes_on_with_another_one(
+    operator: Operator, inside: Namespace
+) -> None:
     job = inside.create_job()
     operator.settle(job)
     [first] = inside.all("RayJob")
@@ -718,14 +790,23 @@ def a_pod(world: World, name: str = "left") -> Object:
     labels = {JOB_UID: world.uid, "ray.io/node-type": "worker"}
     container = {"name": "worker", "image": "registry.test/trainer:1.0"}
     wait_for("the service account", lambda: world.inside.exists("ServiceAccount", "default"), seconds=30)
-    return world.inside.create("Pod", name, metadata={"name": name, "labels": labels}, spec={"containers": [container]})
+    return world.inside.create(
+        "Pod", name, metadata={"name": name, "labels": labels}, spec={"containers": [container]}
+    )
 
 
-HEAD_ONLY = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "head", "image": "a"}]}}}}
+HEAD_ONLY = {
+    "headGroupSpec": {
+        "rayStartParams": {},
+        "template": {"spec": {"containers": [{"name": "head", "image": "a"}]}},
+    }
+}
 
 
 def a_cluster(world: World, name: str = "left") -> Object:
-    return world.inside.create("RayCluster", name, metadata={"name": name, "labels": {JOB_UID: world.uid}}, spec=HEAD_ONLY)
+    return world.inside.create(
+        "RayCluster", name, metadata={"name": name, "labels": {JOB_UID: world.uid}}, spec=HEAD_ONLY
+    )
 
 
 @pytest.mark.parametrize("make", [a_pod, a_cluster])
@@ -759,7 +840,9 @@ def test_what_only_a_watch_believes_in_is_not_waited_for(operator: Operator, ins
     assert len(inside.all("RayJob")) == 1
 
 
-def test_another_attempt_does_not_wait_for_what_only_a_watch_believes_in(operator: Operator, inside: Namespace) -> None:
+def test_another_attempt_does_not_wait_for_what_only_a_watch_believes_in(
+    operator: Operator, inside: Namespace
+) -> None:
     job = inside.create_job()
     world = lived(operator, job, steps=5)
     assert operator.status(job).phase is Phase.RETRYING
@@ -768,10 +851,15 @@ def test_another_attempt_does_not_wait_for_what_only_a_watch_believes_in(operato
     operator.later(60)
     operator.settle(job)
 
-    assert [each["metadata"]["name"] for each in world.ray_jobs] == [f"{world.config_map}-1", f"{world.config_map}-2"]
+    assert [each["metadata"]["name"] for each in world.ray_jobs] == [
+        f"{world.config_map}-1",
+        f"{world.config_map}-2",
+    ]
 
 
-def test_a_record_that_is_nonsense_is_shown_as_such_and_ends_nothing(operator: Operator, inside: Namespace) -> None:
+def test_a_record_that_is_nonsense_is_shown_as_such_and_ends_nothing(
+    operator: Operator, inside: Namespace
+) -> None:
     job = inside.create_job()
     world = lived(operator, job, steps=3)
 
@@ -806,7 +894,9 @@ def test_a_trainer_that_goes_to_and_fro_does_not_fill_the_cluster_with_events(
     assert reasons(inside)["Failed"] == 1, "the end is always told"
 
 
-def test_a_trainer_that_hides_its_record_from_the_watch_does_not_make_the_watch_look_silent(operator: Operator, inside: Namespace) -> None:
+def test_a_trainer_that_hides_its_record_from_the_watch_does_not_make_the_watch_look_silent(
+    operator: Operator, inside: Namespace
+) -> None:
     """It may patch its config map, and with it the label by which the operator watches."""
     job = inside.create_job()
     world = World(operator, job)
@@ -833,7 +923,9 @@ def test_a_watch_that_tells_nothing_is_noticed(operator: Operator, inside: Names
     assert operator.freshness.is_stale()
 
 
-def test_a_job_of_the_past_is_not_taken_for_the_one_of_its_name(operator: Operator, inside: Namespace) -> None:
+def test_a_job_of_the_past_is_not_taken_for_the_one_of_its_name(
+    operator: Operator, inside: Namespace
+) -> None:
     old = inside.create_job()
     operator.settle(old)
     inside.delete(KIND, "job")
@@ -845,7 +937,10 @@ def test_a_job_of_the_past_is_not_taken_for_the_one_of_its_name(operator: Operat
     uids = {each["metadata"]["uid"]: World(operator, each) for each in (old, new)}
     assert child_name("job", old["metadata"]["uid"]) != child_name("job", new["metadata"]["uid"])
     assert len(uids[new["metadata"]["uid"]].ray_jobs) == 1
-    assert operator.status(new).run_directory == f"pvc://finetune/runs/{inside.name}/job-{new['metadata']['uid']}"
+    assert (
+        operator.status(new).run_directory
+        == f"pvc://finetune/runs/{inside.name}/job-{new['metadata']['uid']}"
+    )
 
 
 def test_a_job_that_has_ended_is_deleted_when_its_time_is_over(operator: Operator, inside: Namespace) -> None:
@@ -872,11 +967,15 @@ def test_everything_of_a_deleted_job_is_collected(operator: Operator, inside: Na
 
     inside.delete(KIND, "job")
 
-    wait_for("everything to go", lambda: not inside.children(uid), seconds=90, seen=lambda: str(versions(inside)))
+    wait_for(
+        "everything to go", lambda: not inside.children(uid), seconds=90, seen=lambda: str(versions(inside))
+    )
     assert operator.look(job) is None
 
 
-def test_a_deleted_job_holds_no_devices_when_kuberay_does_not_answer(operator: Operator, inside: Namespace) -> None:
+def test_a_deleted_job_holds_no_devices_when_kuberay_does_not_answer(
+    operator: Operator, inside: Namespace
+) -> None:
     job = inside.create_job()
     world = World(operator, job)
     operator.settle(job)
@@ -908,7 +1007,9 @@ def trainer(served: ControlPlane, operator: Operator, inside: Namespace) -> Iter
     with new_sync_client(str(served.kubeconfig)) as client:
         # The API groups are looked up with the rights of an administrator.
         dynamic = DynamicClient(client)
-        client.set_default_header("Impersonate-User", f"system:serviceaccount:{inside.name}:{world.config_map}")
+        client.set_default_header(
+            "Impersonate-User", f"system:serviceaccount:{inside.name}:{world.config_map}"
+        )
         yield world, Namespace(dynamic, inside.name)
 
 
@@ -928,7 +1029,9 @@ def test_the_trainer_may_read_and_patch_its_record(trainer: tuple[World, Namespa
 
 OUT_OF_BOUNDS: dict[str, Callable[[Namespace, World], object]] = {
     "another config map": lambda own, _: own.get("ConfigMap", "kube-root-ca.crt"),
-    "another config map's data": lambda own, _: own.patch("ConfigMap", "kube-root-ca.crt", data={"ca.crt": ""}),
+    "another config map's data": lambda own, _: own.patch(
+        "ConfigMap", "kube-root-ca.crt", data={"ca.crt": ""}
+    ),
     "the config maps": lambda own, _: own.all("ConfigMap"),
     "the job's config maps": lambda own, world: own.all("ConfigMap", f"{JOB_UID}={world.uid}"),
     "a new config map": lambda own, _: own.create("ConfigMap", "more"),
@@ -947,7 +1050,9 @@ OUT_OF_BOUNDS: dict[str, Callable[[Namespace, World], object]] = {
     "its own role": lambda own, world: own.patch("Role", world.config_map, rules=[]),
     "an event": lambda own, _: own.create("Event", "more", involvedObject={"namespace": own.name}),
     "config maps of another namespace": lambda own, _: Namespace(own.dynamic, "default").all("ConfigMap"),
-    "a config map of its name elsewhere": lambda own, world: Namespace(own.dynamic, "kube-system").get("ConfigMap", world.config_map),
+    "a config map of its name elsewhere": (
+        lambda own, world: Namespace(own.dynamic, "kube-system").get("ConfigMap", world.config_map)
+    ),
 }
 
 

@@ -30,7 +30,9 @@ def saved(epoch: int, loss: float | None = None, *, best: bool = False) -> Json:
     }
 
 
-@pytest.mark.parametrize("state", ["asked", "starting", "running", "retrying", "suspended", "succeeded", "failed"])
+@pytest.mark.parametrize(
+    "state", ["asked", "starting", "running", "retrying", "suspended", "succeeded", "failed"]
+)
 def test_nothing_is_told_twice(state: str) -> None:
     assert told(status(state), status(state), "a remark") == []
 
@@ -53,13 +55,18 @@ def test_turn_of_a_job_is_told(before: str | None, after: str, events: list[str]
 
 def test_cluster_of_each_attempt_is_told() -> None:
     second = status("retrying", attempts=2, rayJobName="tune-11111111-2")
-    assert [event.message for event in turns(status("retrying"), second)] == ["RayJob tune-11111111-2: 1 worker pod with CPU"]
+    assert [event.message for event in turns(status("retrying"), second)] == [
+        "RayJob tune-11111111-2: 1 worker pod with CPU"
+    ]
 
 
 def test_every_new_checkpoint_is_told_and_no_old_one() -> None:
     before = status("running", checkpoints=[saved(0)], latestCheckpoint=saved(0))
     after = status("running", checkpoints=[saved(0), saved(1), saved(2)], latestCheckpoint=saved(2))
-    assert [event.message for event in turns(before, after)] == ["epoch-1 after epoch 2", "epoch-2 after epoch 3"]
+    assert [event.message for event in turns(before, after)] == [
+        "epoch-1 after epoch 2",
+        "epoch-2 after epoch 3",
+    ]
 
 
 def test_newest_is_no_news_as_the_best_without_validation() -> None:

@@ -36,7 +36,9 @@ def test_a_watch_that_owes_nothing_is_never_stale(freshness: Freshness, clock: C
     assert freshness.stale_seconds() == 0
 
 
-def test_a_version_that_was_read_and_does_not_come_by_makes_it_stale_after_two_minutes(freshness: Freshness, clock: Clock) -> None:
+def test_a_version_that_was_read_and_does_not_come_by_makes_it_stale_after_two_minutes(
+    freshness: Freshness, clock: Clock
+) -> None:
     freshness.expect("job", "5")
 
     assert not stale_after(freshness, clock, STALE_SECONDS)
@@ -87,7 +89,9 @@ def test_a_watch_that_tells_an_old_version_late_does_not_go_back(freshness: Fres
     assert not stale_after(freshness, clock)
 
 
-def test_an_object_that_is_written_again_and_again_does_not_hide_that_the_watch_is_silent(freshness: Freshness, clock: Clock) -> None:
+def test_an_object_that_is_written_again_and_again_does_not_hide_that_the_watch_is_silent(
+    freshness: Freshness, clock: Clock
+) -> None:
     for version in range(10, 30):
         freshness.expect("job", str(version))
         clock.now += STALE_SECONDS / 10
@@ -122,7 +126,9 @@ def test_an_object_that_is_gone_owes_nothing(freshness: Freshness, clock: Clock)
     assert not stale_after(freshness, clock)
 
 
-def test_an_answer_that_was_under_way_when_the_object_went_owes_nothing_either(freshness: Freshness, clock: Clock) -> None:
+def test_an_answer_that_was_under_way_when_the_object_went_owes_nothing_either(
+    freshness: Freshness, clock: Clock
+) -> None:
     freshness.watched("job", "4")
     freshness.forget("job")
 
@@ -131,7 +137,9 @@ def test_an_answer_that_was_under_way_when_the_object_went_owes_nothing_either(f
     assert not stale_after(freshness, clock)
 
 
-def test_an_object_that_comes_back_to_the_watch_is_waited_for_again(freshness: Freshness, clock: Clock) -> None:
+def test_an_object_that_comes_back_to_the_watch_is_waited_for_again(
+    freshness: Freshness, clock: Clock
+) -> None:
     freshness.forget("the label was taken away")
     freshness.watched("the label was taken away", "5")
 

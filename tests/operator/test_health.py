@@ -75,7 +75,11 @@ def test_the_metrics_are_what_prometheus_reads(service: Service) -> None:
     assert status == 200
     assert content_type.startswith("text/plain; version=")
     names = {family.name for family in text_string_to_metric_families(text)}
-    assert {"finetune_reconcile_duration_seconds", "finetune_watch_stale_seconds", "process_resident_memory_bytes"} <= names
+    assert {
+        "finetune_reconcile_duration_seconds",
+        "finetune_watch_stale_seconds",
+        "process_resident_memory_bytes",
+    } <= names
 
 
 def test_there_is_nothing_else(service: Service) -> None:

@@ -49,7 +49,9 @@ def metadata_of(body: Object) -> Metadata:
     return Metadata.model_validate(body["metadata"])
 
 
-def test_an_object_is_got_as_it_is_and_one_that_is_not_there_is_none(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+def test_an_object_is_got_as_it_is_and_one_that_is_not_there_is_none(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
     job = inside.create_job()
 
     assert run(api.get(KIND, inside.name, "job")) == job
@@ -64,7 +66,9 @@ def test_what_is_made_twice_is_made_once(api: KubernetesApi, run: Run, inside: N
     assert inside.get("ConfigMap", "made")["data"] == {"key": "value"}
 
 
-def test_what_the_server_refuses_to_make_is_refused_in_its_words(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+def test_what_the_server_refuses_to_make_is_refused_in_its_words(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
     with pytest.raises(RefusedError) as invalid:
         run(api.create(config_map(inside.name, "Not_A_Name")))
     with pytest.raises(RefusedError) as nowhere:
@@ -78,7 +82,9 @@ def test_what_the_server_refuses_to_make_is_refused_in_its_words(api: Kubernetes
 def test_the_status_is_written_and_nothing_else(api: KubernetesApi, run: Run, inside: Namespace) -> None:
     job = inside.create_job()
 
-    written = run(api.replace_status({**job, "spec": {**SPEC, "num_devices": 7}, "status": {"phase": "Running"}}))
+    written = run(
+        api.replace_status({**job, "spec": {**SPEC, "num_devices": 7}, "status": {"phase": "Running"}})
+    )
 
     stored = inside.get(KIND, "job")
     assert stored == written
@@ -88,7 +94,9 @@ def test_the_status_is_written_and_nothing_else(api: KubernetesApi, run: Run, in
     assert int(stored["metadata"]["resourceVersion"]) > int(job["metadata"]["resourceVersion"])
 
 
-def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
     job = inside.create_job()
     inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}})
 
@@ -100,10 +108,15 @@ def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(api: Ku
     assert "status" not in inside.get(KIND, "job")
 
 
-def test_a_status_that_is_the_same_again_is_no_new_version(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+def test_a_status_that_is_the_same_again_is_no_new_version(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
     written = run(api.replace_status({**inside.create_job(), "status": {"phase": "Running"}}))
 
-    assert run(api.replace_status(written))["metadata"]["resourceVersion"] == written["metadata"]["resourceVersion"]
+    assert (
+        run(api.replace_status(written))["metadata"]["resourceVersion"]
+        == written["metadata"]["resourceVersion"]
+    )
 
 
 def test_the_status_of_a_job_that_is_gone_is_refused(api: KubernetesApi, run: Run, inside: Namespace) -> None:
@@ -116,7 +129,9 @@ def test_the_status_of_a_job_that_is_gone_is_refused(api: KubernetesApi, run: Ru
     assert refused.value.status == 404
 
 
-def test_what_is_deleted_goes_with_what_belongs_to_it(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+def test_what_is_deleted_goes_with_what_belongs_to_it(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
     job = inside.create_job()
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "job", "uid": job["metadata"]["uid"]}
     run(api.create(config_map(inside.name, "owned", ownerReferences=[owner])))
@@ -141,10 +156,18 @@ def test_another_object_of_the_name_is_not_deleted(api: KubernetesApi, run: Run,
 
 
 def test_the_objects_of_a_job_are_found_by_its_uid(api: KubernetesApi, run: Run, inside: Namespace) -> None:
-    for name, labels in (("a", {JOB_UID: "u-1"}), ("b", {JOB_UID: "u-1", "more": "labels"}), ("c", {JOB_UID: "u-2"}), ("d", {})):
+    for name, labels in (
+        ("a", {JOB_UID: "u-1"}),
+        ("b", {JOB_UID: "u-1", "more": "labels"}),
+        ("c", {JOB_UID: "u-2"}),
+        ("d", {}),
+    ):
         inside.create("ConfigMap", name, metadata={"name": name, "labels": labels})
 
-    assert [each["metadata"]["name"] for each in run(api.of_job("ConfigMap", inside.name, "u-1"))] == ["a", "b"]
+    assert [each["metadata"]["name"] for each in run(api.of_job("ConfigMap", inside.name, "u-1"))] == [
+        "a",
+        "b",
+    ]
     assert run(api.of_job("ConfigMap", inside.name, "u-3")) == []
     assert run(api.of_job("RayCluster", inside.name, "u-1")) == []
 
@@ -158,7 +181,10 @@ def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Nam
     core = CoreV1Api(inside.dynamic.client)
     # What `kubectl describe` asks for.
     about = f"involvedObject.kind={KIND},involvedObject.name=job,involvedObject.uid={job['metadata']['uid']}"
-    events = sorted(core.list_namespaced_event(inside.name, field_selector=about).items, key=lambda event: str(event.reason))
+    events = sorted(
+        core.list_namespaced_event(inside.name, field_selector=about).items,
+        key=lambda event: str(event.reason),
+    )
     assert [(event.type, event.reason, event.message) for event in events] == [
         ("Warning", "Retrying", "attempt 1 failed"),
         ("Normal", "Running", "x" * LONGEST_MESSAGE),
@@ -179,22 +205,39 @@ def test_a_job_of_any_name_has_events(api: KubernetesApi, run: Run, inside: Name
     assert [event["involvedObject"]["name"] for event in inside.all("Event")] == [name]
 
 
-def test_a_cluster_with_kuberay_and_our_definition_is_one(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+def test_a_cluster_with_kuberay_and_our_definition_is_one(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
     run(api.check([]))
     run(api.check([inside.name]))
 
 
-def test_a_cluster_without_kuberay_is_an_error_that_says_what_to_install(without_kuberay: ControlPlane, run: Run) -> None:
+def test_a_cluster_without_kuberay_is_an_error_that_says_what_to_install(
+    without_kuberay: ControlPlane, run: Run
+) -> None:
     api = KubernetesApi(run(new_client_from_config(config_file=str(without_kuberay.kubeconfig))))
 
     with pytest.raises(FineTuneError) as missing:
         run(api.check([]))
 
     ours, kuberays = missing.value.problems
-    assert ours.startswith("this cluster does not serve finetune.dev/v1alpha1 FineTuneJobs: install the operator's resource definition")
-    assert kuberays.startswith("this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer")
+    assert ours.startswith(
+        "this cluster does not serve finetune.dev/v1alpha1 FineTuneJobs: install the operator's resource"
+        " definition"
+    )
+    assert kuberays.startswith(
+        "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer"
+    )
     with pytest.raises(RefusedError) as refused:
-        run(api.create({"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a", "namespace": "default"}}))
+        run(
+            api.create(
+                {
+                    "apiVersion": "ray.io/v1",
+                    "kind": "RayJob",
+                    "metadata": {"name": "a", "namespace": "default"},
+                }
+            )
+        )
     assert refused.value.status == 404
     run(api.close())
 
@@ -203,8 +246,14 @@ def test_a_service_account_is_known_by_its_token_and_may_only_do_what_it_is_allo
     served: ControlPlane, run: Run, inside: Namespace, tmp_path: Path
 ) -> None:
     inside.create("ServiceAccount", "operator")
-    request = AuthenticationV1TokenRequest(spec=V1TokenRequestSpec(audiences=["https://kubernetes.default.svc"]))
-    asked = CoreV1Api(inside.dynamic.client).create_namespaced_service_account_token("operator", inside.name, request).status
+    request = AuthenticationV1TokenRequest(
+        spec=V1TokenRequestSpec(audiences=["https://kubernetes.default.svc"])
+    )
+    asked = (
+        CoreV1Api(inside.dynamic.client)
+        .create_namespaced_service_account_token("operator", inside.name, request)
+        .status
+    )
     assert asked is not None
     kubeconfig = yaml.safe_load(served.kubeconfig.read_text())
     kubeconfig["users"][0]["user"] = {"token": asked.token}
@@ -225,7 +274,10 @@ def test_a_service_account_is_known_by_its_token_and_may_only_do_what_it_is_allo
         run(api.get(KIND, inside.name, "job"))
 
     assert refused.value.status == 403
-    assert f'User "system:serviceaccount:{inside.name}:operator" cannot get resource "finetunejobs"' in refused.value.message
+    assert (
+        f'User "system:serviceaccount:{inside.name}:operator" cannot get resource "finetunejobs"'
+        in refused.value.message
+    )
     run(api.close())
 
 
@@ -279,7 +331,13 @@ async def get(answer: bytes, *, hang: bool = False) -> Body | None:
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"HTTP/1.1 200", http("200 OK", '{"kind":', length=100), b"no HTTP at all\r\n\r\n", http("200 OK", '{"kind":')],
+    [
+        b"",
+        b"HTTP/1.1 200",
+        http("200 OK", '{"kind":', length=100),
+        b"no HTTP at all\r\n\r\n",
+        http("200 OK", '{"kind":'),
+    ],
     ids=["hangs up", "breaks off in the head", "breaks off in the body", "no HTTP", "no JSON"],
 )
 def test_a_server_that_breaks_off_could_not_be_reached(run: Run, answer: bytes) -> None:
@@ -295,8 +353,12 @@ def test_a_server_that_is_not_there_could_not_be_reached(run: Run) -> None:
     run(api.close())
 
 
-@pytest.mark.parametrize("answer", [b"", http("200 OK", "{", length=100)], ids=["silent", "stops in the middle"])
-def test_a_server_that_does_not_go_on_could_not_be_reached(run: Run, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+@pytest.mark.parametrize(
+    "answer", [b"", http("200 OK", "{", length=100)], ids=["silent", "stops in the middle"]
+)
+def test_a_server_that_does_not_go_on_could_not_be_reached(
+    run: Run, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
     monkeypatch.setattr(kubernetes_api, "SECONDS", 0.05)
 
     with pytest.raises(TimeoutError):
@@ -320,7 +382,9 @@ def test_an_error_is_refused_in_the_words_of_whoever_answered(run: Run, answer: 
 
 
 @pytest.mark.parametrize("reason", ["AlreadyExists", "Conflict"])
-def test_a_quota_that_is_being_counted_does_not_pass_for_an_object_that_is_there(run: Run, reason: str) -> None:
+def test_a_quota_that_is_being_counted_does_not_pass_for_an_object_that_is_there(
+    run: Run, reason: str
+) -> None:
     """Both are 409; of the second one clients are to try again."""
     message = "Operation cannot be fulfilled on resourcequotas: the object has been modified"
     body = f'{{"kind": "Status", "reason": "{reason}", "message": "{message}", "code": 409}}'

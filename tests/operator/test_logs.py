@@ -99,7 +99,12 @@ def test_kopfs_own_lines_about_an_object_say_which(configured: Callable[..., Non
 
     [line] = lines()
     assert line.keys() == {"time", "level", "logger", "message", "namespace", "name", "uid"}
-    assert (line["namespace"], line["name"], line["uid"], line["message"]) == ("team", "quickstart", "0f0e", "Handler failed")
+    assert (line["namespace"], line["name"], line["uid"], line["message"]) == (
+        "team",
+        "quickstart",
+        "0f0e",
+        "Handler failed",
+    )
 
 
 def test_an_error_is_one_line_with_its_traceback(configured: Callable[..., None], lines: Lines) -> None:
@@ -115,7 +120,9 @@ def test_an_error_is_one_line_with_its_traceback(configured: Callable[..., None]
     assert line["uid"] == "0f0e"
 
 
-def test_what_cannot_be_written_as_json_is_written_as_text(configured: Callable[..., None], lines: Lines) -> None:
+def test_what_cannot_be_written_as_json_is_written_as_text(
+    configured: Callable[..., None], lines: Lines
+) -> None:
     configured("json")
 
     logging.getLogger("any").info("an object", extra={"thing": object()})
@@ -124,7 +131,9 @@ def test_what_cannot_be_written_as_json_is_written_as_text(configured: Callable[
     assert line["thing"].startswith("<object object")
 
 
-def test_a_text_line_says_which_job_it_is_about(configured: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_text_line_says_which_job_it_is_about(
+    configured: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
     configured("text")
 
     job_logger(JOB).warning("made %s", "RayJob")

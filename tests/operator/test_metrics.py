@@ -21,7 +21,14 @@ from finetune_operator.seen import Job, Metadata
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 UNFINISHED = [phase for phase in Phase if phase not in (Phase.SUCCEEDED, Phase.FAILED)]
 PROGRESS = Progress(
-    epoch=0.5, epochs="0/2", step=47, percent=25, train_loss=2.5, tokens_per_second=206.5, tokens_trained=43652, last_update_time=NOON
+    epoch=0.5,
+    epochs="0/2",
+    step=47,
+    percent=25,
+    train_loss=2.5,
+    tokens_per_second=206.5,
+    tokens_trained=43652,
+    last_update_time=NOON,
 )
 PLAN = Plan(
     rows=320,
@@ -42,7 +49,13 @@ READY = Condition(type="ClusterReady", status="True", reason="Ready", message=""
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def job(name: str, phase: Phase | None = Phase.RUNNING, *, created: datetime | None = NOON, **status: Any) -> Job:  # noqa: ANN401
+def job(
+    name: str,
+    phase: Phase | None = Phase.RUNNING,
+    *,
+    created: datetime | None = NOON,
+    **status: Any,  # noqa: ANN401
+) -> Job:
     metadata = Metadata(name=name, namespace="team", uid=name, creation_timestamp=created)
     return Job(metadata=metadata, spec={"num_devices": 4}, status=FineTuneJobStatus(phase=phase, **status))
 
@@ -52,12 +65,20 @@ def exposed(*jobs: Job) -> Series:
     registry = CollectorRegistry()
     registry.register(JobCollector(lambda: jobs))
     families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
 def of(series: Series, name: str) -> dict[str, float]:
     """The values of a metric by its job's name, or by phase."""
-    return {dict(labels).get("name") or dict(labels)["phase"]: value for (found, labels), value in series.items() if found == name}
+    return {
+        dict(labels).get("name") or dict(labels)["phase"]: value
+        for (found, labels), value in series.items()
+        if found == name
+    }
 
 
 def test_there_is_a_series_for_every_phase_also_where_no_job_is() -> None:
@@ -115,7 +136,10 @@ def test_a_job_that_has_ended_has_no_series_of_its_own(phase: Phase) -> None:
 
 def test_of_very_many_unfinished_jobs_the_ones_that_began_first_have_series() -> None:
     phases = UNFINISHED * 300
-    jobs = [job(f"{number:03}", phases[number], created=NOON + timedelta(seconds=number), progress=PROGRESS) for number in range(300)]
+    jobs = [
+        job(f"{number:03}", phases[number], created=NOON + timedelta(seconds=number), progress=PROGRESS)
+        for number in range(300)
+    ]
 
     series = exposed(*reversed(jobs))
 
@@ -126,13 +150,18 @@ def test_of_very_many_unfinished_jobs_the_ones_that_began_first_have_series() ->
 
 
 def test_no_number_of_jobs_that_ended_takes_the_place_of_those_that_have_not() -> None:
-    ended = [job(f"ended {number}", Phase.SUCCEEDED, created=NOON - timedelta(days=1), progress=PROGRESS) for number in range(MOST_JOBS)]
+    ended = [
+        job(f"ended {number}", Phase.SUCCEEDED, created=NOON - timedelta(days=1), progress=PROGRESS)
+        for number in range(MOST_JOBS)
+    ]
 
     assert of(exposed(*ended, job("a", progress=PROGRESS)), "finetune_job_step") == {"a": 47}
 
 
 def test_a_job_without_a_time_of_creation_does_not_stop_a_scrape() -> None:
-    assert of(exposed(job("a", created=None, progress=PROGRESS), job("b", progress=PROGRESS)), "finetune_job_step") == {"a": 47, "b": 47}
+    assert of(
+        exposed(job("a", created=None, progress=PROGRESS), job("b", progress=PROGRESS)), "finetune_job_step"
+    ) == {"a": 47, "b": 47}
 
 
 def test_two_jobs_of_one_name_at_different_times_are_one_series() -> None:
@@ -144,7 +173,9 @@ def test_two_jobs_of_one_name_at_different_times_are_one_series() -> None:
 
     lines = generate_latest(registry).decode().splitlines()
 
-    assert [line for line in lines if line.startswith("finetune_job_step{")] == ['finetune_job_step{name="a",namespace="team"} 1.0']
+    assert [line for line in lines if line.startswith("finetune_job_step{")] == [
+        'finetune_job_step{name="a",namespace="team"} 1.0'
+    ]
     assert 'finetune_jobs{phase="Running"} 1.0' in lines
 
 
@@ -167,7 +198,10 @@ def test_names_and_types_follow_prometheus_conventions() -> None:
     for family in families:
         assert re.fullmatch(r"finetune(_[a-z]+)+", family.name)
         assert family.documentation.strip()
-        assert not re.search(r"_(milliseconds|minutes|hours|ms|kilobytes|megabytes|percent|gauge|counter|histogram)(_|$)", family.name)
+        assert not re.search(
+            r"_(milliseconds|minutes|hours|ms|kilobytes|megabytes|percent|gauge|counter|histogram)(_|$)",
+            family.name,
+        )
         if family.type == "counter":
             assert not family.name.endswith("_total"), "the exposition adds it"
         else:
@@ -181,11 +215,18 @@ def test_counters_end_in_total_when_exposed() -> None:
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", generate_latest(registry).decode(), re.MULTILINE))
 
     assert kinds["finetune_api_calls_total"] == "counter"
-    assert {name for name, kind in kinds.items() if kind == "counter"} == {name for name in kinds if name.endswith("_total")}
+    assert {name for name, kind in kinds.items() if kind == "counter"} == {
+        name for name in kinds if name.endswith("_total")
+    }
 
 
 def test_labels_have_few_values() -> None:
     """No name of a job, no UID, no message: those would make a series each for ever."""
-    labels = {label for value in vars(metrics).values() if isinstance(value, Counter | Gauge | Histogram) for label in value._labelnames}
+    labels = {
+        label
+        for value in vars(metrics).values()
+        if isinstance(value, Counter | Gauge | Histogram)
+        for label in value._labelnames
+    }
 
     assert labels == {"kind", "verb", "resource", "code", "accelerator"}

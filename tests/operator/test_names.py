@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from finetune_operator.names import child_name, ray_job_name
 
 LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-JOB_NAMES = st.from_regex(rf"{LABEL}(\.{LABEL}){{0,4}}", fullmatch=True).filter(lambda name: len(name) <= 253) | st.sampled_from(
-    ["a" * 253, "0" * 253, "a-" * 126 + "a", "0.0", "8xa100.v2", "a" * 32 + "-" * 9 + "b", "1" + "-" * 60 + "1"]
+JOB_NAMES = st.from_regex(rf"{LABEL}(\.{LABEL}){{0,4}}", fullmatch=True).filter(
+    lambda name: len(name) <= 253
+) | st.sampled_from(
+    [
+        "a" * 253,
+        "0" * 253,
+        "a-" * 126 + "a",
+        "0.0",
+        "8xa100.v2",
+        "a" * 32 + "-" * 9 + "b",
+        "1" + "-" * 60 + "1",
+    ]
 )
 UIDS = st.uuids(version=4).map(str)
 DNS_1035 = r"[a-z]([-a-z0-9]*[a-z0-9])?"

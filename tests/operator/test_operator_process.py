@@ -84,9 +84,13 @@ class Process:
 
 
 @contextmanager
-def running(directory: Path, control_plane: ControlPlane, namespaces: str, **variables: str) -> Iterator[Process]:
+def running(
+    directory: Path, control_plane: ControlPlane, namespaces: str, **variables: str
+) -> Iterator[Process]:
     """An operator for some namespaces that is ready."""
-    process = Process(directory, control_plane.kubeconfig, FINETUNE_OPERATOR_WATCH_NAMESPACES=namespaces, **variables)
+    process = Process(
+        directory, control_plane.kubeconfig, FINETUNE_OPERATOR_WATCH_NAMESPACES=namespaces, **variables
+    )
     try:
         wait_for("the operator to be ready", process.is_ready, seconds=SECONDS, seen=process.log, every=0.05)
         yield process
@@ -121,7 +125,9 @@ def errors(process: Process) -> list[dict[str, Any]]:
     return [line for line in process.lines() if line["level"] in ("ERROR", "CRITICAL") or "exc_info" in line]
 
 
-def test_a_job_has_its_ray_job_at_once_and_nothing_of_kopfs(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_a_job_has_its_ray_job_at_once_and_nothing_of_kopfs(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     with running(tmp_path, served, inside.name) as process:
         began = time.monotonic()
         job = inside.create_job()
@@ -144,13 +150,17 @@ def test_a_job_has_its_ray_job_at_once_and_nothing_of_kopfs(served: ControlPlane
         assert errors(process) == []
 
 
-def test_a_deleted_job_and_another_one_of_its_name(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_a_deleted_job_and_another_one_of_its_name(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     with running(tmp_path, served, inside.name) as process:
         old = inside.create_job()
         wait_for("the RayJob", lambda: has_ray_job(inside, old), seconds=10, seen=process.log, every=0.05)
         inside.delete(KIND, "job")
         new = inside.create_job()
-        wait_for("the other RayJob", lambda: has_ray_job(inside, new), seconds=10, seen=process.log, every=0.05)
+        wait_for(
+            "the other RayJob", lambda: has_ray_job(inside, new), seconds=10, seen=process.log, every=0.05
+        )
         wait_for("the old one to go", lambda: not inside.children(old["metadata"]["uid"]), seconds=90)
         wait_for_phase(inside, "job", "Pending", process)
 
@@ -158,21 +168,41 @@ def test_a_deleted_job_and_another_one_of_its_name(served: ControlPlane, inside:
         assert errors(process) == []
 
 
-def test_an_operator_that_is_killed_and_started_again_goes_on_where_it_was(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_an_operator_that_is_killed_and_started_again_goes_on_where_it_was(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     with running(tmp_path, served, inside.name) as process:
         jobs = [inside.create_job(f"job-{number}") for number in range(5)]
-        wait_for("a RayJob", lambda: any(has_ray_job(inside, job) for job in jobs), seconds=10, seen=process.log, every=0.005)
+        wait_for(
+            "a RayJob",
+            lambda: any(has_ray_job(inside, job) for job in jobs),
+            seconds=10,
+            seen=process.log,
+            every=0.005,
+        )
         process.kill()
     meanwhile = inside.create_job("meanwhile")
 
     with running(tmp_path, served, inside.name) as process:
         everything = [*jobs, meanwhile]
-        wait_for("all RayJobs", lambda: all(has_ray_job(inside, job) for job in everything), seconds=10, seen=process.log, every=0.05)
+        wait_for(
+            "all RayJobs",
+            lambda: all(has_ray_job(inside, job) for job in everything),
+            seconds=10,
+            seen=process.log,
+            every=0.05,
+        )
         before = {each["metadata"]["name"]: each["metadata"]["uid"] for each in inside.all("RayJob")}
         inside.patch(KIND, "meanwhile", spec={"suspend": True})
         wait_for_phase(inside, "meanwhile", "Suspended", process)
         # The status is written before anything is deleted.
-        wait_for("its RayJob to go", lambda: not has_ray_job(inside, meanwhile), seconds=10, seen=process.log, every=0.05)
+        wait_for(
+            "its RayJob to go",
+            lambda: not has_ray_job(inside, meanwhile),
+            seconds=10,
+            seen=process.log,
+            every=0.05,
+        )
 
         after = {each["metadata"]["name"]: each["metadata"]["uid"] for each in inside.all("RayJob")}
         assert len(before) == 6
@@ -214,7 +244,9 @@ def test_sigterm_before_it_has_started_ends_it_as_well(served: ControlPlane, tmp
         assert "Traceback" not in process.log()
 
 
-def test_jobs_of_other_namespaces_are_left_alone(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_jobs_of_other_namespaces_are_left_alone(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     core = CoreV1Api(inside.dynamic.client)
     other = Namespace(inside.dynamic, f"{inside.name}-other")
     core.create_namespace(V1Namespace(metadata=V1ObjectMeta(name=other.name)))
@@ -223,25 +255,33 @@ def test_jobs_of_other_namespaces_are_left_alone(served: ControlPlane, inside: N
         for number in range(3):
             other.create_job(f"job-{number}")
             watched = inside.create_job(f"job-{number}")
-            wait_for("the RayJob", partial(has_ray_job, inside, watched), seconds=10, seen=process.log, every=0.05)
+            wait_for(
+                "the RayJob", partial(has_ray_job, inside, watched), seconds=10, seen=process.log, every=0.05
+            )
 
         assert other.all("RayJob") == []
         assert other.get(KIND, "job") == left_alone
         assert errors(process) == []
 
     with running(tmp_path, served, f"{inside.name},{other.name}") as process:
-        wait_for("RayJobs in both", lambda: len(other.all("RayJob")) == 4, seconds=10, seen=process.log, every=0.05)
+        wait_for(
+            "RayJobs in both", lambda: len(other.all("RayJob")) == 4, seconds=10, seen=process.log, every=0.05
+        )
         assert len(inside.all("RayJob")) == 3
     core.delete_namespace(other.name)
 
 
-def test_without_a_list_of_namespaces_all_are_watched(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_without_a_list_of_namespaces_all_are_watched(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     with running(tmp_path, served, "") as process:
         job = inside.create_job()
         wait_for("the RayJob", lambda: has_ray_job(inside, job), seconds=10, seen=process.log, every=0.05)
 
 
-def test_a_job_with_a_wrong_status_is_looked_at_all_the_same(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_a_job_with_a_wrong_status_is_looked_at_all_the_same(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     with running(tmp_path, served, inside.name) as process:
         job = inside.create_job()
         inside.patch_status(KIND, "job", phase="Starting", message="somebody else's words", attempts=1)
@@ -250,7 +290,11 @@ def test_a_job_with_a_wrong_status_is_looked_at_all_the_same(served: ControlPlan
 
 
 def test_a_wrong_configuration_ends_it_with_every_mistake(served: ControlPlane, tmp_path: Path) -> None:
-    wrong = {"FINETUNE_OPERATOR_TRAINER_IMAGE": "", "FINETUNE_OPERATOR_WORKERS": "many", "FINETUNE_OPERATOR_LOG_LEVL": "INFO"}
+    wrong = {
+        "FINETUNE_OPERATOR_TRAINER_IMAGE": "",
+        "FINETUNE_OPERATOR_WORKERS": "many",
+        "FINETUNE_OPERATOR_LOG_LEVL": "INFO",
+    }
 
     with ending(tmp_path, served, **wrong) as process:
         code = process.wait()
@@ -259,21 +303,30 @@ def test_a_wrong_configuration_ends_it_with_every_mistake(served: ControlPlane, 
     assert "Traceback" not in process.log()
     assert "FINETUNE_OPERATOR_TRAINER_IMAGE: " in process.log()
     assert "FINETUNE_OPERATOR_WORKERS: " in process.log()
-    assert "FINETUNE_OPERATOR_LOG_LEVL: is not a variable of the operator; did you mean FINETUNE_OPERATOR_LOG_LEVEL?" in process.log()
+    assert (
+        "FINETUNE_OPERATOR_LOG_LEVL: is not a variable of the operator; did you mean"
+        " FINETUNE_OPERATOR_LOG_LEVEL?" in process.log()
+    )
 
 
-def test_without_kuberay_it_ends_and_says_what_to_install(without_kuberay: ControlPlane, tmp_path: Path) -> None:
+def test_without_kuberay_it_ends_and_says_what_to_install(
+    without_kuberay: ControlPlane, tmp_path: Path
+) -> None:
     with ending(tmp_path, without_kuberay) as process:
         code = process.wait()
 
     assert code == 1
-    assert re.search(r"does not serve ray\.io/v1 RayJobs and RayClusters: install KubeRay 1\.6 or newer", process.log())
+    assert re.search(
+        r"does not serve ray\.io/v1 RayJobs and RayClusters: install KubeRay 1\.6 or newer", process.log()
+    )
     assert "Unclosed" not in process.log()
     assert "Traceback" not in process.log()
     assert process.lines(), "and nothing besides"
 
 
-def test_a_port_that_is_taken_ends_it_and_is_said(served: ControlPlane, inside: Namespace, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_ends_it_and_is_said(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
     with (
         socket.create_server(("0.0.0.0", 0)) as taken,
         ending(
@@ -294,7 +347,13 @@ def test_a_port_that_is_taken_ends_it_and_is_said(served: ControlPlane, inside: 
 def test_an_api_server_that_is_not_there_ends_it_and_is_said(served: ControlPlane, tmp_path: Path) -> None:
     """Kubernetes starts it again, later and later."""
     nowhere = tmp_path / "kubeconfig"
-    nowhere.write_text(re.sub(r"https://127\.0\.0\.1:\d+", f"https://127.0.0.1:{free_address().port}", served.kubeconfig.read_text()))
+    nowhere.write_text(
+        re.sub(
+            r"https://127\.0\.0\.1:\d+",
+            f"https://127.0.0.1:{free_address().port}",
+            served.kubeconfig.read_text(),
+        )
+    )
     process = Process(tmp_path, nowhere)
     try:
         code = process.wait()

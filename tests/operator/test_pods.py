@@ -10,7 +10,15 @@ from pydantic import JsonValue
 from tests.operator.cases import UID, Json
 from tests.operator.sources import at, maps, source
 
-from finetune_operator.pods import DRAIN_SECONDS, RAY_SETTINGS, PodSource, head_pod, submitter_pod, worker_pod, worker_processors
+from finetune_operator.pods import (
+    DRAIN_SECONDS,
+    RAY_SETTINGS,
+    PodSource,
+    head_pod,
+    submitter_pod,
+    worker_pod,
+    worker_processors,
+)
 
 GI = 2**30
 A10G: Json = {"worker_resources": {"accelerator_type:A10G": 0.001}}
@@ -37,14 +45,25 @@ EVERYTHING: Json = {
     **A10G,
 }
 
-ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+ALLOWED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
 """By the level `restricted`."""
 
 
 def violations(pod: Json) -> Iterator[str]:
     """What the Pod Security Standard's levels `baseline` and `restricted` have against a pod, by their rules of Kubernetes 1.35."""
     spec = cast("Json", pod["spec"])
-    yield from (f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if spec.get(name))
+    yield from (
+        f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if spec.get(name)
+    )
     for volume in maps(spec, "volumes"):
         yield from (f"volume of kind {kind}" for kind in volume.keys() - {"name"} - ALLOWED_VOLUMES)
     whole = cast("Json", spec.get("securityContext", {}))
@@ -54,14 +73,23 @@ def violations(pod: Json) -> Iterator[str]:
         yield from _context(own, "a container")
         if own.get("runAsNonRoot", whole.get("runAsNonRoot")) is not True:
             yield "may run as root"
-        if (own.get("seccompProfile") or whole.get("seccompProfile")) not in ({"type": "RuntimeDefault"}, {"type": "Localhost"}):
+        if (own.get("seccompProfile") or whole.get("seccompProfile")) not in (
+            {"type": "RuntimeDefault"},
+            {"type": "Localhost"},
+        ):
             yield "no seccomp profile"
         if own.get("allowPrivilegeEscalation") is not False:
             yield "may gain privileges"
         capabilities = cast("Json", own.get("capabilities", {}))
-        if capabilities.get("drop") != ["ALL"] or set(cast("list[str]", capabilities.get("add", []))) - {"NET_BIND_SERVICE"}:
+        if capabilities.get("drop") != ["ALL"] or set(cast("list[str]", capabilities.get("add", []))) - {
+            "NET_BIND_SERVICE"
+        }:
             yield "has capabilities"
-        yield from (f"port {port} of the node" for port in cast("list[Json]", container.get("ports", [])) if port.get("hostPort"))
+        yield from (
+            f"port {port} of the node"
+            for port in cast("list[Json]", container.get("ports", []))
+            if port.get("hostPort")
+        )
 
 
 def _context(context: Json, whose: str) -> Iterator[str]:
@@ -112,7 +140,9 @@ def test_root_file_system_is_read_only_and_what_is_written_is_in_memory_of_the_p
 
 
 def test_head_alone_has_an_api_token() -> None:
-    tokens = {role.__name__: at(role(source(EVERYTHING)), "spec.automountServiceAccountToken") for role in ROLES}
+    tokens = {
+        role.__name__: at(role(source(EVERYTHING)), "spec.automountServiceAccountToken") for role in ROLES
+    }
     assert tokens == {"head": True, "worker": False, "submitter": False}
 
 
@@ -125,10 +155,19 @@ def test_grace_is_longer_than_rays_drain_and_no_minute(role: Role) -> None:
 def test_ray_is_told_how_to_end(role: Role) -> None:
     variables = {each["name"]: each["value"] for each in maps(role(source()), "spec.containers.0.env")}
     assert variables.items() >= RAY_SETTINGS.items()
-    assert variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == variables["RAY_JOB_STOP_WAIT_TIME_S"] == str(DRAIN_SECONDS)
+    assert (
+        variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        == variables["RAY_JOB_STOP_WAIT_TIME_S"]
+        == str(DRAIN_SECONDS)
+    )
 
 
-WISHES: Json = {"cluster": {"head": {"resources": {"requests": {"memory": "3Gi"}}}, "worker": {"resources": {"limits": {"cpu": 2}}}}}
+WISHES: Json = {
+    "cluster": {
+        "head": {"resources": {"requests": {"memory": "3Gi"}}},
+        "worker": {"resources": {"limits": {"cpu": 2}}},
+    }
+}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -144,12 +183,18 @@ def test_worker_without_a_device_asks_for_what_its_profile_says() -> None:
 
 
 def test_worker_with_a_device_has_it_in_its_limits() -> None:
-    assert worker_amounts(source(A10G)) == ({"cpu": "3", "memory": "11Gi"}, {"memory": "11Gi", "nvidia.com/gpu": "1"})
+    assert worker_amounts(source(A10G)) == (
+        {"cpu": "3", "memory": "11Gi"},
+        {"memory": "11Gi", "nvidia.com/gpu": "1"},
+    )
 
 
 def test_worker_of_a_shape_asks_for_all_its_devices() -> None:
     shape: Json = {"num_devices": 8, "worker_resources": {"anyscale/accelerator_shape:4xA10G": 0.001}}
-    assert worker_amounts(source(shape)) == ({"cpu": "12", "memory": "44Gi"}, {"memory": "44Gi", "nvidia.com/gpu": "4"})
+    assert worker_amounts(source(shape)) == (
+        {"cpu": "12", "memory": "44Gi"},
+        {"memory": "44Gi", "nvidia.com/gpu": "4"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +217,10 @@ def test_memory_of_worker_and_trainer_is_for_each_device_and_once_for_each_pod()
         "trainer_resources": {"memory": GI},
     }
     requests, limits = worker_amounts(source(spec))
-    assert (requests, limits) == ({"cpu": "6", "memory": str(7 * GI)}, {"memory": str(7 * GI), "nvidia.com/gpu": "2"})
+    assert (requests, limits) == (
+        {"cpu": "6", "memory": str(7 * GI)},
+        {"memory": str(7 * GI), "nvidia.com/gpu": "2"},
+    )
 
 
 def test_trainer_resources_are_added_to_the_profile() -> None:
@@ -183,14 +231,26 @@ def test_trainer_resources_are_added_to_the_profile() -> None:
 @pytest.mark.parametrize(
     ("wish", "requests", "limits"),
     [
-        ({"limits": {"memory": "8Gi"}}, {"cpu": "3", "memory": "8Gi"}, {"memory": "8Gi", "nvidia.com/gpu": "1"}),
-        ({"requests": {"memory": "8Gi"}}, {"cpu": "3", "memory": "8Gi"}, {"memory": "8Gi", "nvidia.com/gpu": "1"}),
+        (
+            {"limits": {"memory": "8Gi"}},
+            {"cpu": "3", "memory": "8Gi"},
+            {"memory": "8Gi", "nvidia.com/gpu": "1"},
+        ),
+        (
+            {"requests": {"memory": "8Gi"}},
+            {"cpu": "3", "memory": "8Gi"},
+            {"memory": "8Gi", "nvidia.com/gpu": "1"},
+        ),
         (
             {"requests": {"memory": "8Gi"}, "limits": {"memory": "9Gi"}},
             {"cpu": "3", "memory": "8Gi"},
             {"memory": "9Gi", "nvidia.com/gpu": "1"},
         ),
-        ({"limits": {"cpu": 6}}, {"cpu": 6, "memory": "11Gi"}, {"cpu": 6, "memory": "11Gi", "nvidia.com/gpu": "1"}),
+        (
+            {"limits": {"cpu": 6}},
+            {"cpu": 6, "memory": "11Gi"},
+            {"cpu": 6, "memory": "11Gi", "nvidia.com/gpu": "1"},
+        ),
         ({"requests": {"cpu": 1}}, {"cpu": 1, "memory": "11Gi"}, {"memory": "11Gi", "nvidia.com/gpu": "1"}),
         (
             {"requests": {"ephemeral-storage": "1Gi"}},
@@ -198,7 +258,14 @@ def test_trainer_resources_are_added_to_the_profile() -> None:
             {"memory": "11Gi", "nvidia.com/gpu": "1"},
         ),
     ],
-    ids=["limit of memory", "request of memory", "both", "limit of processors", "request of processors", "something else"],
+    ids=[
+        "limit of memory",
+        "request of memory",
+        "both",
+        "limit of processors",
+        "request of processors",
+        "something else",
+    ],
 )
 def test_workers_of_the_cluster_are_laid_over_the_profile(wish: Json, requests: Json, limits: Json) -> None:
     assert worker_amounts(source({**A10G, "cluster": {"worker": {"resources": wish}}})) == (requests, limits)
@@ -245,24 +312,35 @@ PROFILES: Json = {
     }
 }
 GKE = {"key": "gke", "operator": "In", "values": ["a10g"]}
-AWS = [{"key": "aws", "operator": "In", "values": ["a10g", "a10g-24"]}, {"key": "memory", "operator": "In", "values": ["24576"]}]
+AWS = [
+    {"key": "aws", "operator": "In", "values": ["a10g", "a10g-24"]},
+    {"key": "memory", "operator": "In", "values": ["24576"]},
+]
 TERMS = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
 
 
 def test_worker_goes_to_a_node_with_the_labels_of_one_alternative() -> None:
-    assert at(worker(source(A10G, PROFILES)), TERMS) == [{"matchExpressions": [GKE]}, {"matchExpressions": AWS}]
+    assert at(worker(source(A10G, PROFILES)), TERMS) == [
+        {"matchExpressions": [GKE]},
+        {"matchExpressions": AWS},
+    ]
 
 
 def test_alternatives_are_multiplied_with_the_jobs_own() -> None:
     zone: Json = {"key": "zone", "operator": "Exists"}
     spot: Json = {"key": "spot", "operator": "Exists"}
     fields: JsonValue = [{"key": "metadata.name", "operator": "In", "values": ["n"]}]
-    preferred: JsonValue = [{"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]
+    preferred: JsonValue = [
+        {"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+    ]
     neighbours: JsonValue = {"preferredDuringSchedulingIgnoredDuringExecution": []}
     affinity: Json = {
         "nodeAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": {
-                "nodeSelectorTerms": [{"matchExpressions": [zone]}, {"matchExpressions": [spot], "matchFields": fields}]
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [zone]},
+                    {"matchExpressions": [spot], "matchFields": fields},
+                ]
             },
             "preferredDuringSchedulingIgnoredDuringExecution": preferred,
         },
@@ -279,7 +357,9 @@ def test_alternatives_are_multiplied_with_the_jobs_own() -> None:
     ]
     assert at(pod, "spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution") == preferred
     assert at(pod, "spec.affinity.podAntiAffinity") == neighbours
-    assert at(head(source({**A10G, "cluster": {"affinity": affinity}}, PROFILES)), "spec.affinity") == affinity
+    assert (
+        at(head(source({**A10G, "cluster": {"affinity": affinity}}, PROFILES)), "spec.affinity") == affinity
+    )
 
 
 def test_worker_puts_up_with_the_taints_of_its_nodes_and_the_jobs_and_other_pods_with_the_jobs() -> None:
@@ -298,7 +378,9 @@ def test_node_selector_of_the_job_goes_before_the_profiles() -> None:
 
 def test_worker_without_a_device_goes_anywhere() -> None:
     spec = cast("Json", worker(source())["spec"])
-    assert spec.keys().isdisjoint({"affinity", "nodeSelector", "tolerations", "priorityClassName", "imagePullSecrets"})
+    assert spec.keys().isdisjoint(
+        {"affinity", "nodeSelector", "tolerations", "priorityClassName", "imagePullSecrets"}
+    )
 
 
 @pytest.mark.parametrize("role", RAY_ROLES)
@@ -310,14 +392,25 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
     }
     pod = role(source(spec))
     claims = {
-        each["name"]: at(each, "persistentVolumeClaim.claimName") for each in maps(pod, "spec.volumes") if "persistentVolumeClaim" in each
+        each["name"]: at(each, "persistentVolumeClaim.claimName")
+        for each in maps(pod, "spec.volumes")
+        if "persistentVolumeClaim" in each
     }
-    config_maps = {each["name"]: at(each, "configMap.name") for each in maps(pod, "spec.volumes") if "configMap" in each}
-    mounts = {each["name"]: (each["mountPath"], each.get("readOnly", False)) for each in maps(pod, "spec.containers.0.volumeMounts")}
+    config_maps = {
+        each["name"]: at(each, "configMap.name") for each in maps(pod, "spec.volumes") if "configMap" in each
+    }
+    mounts = {
+        each["name"]: (each["mountPath"], each.get("readOnly", False))
+        for each in maps(pod, "spec.containers.0.volumeMounts")
+    }
 
     assert sorted(cast("dict[str, str]", claims).values()) == ["adapters", "data", "models"]
-    assert {mounts[name] for name in claims} == {(f"/finetune/claims/{claim}", False) for claim in claims.values()}
-    assert sorted(cast("dict[str, str]", config_maps).values()) == (["rows", "tune-11111111"] if role is head else ["rows"])
+    assert {mounts[name] for name in claims} == {
+        (f"/finetune/claims/{claim}", False) for claim in claims.values()
+    }
+    assert sorted(cast("dict[str, str]", config_maps).values()) == (
+        ["rows", "tune-11111111"] if role is head else ["rows"]
+    )
     assert ("/finetune/config-maps/rows", True) in mounts.values()
     names = [each["name"] for each in maps(pod, "spec.volumes")]
     assert len(names) == len(set(cast("list[str]", names))) == len(mounts)
@@ -326,7 +419,11 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
 def test_head_alone_has_the_job_to_read() -> None:
     volume = {
         "name": "finetune-job",
-        "configMap": {"name": "tune-11111111", "items": [{"key": "job.yaml", "path": "job.yaml"}], "defaultMode": 0o444},
+        "configMap": {
+            "name": "tune-11111111",
+            "items": [{"key": "job.yaml", "path": "job.yaml"}],
+            "defaultMode": 0o444,
+        },
     }
     assert volume in maps(head(source()), "spec.volumes")
     assert {"name": "finetune-job", "mountPath": "/finetune/job", "readOnly": True} in maps(
@@ -343,7 +440,10 @@ def test_volumes_of_the_job_are_mounted_too(role: Role) -> None:
 
 
 def test_submitter_mounts_nothing() -> None:
-    assert [each.keys() - {"name"} for each in maps(submitter(source(EVERYTHING)), "spec.volumes")] == [{"emptyDir"}, {"emptyDir"}]
+    assert [each.keys() - {"name"} for each in maps(submitter(source(EVERYTHING)), "spec.volumes")] == [
+        {"emptyDir"},
+        {"emptyDir"},
+    ]
     assert at(submitter(source()), "spec.restartPolicy") == "Never"
 
 
@@ -367,7 +467,16 @@ def test_pod_looks_as_the_configuration_says_where_the_job_is_silent(role: Role)
 
 @pytest.mark.parametrize("role", ROLES)
 def test_labels_of_the_operator_are_not_the_jobs_to_set(role: Role) -> None:
-    pod = role(source({"cluster": {"labels": {"team": "blue", "finetune.dev/job-uid": "another", "finetune.dev/attempt": "9"}}}, attempt=2))
+    pod = role(
+        source(
+            {
+                "cluster": {
+                    "labels": {"team": "blue", "finetune.dev/job-uid": "another", "finetune.dev/attempt": "9"}
+                }
+            },
+            attempt=2,
+        )
+    )
     assert at(pod, "metadata.labels") == {
         "team": "blue",
         "app.kubernetes.io/managed-by": "finetune-operator",
@@ -377,5 +486,9 @@ def test_labels_of_the_operator_are_not_the_jobs_to_set(role: Role) -> None:
 
 
 def test_values_of_our_variables_are_literal() -> None:
-    pod = head_pod(source(), "account", "tune-11111111", {"FINETUNE_ASSIGNMENT": '{"storage": "s3://$(SECRET)/$HOME"}'})
-    assert {"name": "FINETUNE_ASSIGNMENT", "value": '{"storage": "s3://$$(SECRET)/$$HOME"}'} in maps(pod, "spec.containers.0.env")
+    pod = head_pod(
+        source(), "account", "tune-11111111", {"FINETUNE_ASSIGNMENT": '{"storage": "s3://$(SECRET)/$HOME"}'}
+    )
+    assert {"name": "FINETUNE_ASSIGNMENT", "value": '{"storage": "s3://$$(SECRET)/$$HOME"}'} in maps(
+        pod, "spec.containers.0.env"
+    )

@@ -39,18 +39,24 @@ def test_numbers_of_a_spec_are_quantities_too(number: float, factor: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("quantity", "number"), [("1e3", 1000), ("1E3", 1000), ("1E", 10**18), ("2.5e-1", Decimal("0.25")), ("5m", Decimal("0.005"))]
+    ("quantity", "number"),
+    [("1e3", 1000), ("1E3", 1000), ("1E", 10**18), ("2.5e-1", Decimal("0.25")), ("5m", Decimal("0.005"))],
 )
 def test_exponents_and_units_are_told_apart(quantity: str, number: Decimal) -> None:
     assert amount(quantity) == number
 
 
-@pytest.mark.parametrize(("quantity", "product"), [("16Gi", "64Gi"), ("1.5Gi", "6.0Gi"), ("500m", "2000m"), (3, 12), ("1e3", "4e3")])
+@pytest.mark.parametrize(
+    ("quantity", "product"),
+    [("16Gi", "64Gi"), ("1.5Gi", "6.0Gi"), ("500m", "2000m"), (3, 12), ("1e3", "4e3")],
+)
 def test_times_keeps_the_unit(quantity: int | str, product: int | str) -> None:
     assert times(quantity, 4) == product
 
 
-@pytest.mark.parametrize(("quantity", "processors"), [("500m", 1), (1, 1), ("1999m", 1), ("2", 2), ("7.9", 7), (0, 1)])
+@pytest.mark.parametrize(
+    ("quantity", "processors"), [("500m", 1), (1, 1), ("1999m", 1), ("2", 2), ("7.9", 7), (0, 1)]
+)
 def test_processors_are_whole_and_at_least_one(quantity: int | str, processors: int) -> None:
     assert whole_processors(quantity) == processors
 

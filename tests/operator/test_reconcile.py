@@ -47,7 +47,9 @@ def shown(decision: Decision, wanted: Json) -> Json:
         result["look_again"] = decision.look_again / timedelta(seconds=1)
     if "conditions" in wanted:
         named = cast("Json", wanted["conditions"])
-        result["conditions"] = {kind: [each.status, each.reason] for kind, each in conditions.items() if kind in named}
+        result["conditions"] = {
+            kind: [each.status, each.reason] for kind, each in conditions.items() if kind in named
+        }
     if "since" in wanted:
         named = cast("Json", wanted["since"])
         times = {kind: each.last_transition_time for kind, each in conditions.items() if kind in named}
@@ -59,7 +61,11 @@ def shown(decision: Decision, wanted: Json) -> Json:
 
 def _event(event: Event, wanted: JsonValue) -> str:
     """`Reason`, or `Reason: message` where that is what the case says."""
-    return event.reason if isinstance(wanted, list) and event.reason in wanted else f"{event.reason}: {event.message}"
+    return (
+        event.reason
+        if isinstance(wanted, list) and event.reason in wanted
+        else f"{event.reason}: {event.message}"
+    )
 
 
 def _part(status: Json, wanted: Json) -> Json:
@@ -98,7 +104,9 @@ CONDITION = st.fixed_dictionaries(
 CONTAINER = st.fixed_dictionaries(
     {
         "name": st.just("c"),
-        "state": st.dictionaries(st.sampled_from(["waiting", "terminated"]), st.fixed_dictionaries({"reason": REASONS}), max_size=1),
+        "state": st.dictionaries(
+            st.sampled_from(["waiting", "terminated"]), st.fixed_dictionaries({"reason": REASONS}), max_size=1
+        ),
     }
 )
 PODS = st.lists(
@@ -119,7 +127,11 @@ PODS = st.lists(
 )
 RAY_JOBS = st.none() | st.builds(
     lambda uid, suspend, deleted, status: {
-        "metadata": {"uid": uid, "deletionTimestamp": deleted, "annotations": {"finetune.dev/unchecked-spec": ""}},
+        "metadata": {
+            "uid": uid,
+            "deletionTimestamp": deleted,
+            "annotations": {"finetune.dev/unchecked-spec": ""},
+        },
         "spec": {"suspend": suspend},
         "status": status,
     },
@@ -130,9 +142,22 @@ RAY_JOBS = st.none() | st.builds(
         {
             "jobStatus": st.sampled_from(["", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]),
             "jobDeploymentStatus": st.sampled_from(
-                ["", "Initializing", "Running", "Complete", "Failed", "ValidationFailed", "Suspending", "Suspended", "Retrying", "Waiting"]
+                [
+                    "",
+                    "Initializing",
+                    "Running",
+                    "Complete",
+                    "Failed",
+                    "ValidationFailed",
+                    "Suspending",
+                    "Suspended",
+                    "Retrying",
+                    "Waiting",
+                ]
             ),
-            "reason": st.sampled_from(["", "AppFailed", "DeadlineExceeded", "PreRunningDeadlineExceeded", "SubmissionFailed"]),
+            "reason": st.sampled_from(
+                ["", "AppFailed", "DeadlineExceeded", "PreRunningDeadlineExceeded", "SubmissionFailed"]
+            ),
             "message": st.sampled_from(["", "exit code 1", "exit code 143"]),
             "startTime": TIMES,
             "endTime": TIMES,
@@ -202,7 +227,9 @@ SEEN = st.builds(
     RECORDS,
 )
 CONFIGURATION = configuration()
-NOW = st.integers(0, 7200).map(lambda seconds: datetime(2026, 1, 1, 11, tzinfo=UTC) + timedelta(seconds=seconds))
+NOW = st.integers(0, 7200).map(
+    lambda seconds: datetime(2026, 1, 1, 11, tzinfo=UTC) + timedelta(seconds=seconds)
+)
 
 
 @given(SEEN, NOW)
@@ -230,9 +257,13 @@ def test_what_was_decided_is_decided_again(seen: Observed, now: datetime) -> Non
     first = reconcile(seen, CONFIGURATION, now)
     same_attempt = (first.status.attempts or 1) == seen.job.attempt
     # As the API server gives the status back, with the RayJob of the attempt that it now names.
-    job = seen.job.model_copy(update={"status": FineTuneJobStatus.model_validate_json(first.status.model_dump_json(by_alias=True))})
+    job = seen.job.model_copy(
+        update={"status": FineTuneJobStatus.model_validate_json(first.status.model_dump_json(by_alias=True))}
+    )
 
-    again = reconcile(replace(seen, job=job, ray_job=seen.ray_job if same_attempt else None), CONFIGURATION, now)
+    again = reconcile(
+        replace(seen, job=job, ray_job=seen.ray_job if same_attempt else None), CONFIGURATION, now
+    )
 
     assert again.status == first.status
     assert again.events == ()
@@ -244,7 +275,9 @@ def test_status_is_one_that_the_api_server_takes(seen: Observed, now: datetime) 
 
     written = decision.status.model_dump_json(by_alias=True, exclude_none=True)
     assert FineTuneJobStatus.model_validate_json(written) == decision.status
-    assert [each.type for each in decision.status.conditions] == list(dict.fromkeys(each.type for each in decision.status.conditions))
+    assert [each.type for each in decision.status.conditions] == list(
+        dict.fromkeys(each.type for each in decision.status.conditions)
+    )
 
 
 def test_object_that_the_api_server_never_takes_ends_the_job() -> None:
@@ -261,10 +294,14 @@ def test_object_that_the_api_server_never_takes_ends_the_job() -> None:
 def test_object_that_the_api_server_refuses_for_now_is_shown() -> None:
     job = observed({"job": {"state": "asked"}}).job
 
-    decision = refused(job, job.status, "exceeded quota: compute", final=False, now=datetime(2026, 1, 1, 12, tzinfo=UTC))
+    decision = refused(
+        job, job.status, "exceeded quota: compute", final=False, now=datetime(2026, 1, 1, 12, tzinfo=UTC)
+    )
 
     assert (decision.status.phase, decision.status.message) == (Phase.PENDING, "exceeded quota: compute")
-    assert [each.reason for each in decision.status.conditions if each.type == "ClusterReady"] == ["PodsRefused"]
+    assert [each.reason for each in decision.status.conditions if each.type == "ClusterReady"] == [
+        "PodsRefused"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -273,11 +310,17 @@ def test_object_that_the_api_server_refuses_for_now_is_shown() -> None:
         {"job": {"spec": {"x" * 40_000: 1}}},
         {"job": {"spec": {"worker_resources": {"accelerator_type:" + "x" * 200: 1, "x" * 40_000: 1}}}},
         {"job": {"state": "running", "spec": {"x" * 40_000: 1}}, "rayJob": {}},
-        {"job": {"state": "asked"}, "rayJob": {"status": {"jobDeploymentStatus": "ValidationFailed", "message": "x" * 40_000}}},
+        {
+            "job": {"state": "asked"},
+            "rayJob": {"status": {"jobDeploymentStatus": "ValidationFailed", "message": "x" * 40_000}},
+        },
         *(
             {
                 "job": {"state": "running", "status": {"attempts": 2, "rayJobName": "tune-11111111-2"}},
-                "rayJob": {"metadata": {"name": "tune-11111111-2"}, "status": {"jobDeploymentStatus": "Failed"}},
+                "rayJob": {
+                    "metadata": {"name": "tune-11111111-2"},
+                    "status": {"jobDeploymentStatus": "Failed"},
+                },
                 "record": {"attempt": 2, "failure": {"class": failure, "message": "x" * 32768}},
             }
             for failure in ("NodeLost", "InvalidData")
@@ -318,7 +361,13 @@ GOING = RayJob(metadata=Metadata(name="j", uid="the-ray-job", deletion_timestamp
         ([], [CLUSTER], 10, [], math.inf),
         ([RayJob(metadata=Metadata(name="j", uid="the-ray-job"))], [CLUSTER], 10, [], math.inf),
     ],
-    ids=["KubeRay has 10 s", "KubeRay does not answer", "all is gone", "the garbage collector's", "nobody has deleted the RayJob yet"],
+    ids=[
+        "KubeRay has 10 s",
+        "KubeRay does not answer",
+        "all is gone",
+        "the garbage collector's",
+        "nobody has deleted the RayJob yet",
+    ],
 )
 def test_cluster_of_a_deleted_job_is_deleted_when_kuberay_does_not(
     ray_jobs: list[RayJob], clusters: list[RayCluster], seconds: int, deleted: list[str], again: float

@@ -66,7 +66,11 @@ def test_smallest_record_is_read() -> None:
 
 
 def test_best_and_latest_are_reckoned_anew_and_in_order() -> None:
-    record = read_record(of(checkpoint(2, 1.5, best=False), checkpoint(0, 2.0, best=True, latest=True), checkpoint(1, 1.0)), RUN, RUN_NAME)
+    record = read_record(
+        of(checkpoint(2, 1.5, best=False), checkpoint(0, 2.0, best=True, latest=True), checkpoint(1, 1.0)),
+        RUN,
+        RUN_NAME,
+    )
     assert [(each.name, each.best, each.latest) for each in record.checkpoints] == [
         ("epoch-0", False, False),
         ("epoch-1", True, False),
@@ -100,7 +104,10 @@ def test_what_is_no_record_is_refused(text: str, words: str) -> None:
 
 
 def test_record_that_is_too_large_is_refused_unread() -> None:
-    assert refused("é" * (LARGEST_RECORD // 2 + 1)) == f"it has {LARGEST_RECORD + 2} bytes; {LARGEST_RECORD} are allowed"
+    assert (
+        refused("é" * (LARGEST_RECORD // 2 + 1))
+        == f"it has {LARGEST_RECORD + 2} bytes; {LARGEST_RECORD} are allowed"
+    )
 
 
 def test_record_as_large_as_is_allowed_is_read() -> None:
@@ -115,9 +122,13 @@ def test_number_that_json_has_not_is_refused(field: str, value: str) -> None:
     assert refused(text) == f"progress.{field}: Input should be a finite number"
 
 
-@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01T00:00:00", "yesterday"])
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01T00:00:00", "yesterday"]
+)
 def test_time_that_is_none_is_refused(time: str) -> None:
-    assert refused(record_text({"progress": {"lastUpdateTime": time}})).startswith("progress.lastUpdateTime: ")
+    assert refused(record_text({"progress": {"lastUpdateTime": time}})).startswith(
+        "progress.lastUpdateTime: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,11 +158,15 @@ def test_path_of_a_checkpoint_is_its_own(path: str) -> None:
     ],
 )
 def test_path_is_shown_as_the_storage_is_spelt_by_users(storage: str, told: str) -> None:
-    record = read_record(of(checkpoint(0, path=f"{told}/{RUN_NAME}/epoch-0")), child(storage, RUN_NAME), RUN_NAME)
+    record = read_record(
+        of(checkpoint(0, path=f"{told}/{RUN_NAME}/epoch-0")), child(storage, RUN_NAME), RUN_NAME
+    )
     assert record.checkpoints[0].path == child(storage, f"{RUN_NAME}/epoch-0")
 
 
-@pytest.mark.parametrize("name", ["../epoch-0", "epoch--1", "epoch-0/..", "epoch-", "best", "epoch-1234567890"])
+@pytest.mark.parametrize(
+    "name", ["../epoch-0", "epoch--1", "epoch-0/..", "epoch-", "best", "epoch-1234567890"]
+)
 def test_name_of_a_checkpoint_has_its_form(name: str) -> None:
     assert refused(of(checkpoint(0, name=name, path="p"))).startswith("checkpoints.0.name: String should ")
 
@@ -164,7 +179,10 @@ def test_checkpoint_is_listed_once() -> None:
     ("changes", "words"),
     [
         ({"progress": {"step": 11}}, "progress.step is beyond plan.totalSteps"),
-        ({"progress": {"step": 2**53 + 1}}, "progress.step: Input should be less than or equal to 9007199254740992"),
+        (
+            {"progress": {"step": 2**53 + 1}},
+            "progress.step: Input should be less than or equal to 9007199254740992",
+        ),
         ({"progress": {"percent": 101}}, "progress.percent: Input should be less than or equal to 100"),
         ({"plan": None, "checkpoints": []}, "progress is given without a plan"),
         ({"checkpoints": [checkpoint(5)]}, "checkpoints: epoch-5 is beyond the last step"),
@@ -196,9 +214,14 @@ def _everywhere(record: Json, place: Callable[[JsonValue], JsonValue]) -> list[J
     return found
 
 
-@pytest.mark.parametrize("secret", [SECRET, [SECRET], {"a": SECRET}, SECRET * 1000], ids=["text", "list", "map", "long text"])
+@pytest.mark.parametrize(
+    "secret", [SECRET, [SECRET], {"a": SECRET}, SECRET * 1000], ids=["text", "list", "map", "long text"]
+)
 def test_what_a_record_holds_is_never_repeated(secret: JsonValue) -> None:
-    for record in _everywhere(cast("Json", json.loads(record_text({"failure": {"class": "Unknown", "message": "m"}}))), lambda _: secret):
+    for record in _everywhere(
+        cast("Json", json.loads(record_text({"failure": {"class": "Unknown", "message": "m"}}))),
+        lambda _: secret,
+    ):
         words = said_of(json.dumps(record))
         assert SECRET not in words
         assert len(words) <= LONGEST_ERROR

@@ -28,10 +28,20 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def manifest(namespace: str) -> Body:
-    return cast("Body", {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "trial", "namespace": namespace}, "spec": SPEC})
+    return cast(
+        "Body",
+        {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": "trial", "namespace": namespace},
+            "spec": SPEC,
+        },
+    )
 
 
-def tried(api: KubernetesApi, runner: asyncio.Runner, inside: Namespace, act: Act, seconds: float = 20) -> tuple[bool, list[str]]:
+def tried(
+    api: KubernetesApi, runner: asyncio.Runner, inside: Namespace, act: Act, seconds: float = 20
+) -> tuple[bool, list[str]]:
     """Whether it succeeded, and what was said; `act` happens once the job is there."""
     said: list[str] = []
 
@@ -49,7 +59,9 @@ def tried(api: KubernetesApi, runner: asyncio.Runner, inside: Namespace, act: Ac
     return runner.run(both()), said
 
 
-def test_a_job_that_succeeds_is_a_success_and_is_taken_away(api: KubernetesApi, runner: asyncio.Runner, inside: Namespace) -> None:
+def test_a_job_that_succeeds_is_a_success_and_is_taken_away(
+    api: KubernetesApi, runner: asyncio.Runner, inside: Namespace
+) -> None:
     def act() -> None:
         inside.patch_status(KIND, "trial", phase="Succeeded", message="all is well")
 
@@ -60,7 +72,9 @@ def test_a_job_that_succeeds_is_a_success_and_is_taken_away(api: KubernetesApi, 
     assert not inside.exists(KIND, "trial")
 
 
-def test_a_job_that_fails_is_none_and_its_message_is_said(api: KubernetesApi, runner: asyncio.Runner, inside: Namespace) -> None:
+def test_a_job_that_fails_is_none_and_its_message_is_said(
+    api: KubernetesApi, runner: asyncio.Runner, inside: Namespace
+) -> None:
     def act() -> None:
         inside.patch_status(KIND, "trial", phase="Failed", message="no node has the accelerator")
 
@@ -81,14 +95,18 @@ def test_without_an_operator_it_ends_in_time_and_says_that_nobody_came(
     assert not inside.exists(KIND, "trial")
 
 
-def test_a_job_that_somebody_deletes_is_no_success(api: KubernetesApi, runner: asyncio.Runner, inside: Namespace) -> None:
+def test_a_job_that_somebody_deletes_is_no_success(
+    api: KubernetesApi, runner: asyncio.Runner, inside: Namespace
+) -> None:
     succeeded, said = tried(api, runner, inside, lambda: inside.delete(KIND, "trial"))
 
     assert not succeeded
     assert said[-1] == "it is gone: somebody has deleted it"
 
 
-def test_what_an_earlier_trial_has_left_is_taken_away_first(api: KubernetesApi, runner: asyncio.Runner, inside: Namespace) -> None:
+def test_what_an_earlier_trial_has_left_is_taken_away_first(
+    api: KubernetesApi, runner: asyncio.Runner, inside: Namespace
+) -> None:
     before = inside.create_job("trial")
     inside.patch_status(KIND, "trial", phase="Succeeded")
 

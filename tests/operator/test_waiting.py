@@ -9,7 +9,11 @@ from finetune_operator.waiting import Obstacle, Wait, out_of_memory, waiting
 
 
 def stuck(message: str) -> Json:
-    return {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}
+    return {
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        ]
+    }
 
 
 def held(reason: str, *, init: bool = False) -> Json:
@@ -21,18 +25,31 @@ def held(reason: str, *, init: bool = False) -> Json:
 
 
 def killed(kind: str) -> Json:
-    return {"containerStatuses": [{"name": "c", kind: {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]}
+    return {
+        "containerStatuses": [{"name": "c", kind: {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]
+    }
 
 
 QUOTA: Json = {
-    "status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod", "message": "quota"}]}
+    "status": {
+        "conditions": [
+            {
+                "type": "ReplicaFailure",
+                "status": "True",
+                "reason": "FailedCreateWorkerPod",
+                "message": "quota",
+            }
+        ]
+    }
 }
 
 
 def wait(*pods: Json, clusters: list[Json] | None = None) -> Wait:
     seen = observed(
         {
-            "rayJob": {"status": {"jobDeploymentStatus": "Initializing", "rayClusterName": "tune-11111111-1-abcde"}},
+            "rayJob": {
+                "status": {"jobDeploymentStatus": "Initializing", "rayClusterName": "tune-11111111-1-abcde"}
+            },
             "rayClusters": list(clusters or []),
             "pods": list(pods),
         }
@@ -61,7 +78,9 @@ def test_gravest_obstacle_is_told(pods: list[Json], clusters: list[Json], obstac
     assert wait(*pods, clusters=clusters).obstacle is obstacle
 
 
-@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"])
+@pytest.mark.parametrize(
+    "reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"]
+)
 @pytest.mark.parametrize("init", [False, True], ids=["container", "init container"])
 def test_image_that_does_not_come_is_told(reason: str, init: bool) -> None:
     assert wait({"head": "h", "status": held(reason, init=init)}) == Wait(
@@ -69,9 +88,13 @@ def test_image_that_does_not_come_is_told(reason: str, init: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("reason", ["CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"])
+@pytest.mark.parametrize(
+    "reason", ["CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"]
+)
 def test_container_that_does_not_start_is_told(reason: str) -> None:
-    assert wait({"worker": "w", "status": held(reason)}) == Wait(Obstacle.CONTAINER, f"a container of pod w does not start ({reason}): m")
+    assert wait({"worker": "w", "status": held(reason)}) == Wait(
+        Obstacle.CONTAINER, f"a container of pod w does not start ({reason}): m"
+    )
 
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
@@ -80,15 +103,25 @@ def test_container_that_starts_is_no_obstacle(reason: str) -> None:
 
 
 def test_pod_that_is_being_deleted_is_nobodys_obstacle() -> None:
-    assert wait({**UNSCHEDULABLE, "metadata": {"deletionTimestamp": "2026-01-01T12:00:00Z"}}).obstacle is Obstacle.STARTING
+    assert (
+        wait({**UNSCHEDULABLE, "metadata": {"deletionTimestamp": "2026-01-01T12:00:00Z"}}).obstacle
+        is Obstacle.STARTING
+    )
 
 
 def test_refusal_of_another_rayjobs_cluster_is_not_ours() -> None:
-    assert wait(clusters=[{**QUOTA, "metadata": {"name": "tune-11111111-0-abcde"}}]).obstacle is Obstacle.STARTING
+    assert (
+        wait(clusters=[{**QUOTA, "metadata": {"name": "tune-11111111-0-abcde"}}]).obstacle
+        is Obstacle.STARTING
+    )
 
 
 def test_refusal_that_is_over_is_none() -> None:
-    over: Json = {"status": {"conditions": [{"type": "ReplicaFailure", "status": "False", "reason": "FailedCreateWorkerPod"}]}}
+    over: Json = {
+        "status": {
+            "conditions": [{"type": "ReplicaFailure", "status": "False", "reason": "FailedCreateWorkerPod"}]
+        }
+    }
     assert wait(clusters=[over]).obstacle is Obstacle.STARTING
 
 
@@ -101,9 +134,15 @@ def test_message_is_a_line_of_bounded_length() -> None:
 
 @pytest.mark.parametrize("kind", ["state", "lastState"])
 def test_what_to_raise_or_lower_depends_on_the_pod(kind: str) -> None:
-    head, worker = (observed({"pods": [{role: "p", "status": killed(kind)}]}).pods for role in ("head", "worker"))
-    assert out_of_memory(head) == Wait(
-        Obstacle.OUT_OF_MEMORY, "pod p took more memory than its limit; raise spec.cluster.head.resources.limits.memory"
+    head, worker = (
+        observed({"pods": [{role: "p", "status": killed(kind)}]}).pods for role in ("head", "worker")
     )
-    assert "or lower spec.train_batch_size_per_device" in (out_of_memory(worker) or Wait(Obstacle.STARTING, "")).message
+    assert out_of_memory(head) == Wait(
+        Obstacle.OUT_OF_MEMORY,
+        "pod p took more memory than its limit; raise spec.cluster.head.resources.limits.memory",
+    )
+    assert (
+        "or lower spec.train_batch_size_per_device"
+        in (out_of_memory(worker) or Wait(Obstacle.STARTING, "")).message
+    )
     assert out_of_memory(observed({"pods": [MEMORY | {"status": {}}]}).pods) is None

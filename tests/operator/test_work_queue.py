@@ -47,7 +47,9 @@ class Looks:
         self.answers: list[timedelta | Exception | None] = []
         """What the next looks end with; None when nothing is left."""
         self.errors: list[tuple[str, Exception]] = []
-        self.queue = WorkQueue(self.look, workers=workers, on_error=lambda key, error: self.errors.append((key, error)))
+        self.queue = WorkQueue(
+            self.look, workers=workers, on_error=lambda key, error: self.errors.append((key, error))
+        )
 
     async def look(self, key: str) -> timedelta | None:
         self.begun.append(key)
@@ -80,7 +82,9 @@ class Looks:
 
 
 @in_a_loop
-async def test_a_key_is_looked_at_by_one_worker_at_a_time_and_once_more_after_all_that_woke_it_meanwhile() -> None:
+async def test_a_key_is_looked_at_by_one_worker_at_a_time_and_once_more_after_all_that_woke_it_meanwhile() -> (
+    None
+):
     looks = Looks()
     looks.queue.wake("a")
     await looks.times(1)
@@ -161,7 +165,9 @@ async def test_a_key_that_is_woken_all_the_time_does_not_keep_the_worker_from_ot
 
 
 @in_a_loop
-async def test_a_key_that_is_woken_all_the_time_is_looked_at_seldom_and_once_more_after_the_last_wake() -> None:
+async def test_a_key_that_is_woken_all_the_time_is_looked_at_seldom_and_once_more_after_the_last_wake() -> (
+    None
+):
     work_queue.BETWEEN_LOOKS = timedelta(milliseconds=50)
     looks = Looks()
     looks.gate.set()
@@ -220,7 +226,15 @@ async def test_an_error_is_told_and_the_key_looked_at_again_later_and_later() ->
     await looks.times(8)
 
     assert [(key, str(error)) for key, error in looks.errors] == [("a", str(number)) for number in range(7)]
-    assert [delay for delay in delays if delay >= 0.001][:7] == [0.001, 0.002, 0.004, 0.008, 0.008, 0.008, 0.008]
+    assert [delay for delay in delays if delay >= 0.001][:7] == [
+        0.001,
+        0.002,
+        0.004,
+        0.008,
+        0.008,
+        0.008,
+        0.008,
+    ]
     await looks.idle()
 
 

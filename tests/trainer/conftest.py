@@ -25,7 +25,9 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def gs_port() -> Iterator[int]:
-    with serving("gcp_storage_emulator", "start", "--in-memory", "--quiet", "--host", "127.0.0.1", "--port") as port:
+    with serving(
+        "gcp_storage_emulator", "start", "--in-memory", "--quiet", "--host", "127.0.0.1", "--port"
+    ) as port:
         yield port
 
 
@@ -99,7 +101,11 @@ def serving(module: str, *arguments: str) -> Iterator[int]:
     """Runs `python -m module arguments PORT` until the `with` block ends."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port: int = unused.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         wait_until_it_answers(process, port)
         yield port

@@ -44,7 +44,10 @@ class _Hub(BaseHTTPRequestHandler):
             self._send(200, json.dumps({"id": "someone/model", "sha": COMMIT, "siblings": []}).encode())
         elif rest == f"tree/{COMMIT}":
             files = [file for file in sorted(self.model.iterdir()) if file.is_file()]
-            tree = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _digest(file)} for file in files]
+            tree = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _digest(file)}
+                for file in files
+            ]
             self._send(200, json.dumps(tree).encode())
         elif rest.startswith(f"resolve/{COMMIT}/"):
             file = self.model / rest.rpartition("/")[2]

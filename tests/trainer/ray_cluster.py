@@ -28,7 +28,14 @@ class RayCluster:
         self.address = f"127.0.0.1:{port}"
         self._directory = directory
         self._nodes: list[subprocess.Popen[bytes]] = []
-        head = self._start(0, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={directory}")
+        head = self._start(
+            0,
+            "--head",
+            f"--port={port}",
+            "--num-cpus=0",
+            "--include-dashboard=false",
+            f"--temp-dir={directory}",
+        )
         wait_until_it_answers(head, port)
 
     def add_worker(self) -> subprocess.Popen[bytes]:
@@ -37,7 +44,12 @@ class RayCluster:
 
     def processes(self) -> list[psutil.Process]:
         """All that the nodes have started."""
-        return [child for node in self._nodes if node.poll() is None for child in psutil.Process(node.pid).children(recursive=True)]
+        return [
+            child
+            for node in self._nodes
+            if node.poll() is None
+            for child in psutil.Process(node.pid).children(recursive=True)
+        ]
 
     def remove(self) -> None:
         """Kills all nodes and their processes."""
@@ -61,7 +73,9 @@ class RayCluster:
         memory = f"--object-store-memory={128 * 2**20}"
         log = Path(self._directory, f"node-{len(self._nodes)}.log")
         with log.open("wb") as stream:
-            node = subprocess.Popen([RAY, "start", "--block", memory, *arguments], env=environment, stdout=stream, stderr=stream)
+            node = subprocess.Popen(
+                [RAY, "start", "--block", memory, *arguments], env=environment, stdout=stream, stderr=stream
+            )
         self._nodes.append(node)
         return node
 

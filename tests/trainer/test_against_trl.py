@@ -10,7 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from tests.trainer.training_jobs import FULL, LORA, Fields, column, job_of, largest_difference, some_rows, train_here, trained_weights
+from tests.trainer.training_jobs import (
+    FULL,
+    LORA,
+    Fields,
+    column,
+    job_of,
+    largest_difference,
+    some_rows,
+    train_here,
+    trained_weights,
+)
 from tests.trainer.trl_settings import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl.trainer.sft_trainer import SFTTrainer
@@ -58,7 +68,9 @@ def model_for_trl(job: TrainingJob, model: Path) -> PreTrainedModel | peft.PeftM
     if job.spec.lora_config is None:
         return base
     torch.manual_seed(job.spec.seed)
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=job.spec.lora_config.r, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(r=job.spec.lora_config.r, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     assert isinstance(adapted, peft.PeftModel)
     return adapted
 
@@ -100,11 +112,15 @@ def test_every_gradient_norm_is_trls(trained_both_ways: tuple[TrainingJob, SFTTr
 
 def test_every_learning_rate_is_trls(trained_both_ways: tuple[TrainingJob, SFTTrainer]) -> None:
     job, trainer = trained_both_ways
-    assert column(job.run_directory, "learningRate") == pytest.approx(logged(trainer, "learning_rate"), abs=1e-12)
+    assert column(job.run_directory, "learningRate") == pytest.approx(
+        logged(trainer, "learning_rate"), abs=1e-12
+    )
     assert len(column(job.run_directory, "learningRate")) == job.numbers.total_steps
 
 
-def test_the_trained_weights_are_trls(trained_both_ways: tuple[TrainingJob, SFTTrainer], tmp_path: Path) -> None:
+def test_the_trained_weights_are_trls(
+    trained_both_ways: tuple[TrainingJob, SFTTrainer], tmp_path: Path
+) -> None:
     job, trainer = trained_both_ways
     trainer.save_model(str(tmp_path))
     ours = trained_weights(Path(job.run_directory) / f"epoch-{job.numbers.total_epochs - 1}")

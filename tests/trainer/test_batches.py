@@ -29,7 +29,9 @@ def test_seed_and_epoch_alone_decide_the_order() -> None:
 
 
 @given(rows=COUNTS, devices=SIZES, batch_size=SIZES, accumulation=SIZES)
-def test_the_steps_of_an_epoch_share_its_rows_out(rows: int, devices: int, batch_size: int, accumulation: int) -> None:
+def test_the_steps_of_an_epoch_share_its_rows_out(
+    rows: int, devices: int, batch_size: int, accumulation: int
+) -> None:
     spec = spec_of(
         Path("model"),
         FULL,
@@ -40,23 +42,35 @@ def test_the_steps_of_an_epoch_share_its_rows_out(rows: int, devices: int, batch
     )
     computed = numbers(spec, rows=rows, longest_row=9, model_context_length=None)
     order = row_order(seed=0, epoch=0, rows=rows)
-    steps = [step_rows(order, step, computed.effective_batch_size) for step in range(computed.steps_per_epoch)]
+    steps = [
+        step_rows(order, step, computed.effective_batch_size) for step in range(computed.steps_per_epoch)
+    ]
     assert np.concatenate(steps).tolist() == order.tolist()
     assert all(len(step) == computed.effective_batch_size for step in steps[:-1])
     assert 0 < len(steps[-1]) <= computed.effective_batch_size
 
 
 @given(rows=COUNTS, devices=SIZES, batch_size=SIZES)
-def test_the_devices_share_the_rows_of_a_step_in_equally_many_micro_batches(rows: int, devices: int, batch_size: int) -> None:
-    dealt = [deal(np.arange(rows), rank=rank, num_devices=devices, batch_size=batch_size) for rank in range(devices)]
+def test_the_devices_share_the_rows_of_a_step_in_equally_many_micro_batches(
+    rows: int, devices: int, batch_size: int
+) -> None:
+    dealt = [
+        deal(np.arange(rows), rank=rank, num_devices=devices, batch_size=batch_size)
+        for rank in range(devices)
+    ]
     assert len({len(micro_batches) for micro_batches in dealt}) == 1
     assert all(len(micro_batch) <= batch_size for micro_batches in dealt for micro_batch in micro_batches)
-    assert sorted(np.concatenate([np.concatenate(micro_batches) for micro_batches in dealt])) == list(range(rows))
+    assert sorted(np.concatenate([np.concatenate(micro_batches) for micro_batches in dealt])) == list(
+        range(rows)
+    )
 
 
 def test_a_step_with_fewer_rows_than_devices_leaves_some_of_them_an_empty_micro_batch() -> None:
     dealt = [deal(np.arange(3), rank=rank, num_devices=2, batch_size=1) for rank in range(2)]
-    assert [[len(micro_batch) for micro_batch in micro_batches] for micro_batches in dealt] == [[1, 1], [1, 0]]
+    assert [[len(micro_batch) for micro_batch in micro_batches] for micro_batches in dealt] == [
+        [1, 1],
+        [1, 0],
+    ]
 
 
 def test_a_micro_batch_is_padded_on_the_right_to_its_longest_row() -> None:
@@ -89,8 +103,13 @@ def test_an_empty_micro_batch_has_one_token_to_attend_to_and_none_that_counts(le
 
 
 @given(lengths=st.lists(st.integers(2, 50), min_size=1, max_size=30), devices=SIZES, batch_size=SIZES)
-def test_validation_sees_every_row_once_whatever_the_devices_and_the_batch_size(lengths: list[int], devices: int, batch_size: int) -> None:
-    dealt = [evaluation_batches(np.array(lengths), rank=rank, num_devices=devices, batch_size=batch_size) for rank in range(devices)]
+def test_validation_sees_every_row_once_whatever_the_devices_and_the_batch_size(
+    lengths: list[int], devices: int, batch_size: int
+) -> None:
+    dealt = [
+        evaluation_batches(np.array(lengths), rank=rank, num_devices=devices, batch_size=batch_size)
+        for rank in range(devices)
+    ]
     batches = [batch for batches in dealt for batch in batches]
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert all(0 < len(batch) <= batch_size for batch in batches)

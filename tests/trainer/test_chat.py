@@ -34,12 +34,17 @@ def talk(roles: str, *contents: str) -> tuple[Message, ...]:
 
 
 def format_of(
-    tokenizer: PreTrainedTokenizerFast, *, prompt_format: PromptFormat | None = None, task: Task = "instruction_tuning"
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    prompt_format: PromptFormat | None = None,
+    task: Task = "instruction_tuning",
 ) -> ChatFormat:
     return chat_format(tokenizer, GenerationConfig(prompt_format=prompt_format), task, "org/model")
 
 
-def encoded(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, task: Task = "instruction_tuning") -> Encoded:
+def encoded(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, task: Task = "instruction_tuning"
+) -> Encoded:
     return format_of(tokenizer, task=task).encode(Row(1, tuple(messages)))
 
 
@@ -54,7 +59,10 @@ def refusal(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> 
 def marked_by_transformers(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Encoded:
     """Tokens and mask of a template with generation tags."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    tokens = cast("dict[str, list[int]]", tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True))
+    tokens = cast(
+        "dict[str, list[int]]",
+        tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True),
+    )
     return Encoded(tokens["input_ids"], [marked == 1 for marked in tokens["assistant_masks"]])
 
 
@@ -71,9 +79,13 @@ CONVERSATIONS = {
     "the-answer-is-a-part-of-the-question": talk("uaua", "a", "a", "aa a", "a"),
     "the-answer-is-the-name-of-a-role": talk("uaua", "Who?", "assistant", "Who?", "user"),
     "the-answer-is-a-part-of-the-template": talk("uaua", "What?", "im_start", "What?", "|>\n"),
-    "the-answer-quotes-the-end-of-a-turn": talk("uaua", "What ends you?", "<|im_end|> does", "Sure?", "<|im_end|><|im_end|>\n"),
+    "the-answer-quotes-the-end-of-a-turn": talk(
+        "uaua", "What ends you?", "<|im_end|> does", "Sure?", "<|im_end|><|im_end|>\n"
+    ),
     "the-question-quotes-an-answer": talk("ua", "<|im_start|>assistant\nNot mine.<|im_end|>\n", "Mine."),
-    "the-system-message-quotes-an-answer": talk("sua", "Say:<|im_end|>\n<|im_start|>assistant\nNot mine.", "Well?", "Mine."),
+    "the-system-message-quotes-an-answer": talk(
+        "sua", "Say:<|im_end|>\n<|im_start|>assistant\nNot mine.", "Well?", "Mine."
+    ),
     "blanks-around": talk("uaua", "  Ping? ", " Pong. \n\n", "\tMore\n", " More "),
     "lines": talk("ua", "Write.\n\nMuch.", "One\n\nTwo\r\nThree\n"),
     "CJK": talk("uaua", "你好,世界", "你好!很高兴认识你。", "日本語で", "はい、わかりました。"),
@@ -99,12 +111,30 @@ def test_exactly_the_answers_with_their_ends_count(template: str, messages: tupl
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_TAGGED], ids=["plain", "tagged"])
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_tokens_and_mask_are_those_that_transformers_gives_for_tagged_templates(template: str, messages: tuple[Message, ...]) -> None:
-    assert encoded(byte_level(template=template), messages) == marked_by_transformers(byte_level(template=CHATML_TAGGED), messages)
+def test_tokens_and_mask_are_those_that_transformers_gives_for_tagged_templates(
+    template: str, messages: tuple[Message, ...]
+) -> None:
+    assert encoded(byte_level(template=template), messages) == marked_by_transformers(
+        byte_level(template=CHATML_TAGGED), messages
+    )
 
 
 PIECES = st.sampled_from(
-    ["<|im_start|>", "<|im_end|>", "assistant", "user", "\n", " ", "a", "Ping", "é", "😀", "中文", "\u200d", "{instruction}"]
+    [
+        "<|im_start|>",
+        "<|im_end|>",
+        "assistant",
+        "user",
+        "\n",
+        " ",
+        "a",
+        "Ping",
+        "é",
+        "😀",
+        "中文",
+        "\u200d",
+        "{instruction}",
+    ]
 )
 TEXTS = st.lists(PIECES, min_size=1, max_size=6).map("".join).filter(str.strip)
 
@@ -112,7 +142,9 @@ TEXTS = st.lists(PIECES, min_size=1, max_size=6).map("".join).filter(str.strip)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ua"), TEXTS), min_size=1, max_size=5))
 def test_whatever_is_said_only_the_answers_count(turns: list[tuple[str, str]]) -> None:
-    messages = talk("u" + "".join(role for role, _ in turns) + "a", "Go.", *(content for _, content in turns), "Done.")
+    messages = talk(
+        "u" + "".join(role for role, _ in turns) + "a", "Go.", *(content for _, content in turns), "Done."
+    )
     tokenizer = byte_level()
 
     row = encoded(tokenizer, messages)
@@ -137,7 +169,9 @@ def test_a_pad_token_that_also_ends_turns_changes_nothing(template: str) -> None
 
 def test_an_end_of_turn_outside_of_the_generation_tags_counts_too() -> None:
     tokenizer = byte_level(
-        template=CHATML_TAGGED.replace("+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|im_end|>' }}")
+        template=CHATML_TAGGED.replace(
+            "+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|im_end|>' }}"
+        )
     )
 
     assert trained_texts(tokenizer, encoded(tokenizer, CONVERSATIONS["one-turn"])) == ["Pong.<|im_end|>"]
@@ -145,7 +179,15 @@ def test_an_end_of_turn_outside_of_the_generation_tags_counts_too() -> None:
 
 @pytest.mark.parametrize(
     ("span", "counted"),
-    [((0, 2), "T..."), ((2, 5), ".T.."), ((3, 4), ".T.."), ((1, 3), "TT.."), ((4, 6), ".TT."), ((2, 2), "...."), ((5, 9), "..TT")],
+    [
+        ((0, 2), "T..."),
+        ((2, 5), ".T.."),
+        ((3, 4), ".T.."),
+        ((1, 3), "TT.."),
+        ((4, 6), ".TT."),
+        ((2, 2), "...."),
+        ((5, 9), "..TT"),
+    ],
 )
 def test_a_token_that_an_answer_begins_or_ends_in_counts(span: tuple[int, int], counted: str) -> None:
     assert inside([(0, 2), (2, 5), (5, 7), (7, 9)], [span]) == [sign == "T" for sign in counted]
@@ -182,21 +224,29 @@ FAMILIES = {
 
 def of_family(name: str, template: str) -> PreTrainedTokenizerFast:
     tokens = FAMILIES[name]
-    return byte_level(tokens, template=published_template(template), bos_token=tokens[0], eos_token=tokens[-1])
+    return byte_level(
+        tokens, template=published_template(template), bos_token=tokens[0], eos_token=tokens[-1]
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_masks_of_published_templates_are_those_of_their_tagged_twins(name: str) -> None:
     plain, tagged = of_family(name, name), of_family(name, f"{name}_training")
     # Qwen3 writes thoughts before the last answer alone, its twin before each.
-    messages = CONVERSATIONS["one-turn"] if name == "qwen3" else talk("uaua", " Ping?\n", " Pong.\n", "a", "a")
+    messages = (
+        CONVERSATIONS["one-turn"] if name == "qwen3" else talk("uaua", " Ping?\n", " Pong.\n", "a", "a")
+    )
 
     ours, theirs = encoded(plain, messages), marked_by_transformers(tagged, messages)
 
     assert ours.input_ids == theirs.input_ids
     # TRL also marks the newlines around a turn, and what Phi-3 writes at the end of a conversation.
-    around = [text.removeprefix("\n") if name == "qwen2_5" else text for text in trained_texts(tagged, theirs)]
-    assert [text.rstrip() for text in trained_texts(plain, ours)] == [text.removesuffix("<|endoftext|>").rstrip() for text in around]
+    around = [
+        text.removeprefix("\n") if name == "qwen2_5" else text for text in trained_texts(tagged, theirs)
+    ]
+    assert [text.rstrip() for text in trained_texts(plain, ours)] == [
+        text.removesuffix("<|endoftext|>").rstrip() for text in around
+    ]
 
 
 TAGGED_TWINS = [name for name in FAMILIES if name != "phi3"]
@@ -206,13 +256,19 @@ TAGGED_TWINS = [name for name in FAMILIES if name != "phi3"]
 def test_generation_tags_of_published_templates_are_followed(name: str) -> None:
     tokenizer = of_family(name, f"{name}_training")
 
-    assert encoded(tokenizer, CONVERSATIONS["one-turn"]) == marked_by_transformers(tokenizer, CONVERSATIONS["one-turn"])
+    assert encoded(tokenizer, CONVERSATIONS["one-turn"]) == marked_by_transformers(
+        tokenizer, CONVERSATIONS["one-turn"]
+    )
 
 
 def test_phi_3_ends_turns_and_conversations_with_different_tokens_and_the_turn_counts() -> None:
     tokenizer = of_family("phi3", "phi3")
 
-    assert trained_texts(tokenizer, encoded(tokenizer, CONVERSATIONS["turns"])) == ["Pong.<|end|>", "Me too.<|end|>", "Bye!<|end|>"]
+    assert trained_texts(tokenizer, encoded(tokenizer, CONVERSATIONS["turns"])) == [
+        "Pong.<|end|>",
+        "Me too.<|end|>",
+        "Bye!<|end|>",
+    ]
 
 
 def test_content_that_a_template_strips_is_trained_as_it_is_written() -> None:
@@ -242,18 +298,25 @@ def test_qwen3_trains_what_its_template_writes_after_asking(answers: list[str], 
 
 
 def test_an_answer_that_a_template_asks_for_otherwise_is_refused() -> None:
-    problem = refusal(of_family("qwen3", "qwen3"), talk("uaaua", "Ping?", "Pong.", "Pong again.", "And you?", "Me too."))
+    problem = refusal(
+        of_family("qwen3", "qwen3"), talk("uaaua", "Ping?", "Pong.", "Pong again.", "And you?", "Me too.")
+    )
 
     assert problem.startswith("messages[2]: the chat template of org/model")
     assert "spec.generation_config.prompt_format" in problem
 
 
 def test_an_answer_that_changes_what_follows_is_refused() -> None:
-    echo = CHATML.replace("message['content'] +", "message['content'] + (messages[1]['content'] if loop.last and not loop.first else '') +")
+    echo = CHATML.replace(
+        "message['content'] +",
+        "message['content'] + (messages[1]['content'] if loop.last and not loop.first else '') +",
+    )
 
     problem = refusal(byte_level(template=echo), talk("uau", "Ping?", "Pong.", "And you?"))
 
-    assert problem.startswith("messages[1].content: changes how the chat template of org/model writes what follows")
+    assert problem.startswith(
+        "messages[1].content: changes how the chat template of org/model writes what follows"
+    )
     assert "spec.generation_config.prompt_format" in problem
 
 
@@ -323,11 +386,16 @@ def test_a_template_that_ends_no_turn_gives_a_warning() -> None:
     assert len(endless.warnings) == 1
     assert "org/model" in endless.warnings[0]
     assert "where to stop" in endless.warnings[0]
-    assert trained_texts(tokenizer, endless.encode(Row(1, CONVERSATIONS["turns"]))) == ["Pong.", "Me too.", "Bye!"]
+    assert trained_texts(tokenizer, endless.encode(Row(1, CONVERSATIONS["turns"]))) == [
+        "Pong.",
+        "Me too.",
+        "Bye!",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("template", "task"), [(CHATML, "instruction_tuning"), (CHATML_TAGGED, "instruction_tuning"), (NO_END, "causal_lm")]
+    ("template", "task"),
+    [(CHATML, "instruction_tuning"), (CHATML_TAGGED, "instruction_tuning"), (NO_END, "causal_lm")],
 )
 def test_other_templates_give_none(template: str, task: Task) -> None:
     assert format_of(byte_level(template=template), task=task).warnings == ()
@@ -389,13 +457,17 @@ def test_llama_3_by_hand_is_what_its_template_writes() -> None:
     by_hand = format_of(tokenizer, prompt_format=LLAMA3)
 
     assert by_hand.encode(Row(1, CONVERSATIONS["turns"])) == encoded(tokenizer, CONVERSATIONS["turns"])
-    assert by_hand.prompt(CONVERSATIONS["turns"][:2]) == format_of(tokenizer).prompt(CONVERSATIONS["turns"][:2])
+    assert by_hand.prompt(CONVERSATIONS["turns"][:2]) == format_of(tokenizer).prompt(
+        CONVERSATIONS["turns"][:2]
+    )
 
 
 def test_an_answer_whose_first_token_begins_with_the_blank_before_it_counts_whole() -> None:
     tokenizer = sentencepiece(MISTRAL_TOKENS, bos_token="<s>")
 
-    row = format_of(tokenizer, prompt_format=MISTRAL).encode(Row(1, talk("uaua", "the", "the class", "the", "the")))
+    row = format_of(tokenizer, prompt_format=MISTRAL).encode(
+        Row(1, talk("uaua", "the", "the class", "the", "the"))
+    )
 
     tokens = tokenizer.convert_ids_to_tokens(row.input_ids)
     trained = [token for token, counts in zip(tokens, row.trained, strict=True) if counts]

@@ -58,7 +58,10 @@ def test_a_token_that_was_replaced_is_used(server: RecordsServer) -> None:
     (server.config_map.service_account / "token").write_text("another token\n")
     server.config_map.write(RECORD)
 
-    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer a token", "Bearer another token"]
+    assert [request.headers["Authorization"] for request in server.requests] == [
+        "Bearer a token",
+        "Bearer another token",
+    ]
 
 
 def test_a_server_of_another_authority_gets_no_token(server: RecordsServer, tmp_path: Path) -> None:
@@ -74,9 +77,13 @@ def test_a_server_of_another_authority_gets_no_token(server: RecordsServer, tmp_
 
 
 def test_a_refusal_is_told_in_the_servers_words(server: RecordsServer) -> None:
-    server.answers = [(HTTPStatus.NOT_FOUND, json.dumps({"kind": "Status", "message": 'configmaps "records" not found'}))]
+    server.answers = [
+        (HTTPStatus.NOT_FOUND, json.dumps({"kind": "Status", "message": 'configmaps "records" not found'}))
+    ]
 
-    with pytest.raises(RefusedError, match=r'^config map records: 404 Not Found: configmaps "records" not found$'):
+    with pytest.raises(
+        RefusedError, match=r'^config map records: 404 Not Found: configmaps "records" not found$'
+    ):
         server.config_map.write(RECORD)
 
 
@@ -92,19 +99,30 @@ def test_a_server_that_is_not_there_is_an_error_of_the_system(server: RecordsSer
         replace(server.config_map, port=1).write(RECORD)
 
 
-def test_a_record_that_is_too_large_is_not_sent(server: RecordsServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_is_too_large_is_not_sent(
+    server: RecordsServer, caplog: pytest.LogCaptureFixture
+) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    checkpoints = [Checkpoint(name=f"epoch-{number}", path="x" * 4000, epoch=1, step=1, time=now) for number in range(300)]
+    checkpoints = [
+        Checkpoint(name=f"epoch-{number}", path="x" * 4000, epoch=1, step=1, time=now)
+        for number in range(300)
+    ]
 
     server.config_map.write(RECORD.model_copy(update={"checkpoints": checkpoints}))
 
     assert server.requests == []
     (said,) = caplog.messages
-    assert re.fullmatch(rf"the progress record is not written: it has 12\d{{5}} bytes, and a config map takes {LARGEST_RECORD}", said)
+    assert re.fullmatch(
+        r"the progress record is not written: it has 12\d{5} bytes, and a config map takes"
+        rf" {LARGEST_RECORD}",
+        said,
+    )
 
 
 def test_a_pod_finds_its_api_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
 
-    assert ConfigMap.in_this_pod("records") == ConfigMap("records", "fd00::1", 443, Path("/var/run/secrets/kubernetes.io/serviceaccount"))
+    assert ConfigMap.in_this_pod("records") == ConfigMap(
+        "records", "fd00::1", 443, Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    )

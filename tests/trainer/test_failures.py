@@ -9,7 +9,11 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
 from ray.train import PreemptionInfo, WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 from tests.trainer.training_jobs import LORA, Course, in_processes, job_of
 
@@ -19,7 +23,9 @@ from finetune_trainer.loop import TrainingJob, train
 
 
 def test_what_a_person_can_act_on_stays_as_it_was_said() -> None:
-    failure = failure_of(FineTuneError(FailureClass.INVALID_DATA, "train.jsonl:1: no", "train.jsonl:2: neither"))
+    failure = failure_of(
+        FineTuneError(FailureClass.INVALID_DATA, "train.jsonl:1: no", "train.jsonl:2: neither")
+    )
     assert failure.failure_class is FailureClass.INVALID_DATA
     assert failure.message == "train.jsonl:1: no\ntrain.jsonl:2: neither"
 
@@ -37,7 +43,12 @@ def killed_by_ray() -> BaseException:
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), out_of_memory_on_the_cpu(), killed_by_ray()],
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        out_of_memory_on_the_cpu(),
+        killed_by_ray(),
+    ],
     ids=["CUDA", "Python", "CPU", "Ray"],
 )
 def test_without_memory_the_message_says_what_to_lower(error: BaseException) -> None:
@@ -99,7 +110,9 @@ def silent_worker() -> Exception:
 @pytest.mark.parametrize(
     "error",
     [
-        WorkerGroupError("a worker failed", {1: WorkerHealthCheckFailedError("it does not answer", ActorDiedError())}),
+        WorkerGroupError(
+            "a worker failed", {1: WorkerHealthCheckFailedError("it does not answer", ActorDiedError())}
+        ),
         WorkerGroupError("a worker failed", {1: silent_worker()}),
         ControllerError(ActorDiedError()),
         PreemptionError(PreemptionInfo(None, {"node": [0]})),
@@ -112,6 +125,8 @@ def test_a_worker_that_is_gone_is_a_lost_node_however_ray_train_says_so(error: B
 
 def test_what_a_worker_raised_keeps_its_class_in_ray_trains_wrapping() -> None:
     raised = FineTuneError(FailureClass.STORAGE_ERROR, "/runs: No space left on device")
-    failure = failure_of_run(WorkerGroupError("a worker failed", {0: UserExceptionWithTraceback(raised, "Traceback")}))
+    failure = failure_of_run(
+        WorkerGroupError("a worker failed", {0: UserExceptionWithTraceback(raised, "Traceback")})
+    )
     assert failure.failure_class is FailureClass.STORAGE_ERROR
     assert failure.message == "/runs: No space left on device"

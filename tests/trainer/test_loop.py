@@ -37,19 +37,29 @@ from finetune_trainer.run_directory import RunDirectory
 from finetune_trainer.tokens import TokenizedRows
 
 WEIGHT_TOLERANCE = {"lora": 1e-5, "full": 5e-4}
-"""AdamW divides by the root of a moment that is almost 0 at first, so that full training turns noise into larger differences."""
+"""AdamW divides by the root of a moment that is almost 0 at first, so that full training turns noise into
+larger differences."""
 
 ON_ONE_DEVICE: dict[str, Fields] = {
     "1 row, accumulated 8 times": {"train_batch_size_per_device": 1, "gradient_accumulation_steps": 8},
     "2 rows, accumulated 4 times": {"train_batch_size_per_device": 2, "gradient_accumulation_steps": 4},
-    "padded to the context length": {"train_batch_size_per_device": 8, "padding": "max_length", "context_length": 64},
+    "padded to the context length": {
+        "train_batch_size_per_device": 8,
+        "padding": "max_length",
+        "context_length": 64,
+    },
     "activations kept": {"train_batch_size_per_device": 8, "gradient_checkpointing": False},
 }
 ON_TWO_DEVICES: dict[str, Fields] = {
     "2 devices": {"num_devices": 2, "train_batch_size_per_device": 4},
-    "2 devices, 1 row, accumulated 4 times": {"num_devices": 2, "train_batch_size_per_device": 1, "gradient_accumulation_steps": 4},
+    "2 devices, 1 row, accumulated 4 times": {
+        "num_devices": 2,
+        "train_batch_size_per_device": 1,
+        "gradient_accumulation_steps": 4,
+    },
 }
-"""Ways to train steps of 8 rows. Of 21 rows, the last step of an epoch has 5: a device gets an empty micro-batch."""
+"""Ways to train steps of 8 rows. Of 21 rows, the last step of an epoch has 5: a device gets an empty
+micro-batch."""
 
 
 def with_a_row_in_which_nothing_counts(rows: TokenizedRows) -> TokenizedRows:
@@ -85,25 +95,44 @@ def same_steps(way: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("name", [*ON_ONE_DEVICE, *ON_TWO_DEVICES])
 def test_how_a_step_is_shared_out_changes_no_loss_and_no_gradient(same_steps: Path, name: str) -> None:
     for numbers in ("loss", "gradNorm", "evalLoss"):
-        assert column(same_steps / name, numbers) == pytest.approx(column(same_steps / "at once", numbers), abs=1e-5)
+        assert column(same_steps / name, numbers) == pytest.approx(
+            column(same_steps / "at once", numbers), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", [*ON_ONE_DEVICE, *ON_TWO_DEVICES])
-def test_how_a_step_is_shared_out_does_not_change_what_is_learnt(same_steps: Path, way: str, name: str) -> None:
+def test_how_a_step_is_shared_out_does_not_change_what_is_learnt(
+    same_steps: Path, way: str, name: str
+) -> None:
     learnt, learnt_at_once = (trained_weights(same_steps / run / "epoch-1") for run in (name, "at once"))
     assert largest_difference(learnt, learnt_at_once) < WEIGHT_TOLERANCE[way]
 
 
 def test_what_is_learnt_is_more_than_the_tolerance(same_steps: Path, way: str) -> None:
-    first, last = (trained_weights(same_steps / "at once" / checkpoint) for checkpoint in ("epoch-0", "epoch-1"))
+    first, last = (
+        trained_weights(same_steps / "at once" / checkpoint) for checkpoint in ("epoch-0", "epoch-1")
+    )
     assert largest_difference(first, last) > 2 * WEIGHT_TOLERANCE[way]
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "name_in_transformers"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
+    ("scheduler", "name_in_transformers"),
+    [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")],
 )
-def test_learning_rates_are_those_of_transformers(tiny_model: Path, tmp_path: Path, scheduler: str, name_in_transformers: str) -> None:
-    train_here(job_of(tiny_model, tmp_path, LORA, lr_scheduler_type=scheduler, num_warmup_steps=3, num_epochs=2, validation=None))
+def test_learning_rates_are_those_of_transformers(
+    tiny_model: Path, tmp_path: Path, scheduler: str, name_in_transformers: str
+) -> None:
+    train_here(
+        job_of(
+            tiny_model,
+            tmp_path,
+            LORA,
+            lr_scheduler_type=scheduler,
+            num_warmup_steps=3,
+            num_epochs=2,
+            validation=None,
+        )
+    )
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1e-3)
     theirs = get_scheduler(name_in_transformers, optimizer, num_warmup_steps=3, num_training_steps=12)
@@ -117,7 +146,11 @@ def test_learning_rates_are_those_of_transformers(tiny_model: Path, tmp_path: Pa
 
 def test_metrics_have_a_line_for_each_step_and_for_each_validation(tiny_model: Path, tmp_path: Path) -> None:
     rows = some_rows(10)
-    train_here(job_of(tiny_model, tmp_path, LORA, train=rows, eval_first=True, num_epochs=3, checkpoint_every_n_epochs=2))
+    train_here(
+        job_of(
+            tiny_model, tmp_path, LORA, train=rows, eval_first=True, num_epochs=3, checkpoint_every_n_epochs=2
+        )
+    )
     lines = lines_of(tmp_path)
     # 10 rows in micro-batches of 4 are 3 steps an epoch.
     assert [(line["step"], line["epoch"], line.get("checkpoint", "-")) for line in lines] == [
@@ -141,7 +174,9 @@ def test_records_say_how_far_the_run_is(tiny_model: Path, tmp_path: Path) -> Non
     job = job_of(tiny_model, tmp_path, LORA, eval_first=True, num_epochs=2)
     records = train_here(job)
     progress = [record.progress for record in records if record.progress is not None]
-    assert [(each.step, each.percent) for each in progress] == [(step, 100 * step // 12) for step in (*range(13), 12)]
+    assert [(each.step, each.percent) for each in progress] == [
+        (step, 100 * step // 12) for step in (*range(13), 12)
+    ]
     assert progress[0].tokens_trained == 0
     assert progress[0].train_loss is None
     assert progress[6].epochs == "1/2"
@@ -190,9 +225,14 @@ def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
     return seen
 
 
-def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_best(tiny_model: Path, tmp_path: Path) -> None:
-    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the best.
-    seen = checkpoints_seen(job_of(tiny_model, tmp_path, FULL, num_epochs=4, learning_rate=1e-2, num_checkpoints_to_keep=1))
+def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_best(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the
+    # best.
+    seen = checkpoints_seen(
+        job_of(tiny_model, tmp_path, FULL, num_epochs=4, learning_rate=1e-2, num_checkpoints_to_keep=1)
+    )
     losses = column(tmp_path, "evalLoss")
     assert losses == sorted(losses)
     assert seen == [
@@ -207,8 +247,12 @@ def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_
     assert saved_in(tmp_path) == {"epoch-0"}
 
 
-def test_a_newest_checkpoint_that_is_the_best_replaces_the_one_before(tiny_model: Path, tmp_path: Path) -> None:
-    seen = checkpoints_seen(job_of(tiny_model, tmp_path, FULL, num_epochs=3, validation=TRAINING_ROWS, num_checkpoints_to_keep=1))
+def test_a_newest_checkpoint_that_is_the_best_replaces_the_one_before(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    seen = checkpoints_seen(
+        job_of(tiny_model, tmp_path, FULL, num_epochs=3, validation=TRAINING_ROWS, num_checkpoints_to_keep=1)
+    )
     assert seen == [
         ({"epoch-0"}, ["epoch-0"]),
         ({"epoch-0", "epoch-1"}, ["epoch-1"]),
@@ -220,15 +264,21 @@ def test_a_newest_checkpoint_that_is_the_best_replaces_the_one_before(tiny_model
 
 def test_of_equally_good_checkpoints_the_earlier_stay(tiny_model: Path, tmp_path: Path) -> None:
     # At such a learning rate nothing is learnt.
-    train_here(job_of(tiny_model, tmp_path, LORA, num_epochs=4, learning_rate=1e-30, num_checkpoints_to_keep=2))
+    train_here(
+        job_of(tiny_model, tmp_path, LORA, num_epochs=4, learning_rate=1e-30, num_checkpoints_to_keep=2)
+    )
     assert len(set(column(tmp_path, "evalLoss"))) == 1
     assert saved_in(tmp_path) == {"epoch-0", "epoch-1"}
 
 
 def test_without_validation_the_newest_checkpoints_stay(tiny_model: Path, tmp_path: Path) -> None:
-    records = train_here(job_of(tiny_model, tmp_path, LORA, num_epochs=4, validation=None, num_checkpoints_to_keep=2))
+    records = train_here(
+        job_of(tiny_model, tmp_path, LORA, num_epochs=4, validation=None, num_checkpoints_to_keep=2)
+    )
     assert saved_in(tmp_path) == {"epoch-2", "epoch-3"}
-    assert [(checkpoint.name, checkpoint.best, checkpoint.eval_loss) for checkpoint in records[-1].checkpoints] == [
+    assert [
+        (checkpoint.name, checkpoint.best, checkpoint.eval_loss) for checkpoint in records[-1].checkpoints
+    ] == [
         ("epoch-2", False, None),
         ("epoch-3", True, None),
     ]
@@ -250,12 +300,16 @@ def test_a_snapshot_is_kept_every_so_often_and_gives_way_to_the_next_and_to_a_ch
 
 
 def test_one_worker_that_is_asked_to_stop_stops_all(tiny_model: Path, tmp_path: Path) -> None:
-    train_in_processes(job_of(tiny_model, tmp_path, LORA, num_devices=2), course=Course(stop_after=2, stopped_rank=1))
+    train_in_processes(
+        job_of(tiny_model, tmp_path, LORA, num_devices=2), course=Course(stop_after=2, stopped_rank=1)
+    )
     assert saved_in(tmp_path) == {"snapshot-2"}
     assert len(column(tmp_path, "loss")) == 2
 
 
-def test_a_stop_that_is_asked_for_in_the_last_step_finds_the_run_finished(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_stop_that_is_asked_for_in_the_last_step_finds_the_run_finished(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     job = job_of(tiny_model, tmp_path, LORA, num_epochs=1)
     assert train(job, Course(stop_after=job.numbers.total_steps).worker(0, 1, [])) is Outcome.FINISHED
     assert saved_in(tmp_path) == {"epoch-0"}
@@ -267,7 +321,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_earlier_checkpoin
     job = job_of(tiny_model, tmp_path / "run", LORA, num_epochs=2)
     models: list[PreTrainedModel | PeftModel] = []
 
-    def remember(spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None) -> PreTrainedModel | PeftModel:
+    def remember(
+        spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None
+    ) -> PreTrainedModel | PeftModel:
         models.append(load_model(spec, dtype=dtype, on_gpu=on_gpu, resumed=resumed))
         return models[-1]
 
@@ -276,7 +332,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_earlier_checkpoin
             next(models[0].parameters()).data.fill_(torch.inf)
 
     monkeypatch.setattr(loop, "load_model", remember)
-    with pytest.raises(FineTuneError, match=r"the loss of step 9 is nan.*lower spec.learning_rate \(it is 0.001\)") as raised:
+    with pytest.raises(
+        FineTuneError, match=r"the loss of step 9 is nan.*lower spec.learning_rate \(it is 0.001\)"
+    ) as raised:
         train(job, Worker(0, 1, torch.device("cpu"), poison, lambda: False))
     assert raised.value.failure_class is FailureClass.DIVERGED
     assert saved_in(job.run_directory) == {"epoch-0"}
@@ -289,7 +347,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_earlier_checkpoin
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "undisturbed")
 
 
-def test_a_validation_loss_that_is_not_finite_ends_the_run_before_its_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_validation_loss_that_is_not_finite_ends_the_run_before_its_checkpoint(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     only_in_validation = 1
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.get_parameter("model.embed_tokens.weight").data[only_in_validation] = torch.nan
@@ -308,8 +368,12 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_before_its_checkpoint
 def test_a_compiled_model_sees_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
     rows = rows_of([24] * 8)
     eager = job_of(tiny_model, tmp_path / "eager", LORA, train=rows, validation=None)
-    compiled = job_of(tiny_model, tmp_path / "compiled", LORA, train=rows, validation=None, torch_compile={"enabled": True})
+    compiled = job_of(
+        tiny_model, tmp_path / "compiled", LORA, train=rows, validation=None, torch_compile={"enabled": True}
+    )
     train_here(eager)
     train_here(compiled)
-    assert column(compiled.run_directory, "loss") == pytest.approx(column(eager.run_directory, "loss"), abs=1e-5)
+    assert column(compiled.run_directory, "loss") == pytest.approx(
+        column(eager.run_directory, "loss"), abs=1e-5
+    )
     assert saved_in(compiled.run_directory) == saved_in(eager.run_directory)

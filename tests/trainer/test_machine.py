@@ -39,9 +39,19 @@ def test_this_machine_has_the_cores_that_this_process_may_use() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "machine", "used", "accumulation"),
-    [(1, CPU, 1, 2), (8, CPU, 1, 16), (8, gpus(8), 8, 2), (8, gpus(4), 4, 4), (8, gpus(3), 2, 8), (6, gpus(4), 3, 4), (2, gpus(8), 2, 2)],
+    [
+        (1, CPU, 1, 2),
+        (8, CPU, 1, 16),
+        (8, gpus(8), 8, 2),
+        (8, gpus(4), 4, 4),
+        (8, gpus(3), 2, 8),
+        (6, gpus(4), 3, 4),
+        (2, gpus(8), 2, 2),
+    ],
 )
-def test_accumulation_takes_the_place_of_devices_that_are_not_there(wanted: int, machine: Machine, used: int, accumulation: int) -> None:
+def test_accumulation_takes_the_place_of_devices_that_are_not_there(
+    wanted: int, machine: Machine, used: int, accumulation: int
+) -> None:
     asked = spec(num_devices=wanted, gradient_accumulation_steps=2)
     fitted, warnings = fit_to_machine(asked, machine, devices=None)
     assert (fitted.num_devices, fitted.gradient_accumulation_steps) == (used, accumulation)
@@ -52,7 +62,9 @@ def test_accumulation_takes_the_place_of_devices_that_are_not_there(wanted: int,
 def test_the_steps_stay_the_same_with_fewer_devices(rows: int) -> None:
     asked = spec(num_devices=8, gradient_accumulation_steps=2, num_warmup_steps=0)
     fitted, _ = fit_to_machine(asked, gpus(3), devices=None)
-    here, there = (numbers(each, rows=rows, longest_row=60, model_context_length=2048) for each in (fitted, asked))
+    here, there = (
+        numbers(each, rows=rows, longest_row=60, model_context_length=2048) for each in (fitted, asked)
+    )
     assert (here.effective_batch_size, here.steps_per_epoch, here.total_steps) == (
         there.effective_batch_size,
         there.steps_per_epoch,

@@ -38,9 +38,13 @@ def test_weights_gradients_and_optimizer_take_what_the_estimate_says(
     expected = estimate(prepared, dtype)
     parameters = list(model.parameters())
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    # PEFT trains what it adds to a bf16 model in fp32, and so does full training: `weights` must know of both.
+    # PEFT trains what it adds to a bf16 model in fp32, and so does full training: `weights` must know of
+    # both.
     assert sum(parameter.nbytes for parameter in parameters) == expected.weights
-    assert sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None) == expected.gradients
+    assert (
+        sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)
+        == expected.gradients
+    )
     assert sum(moment.nbytes for moment in moments) == expected.optimizer
 
 
@@ -51,9 +55,13 @@ def test_the_sum_is_in_the_total(tiny_model: Path, tiny_rows: Path) -> None:
     assert all(part > 0 for part in parts.values())
 
 
-def test_activations_and_logits_grow_with_the_tokens_of_a_micro_batch(tiny_model: Path, tiny_rows: Path) -> None:
+def test_activations_and_logits_grow_with_the_tokens_of_a_micro_batch(
+    tiny_model: Path, tiny_rows: Path
+) -> None:
     def of_batch(rows: int, **fields: JsonValue) -> MemoryEstimate:
-        return estimate(prepared_job(tiny_model, tiny_rows, LORA, train_batch_size_per_device=rows, **fields), "fp32")
+        return estimate(
+            prepared_job(tiny_model, tiny_rows, LORA, train_batch_size_per_device=rows, **fields), "fp32"
+        )
 
     one, four = of_batch(1), of_batch(4)
     assert (four.activations, four.logits) == (4 * one.activations, 4 * one.logits)

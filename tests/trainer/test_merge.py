@@ -49,7 +49,9 @@ TIED: dict[str, Fields] = {
 }
 
 
-def trained_adapter(model: Path, directory: Path, lora: Fields, *, generation_config: JsonValue = None) -> Path:
+def trained_adapter(
+    model: Path, directory: Path, lora: Fields, *, generation_config: JsonValue = None
+) -> Path:
     """A checkpoint after an epoch that moves the model well away from its base."""
     way: Fields = {"lora_config": lora, "generation_config": generation_config}
     train_here(job_of(model, directory, way, validation=None, num_epochs=1, learning_rate=1e-2))
@@ -119,7 +121,9 @@ def test_the_merged_model_answers_as_its_adapter_does(lora: Fields, tiny_model: 
 
 
 @pytest.mark.parametrize("lora", TIED.values(), ids=TIED)
-def test_so_it_does_where_one_matrix_is_embedding_and_head(lora: Fields, tied_tiny_model: Path, tmp_path: Path) -> None:
+def test_so_it_does_where_one_matrix_is_embedding_and_head(
+    lora: Fields, tied_tiny_model: Path, tmp_path: Path
+) -> None:
     adapter = trained_adapter(tied_tiny_model, tmp_path / "run", lora)
 
     merge(str(adapter), tmp_path / "merged")
@@ -129,9 +133,13 @@ def test_so_it_does_where_one_matrix_is_embedding_and_head(lora: Fields, tied_ti
     assert largest_gap(logits(load(tmp_path / "merged")), expected) <= 1e-5
 
 
-def test_a_plain_model_with_its_tokenizer_and_how_to_generate_is_written(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_plain_model_with_its_tokenizer_and_how_to_generate_is_written(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     stop: list[JsonValue] = ["END"]
-    adapter = trained_adapter(tiny_model, tmp_path / "run", {}, generation_config={"stopping_sequences": stop})
+    adapter = trained_adapter(
+        tiny_model, tmp_path / "run", {}, generation_config={"stopping_sequences": stop}
+    )
 
     merge(str(adapter), tmp_path / "merged")
 
@@ -155,7 +163,10 @@ def test_embeddings_stay_tied_when_they_were_not_trained(tied_tiny_model: Path, 
 
 
 def test_embeddings_that_were_trained_apart_are_untied(tied_tiny_model: Path, tmp_path: Path) -> None:
-    merge(str(trained_adapter(tied_tiny_model, tmp_path / "run", {"target_modules": EMBEDDINGS})), tmp_path / "merged")
+    merge(
+        str(trained_adapter(tied_tiny_model, tmp_path / "run", {"target_modules": EMBEDDINGS})),
+        tmp_path / "merged",
+    )
 
     assert load(tmp_path / "merged").config.tie_word_embeddings is False
     assert "lm_head.weight" in load_file(tmp_path / "merged/model.safetensors")
@@ -169,11 +180,15 @@ def test_the_precision_is_the_bases_own(lora: Fields, tiny_model: Path, tmp_path
 
     merge(str(adapter), tmp_path / "merged")
 
-    assert {weight.dtype for weight in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in load_file(tmp_path / "merged/model.safetensors").values()} == {
+        torch.bfloat16
+    }
     assert load(tmp_path / "merged").dtype == torch.bfloat16
 
 
-def test_an_adapter_in_object_storage_is_merged(adapter: Path, s3_bucket: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_in_object_storage_is_merged(
+    adapter: Path, s3_bucket: str, tiny_model: Path, tmp_path: Path
+) -> None:
     runs = open_storage(f"s3://{s3_bucket}/run")
     with runs.staging("epoch-0") as staging:
         shutil.copytree(adapter, staging, dirs_exist_ok=True)
@@ -237,7 +252,9 @@ def test_a_directory_without_an_adapter_is_refused(there: bool, tmp_path: Path) 
     error = failure_of(tmp_path / "run", tmp_path / "merged")
 
     assert error.failure_class == FailureClass.MODEL_NOT_FOUND
-    assert str(error).startswith(f"{tmp_path}/run: holds no adapter_config.json; give the directory of a LoRA checkpoint")
+    assert str(error).startswith(
+        f"{tmp_path}/run: holds no adapter_config.json; give the directory of a LoRA checkpoint"
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +262,10 @@ def test_a_directory_without_an_adapter_is_refused(there: bool, tmp_path: Path) 
     [
         ("{", "Invalid JSON"),
         ('{"peft_type": "LORA"}', "base_model_name_or_path: Field required"),
-        ('{"peft_type": "IA3", "base_model_name_or_path": "org/base"}', "peft_type is IA3; only LORA can be merged"),
+        (
+            '{"peft_type": "IA3", "base_model_name_or_path": "org/base"}',
+            "peft_type is IA3; only LORA can be merged",
+        ),
     ],
 )
 def test_an_adapter_config_that_cannot_be_used_is_refused(text: str, what: str, tmp_path: Path) -> None:
@@ -263,7 +283,9 @@ def test_a_base_that_is_not_there_is_named(adapter: Path, tmp_path: Path) -> Non
     error = failure_of(adapter, tmp_path / "merged")
 
     assert error.failure_class == FailureClass.MODEL_NOT_FOUND
-    assert str(error).startswith(f"{adapter}/adapter_config.json: base_model_name_or_path: {tmp_path}/gone is not there")
+    assert str(error).startswith(
+        f"{adapter}/adapter_config.json: base_model_name_or_path: {tmp_path}/gone is not there"
+    )
 
 
 def test_a_base_that_cannot_be_read_is_named(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -279,18 +301,25 @@ def test_a_base_that_cannot_be_read_is_named(adapter: Path, tiny_model: Path, tm
 
 def test_an_adapter_that_lacks_weights_is_refused(adapter: Path, tmp_path: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: weight for name, weight in weights.items() if "layers.1." not in name}, adapter / "adapter_model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if "layers.1." not in name},
+        adapter / "adapter_model.safetensors",
+    )
 
     error = failure_of(adapter, tmp_path / "merged")
 
     assert error.failure_class == FailureClass.INVALID_SPEC
-    assert str(error).startswith(f"{adapter}: the adapter does not fit its base model: Found missing adapter keys")
+    assert str(error).startswith(
+        f"{adapter}: the adapter does not fit its base model: Found missing adapter keys"
+    )
 
 
 def test_an_adapter_of_another_size_is_refused(adapter: Path, tmp_path: Path) -> None:
     set_in(adapter / "adapter_config.json", r=3)
 
-    assert str(failure_of(adapter, tmp_path / "merged")).startswith(f"{adapter}: the adapter does not fit its base model: ")
+    assert str(failure_of(adapter, tmp_path / "merged")).startswith(
+        f"{adapter}: the adapter does not fit its base model: "
+    )
 
 
 def test_what_peft_cannot_merge_is_refused_in_its_words(tiny_model: Path, tmp_path: Path) -> None:
@@ -303,7 +332,8 @@ def test_what_peft_cannot_merge_is_refused_in_its_words(tiny_model: Path, tmp_pa
 
 
 def test_a_merge_that_answers_differently_is_not_written(tied_tiny_model: Path, tmp_path: Path) -> None:
-    # peft leaves the tied head's own adapter out of the merge when tokens of the embedding are trained as well.
+    # peft leaves the tied head's own adapter out of the merge when tokens of the embedding are trained as
+    # well.
     lora: Fields = {"target_modules": ["lm_head"], "trainable_token_indices": {"embed_tokens": [5, 6]}}
     adapter = trained_adapter(tied_tiny_model, tmp_path / "run", lora)
 
@@ -314,7 +344,9 @@ def test_a_merge_that_answers_differently_is_not_written(tied_tiny_model: Path, 
     assert {entry.name for entry in tmp_path.iterdir()} == {"run"}
 
 
-def test_a_full_disk_leaves_nothing(adapter: Path, full_disk: Callable[[], AbstractContextManager[None]], tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(
+    adapter: Path, full_disk: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
     with full_disk():
         error = failure_of(adapter, tmp_path / "merged")
 

@@ -11,8 +11,24 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from tests.trainer.model_directories import copy_of, set_keys
-from tests.trainer.training_jobs import FULL, LORA, VALIDATION_ROWS, Fields, column, job_of, lines_of, spec_of, train_here
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from tests.trainer.training_jobs import (
+    FULL,
+    LORA,
+    VALIDATION_ROWS,
+    Fields,
+    column,
+    job_of,
+    lines_of,
+    spec_of,
+    train_here,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
@@ -27,7 +43,17 @@ LLMFORGE: Fields = {
         "r": 8,
         "lora_alpha": 16,
         "lora_dropout": 0.05,
-        "target_modules": ["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"],
+        "target_modules": [
+            "q_proj",
+            "v_proj",
+            "k_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+            "embed_tokens",
+            "lm_head",
+        ],
         "task_type": "CAUSAL_LM",
         "bias": "none",
         "modules_to_save": [],
@@ -42,14 +68,23 @@ ADAPTERS: dict[str, Case] = {
     "all linear layers": ("untied", LORA),
     "what LLMForge's examples target": ("untied", LLMFORGE),
     "what LLMForge's examples target, in a tied model": ("tied", LLMFORGE),
-    "a regular expression": ("untied", {"lora_config": {"target_modules": r".*layers\.1\.self_attn\.[qv]_proj"}}),
+    "a regular expression": (
+        "untied",
+        {"lora_config": {"target_modules": r".*layers\.1\.self_attn\.[qv]_proj"}},
+    ),
     "a head trained in full": ("untied", HEAD_IN_FULL),
     "a head trained in full, of a tied model": ("tied", HEAD_IN_FULL),
     "both embeddings trained in full, of a tied model": ("tied", EMBEDDINGS_IN_FULL),
     "DoRA": ("untied", {"lora_config": {"use_dora": True}}),
-    "ranks of their own": ("untied", {"lora_config": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}}}),
+    "ranks of their own": (
+        "untied",
+        {"lora_config": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}}},
+    ),
     "a few tokens": ("untied", {"lora_config": {"trainable_token_indices": [1, 2]}}),
-    "parameters": ("untied", {"lora_config": {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]}}),
+    "parameters": (
+        "untied",
+        {"lora_config": {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]}},
+    ),
 }
 FULL_MODELS: dict[str, Case] = {"full": ("untied", FULL), "full, tied": ("tied", FULL)}
 
@@ -65,7 +100,12 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(request: pytest.FixtureRequest, tiny_model: Path, tied_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    tied_tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
     embeddings, way = request.param
     base = {"untied": tiny_model, "tied": tied_tiny_model}[embeddings]
     spec = spec_of(base, way)
@@ -98,13 +138,17 @@ def indirectly(cases: dict[str, Case]) -> pytest.MarkDecorator:
 def test_peft_alone_loads_the_adapter_that_was_trained(trained: Trained) -> None:
     base = AutoModelForCausalLM.from_pretrained(trained.base)
     untrained = logits_of(base)
-    assert torch.equal(logits_of(PeftModel.from_pretrained(base, str(trained.saved))), logits_of(trained.model))
+    assert torch.equal(
+        logits_of(PeftModel.from_pretrained(base, str(trained.saved))), logits_of(trained.model)
+    )
     assert not torch.equal(logits_of(trained.model), untrained)
 
 
 @indirectly(FULL_MODELS)
 def test_transformers_alone_loads_the_model_that_was_trained(trained: Trained) -> None:
-    assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(trained.saved)), logits_of(trained.model))
+    assert torch.equal(
+        logits_of(AutoModelForCausalLM.from_pretrained(trained.saved)), logits_of(trained.model)
+    )
 
 
 @indirectly(ADAPTERS | FULL_MODELS)
@@ -118,7 +162,9 @@ def test_the_shape_is_known_without_the_weights(trained: Trained) -> None:
     known = shape(trained.spec, load_config(trained.spec))
     parameters = list(trained.model.parameters())
     assert known.total_parameters == sum(parameter.numel() for parameter in parameters)
-    assert known.trainable_parameters == sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    assert known.trainable_parameters == sum(
+        parameter.numel() for parameter in parameters if parameter.requires_grad
+    )
     assert (known.layers, known.hidden_size, known.vocabulary, known.context_length) == (2, 64, 1024, 2048)
 
 
@@ -130,7 +176,16 @@ def lora_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         generation: JsonValue = {"stopping_sequences": ["\n\n"]}
-        train_here(job_of(Path("model"), here / "run", LORA, generation_config=generation, num_epochs=1, learning_rate=1e-2))
+        train_here(
+            job_of(
+                Path("model"),
+                here / "run",
+                LORA,
+                generation_config=generation,
+                num_epochs=1,
+                learning_rate=1e-2,
+            )
+        )
     return here / "run"
 
 
@@ -148,14 +203,19 @@ def test_a_checkpoint_generates_with_its_own_tokenizer_and_chat_template(
     tiny_model: Path, lora_run: Path, tmp_path: Path, way: str
 ) -> None:
     if way == "lora":
-        checkpoint, model = lora_run / "epoch-0", AutoPeftModelForCausalLM.from_pretrained(lora_run / "epoch-0")
+        checkpoint, model = (
+            lora_run / "epoch-0",
+            AutoPeftModelForCausalLM.from_pretrained(lora_run / "epoch-0"),
+        )
     else:
         train_here(job_of(tiny_model, tmp_path, FULL, num_epochs=1))
         checkpoint, model = tmp_path / "epoch-0", AutoModelForCausalLM.from_pretrained(tmp_path / "epoch-0")
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint)
     question = [{"role": "user", "content": "What is a list?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    assert prompt == AutoTokenizer.from_pretrained(tiny_model).apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    assert prompt == AutoTokenizer.from_pretrained(tiny_model).apply_chat_template(
+        question, add_generation_prompt=True, tokenize=False
+    )
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
     answer = model.generate(**ids, max_new_tokens=5, do_sample=False)
     assert answer.shape[1] > ids["input_ids"].shape[1]
@@ -185,7 +245,9 @@ def test_new_adapters_depend_on_the_seed_alone(tiny_model: Path) -> None:
     def new(seed: int) -> dict[str, torch.Tensor]:
         return {
             name: parameter.detach()
-            for name, parameter in load_model(spec_of(tiny_model, LORA, seed=seed), dtype="fp32", on_gpu=False).named_parameters()
+            for name, parameter in load_model(
+                spec_of(tiny_model, LORA, seed=seed), dtype="fp32", on_gpu=False
+            ).named_parameters()
             if "lora_A" in name
         }
 
@@ -203,7 +265,9 @@ def test_in_bf16_what_is_frozen_is_held_in_bf16_and_what_is_trained_in_fp32(
 ) -> None:
     model = load_model(spec_of(tiny_model, way), dtype="bf16", on_gpu=False)
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
-    assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == ({frozen} if frozen else set())
+    assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == (
+        {frozen} if frozen else set()
+    )
 
 
 @pytest.mark.parametrize("chosen", [True, False])
@@ -217,14 +281,25 @@ def test_activations_are_recomputed_when_asked_for(tiny_model: Path, chosen: boo
 def test_the_base_may_come_from_another_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     train_here(job_of(tiny_model, tmp_path / "full", FULL, num_epochs=1, learning_rate=1e-2))
     base = tmp_path / "full" / "epoch-0"
-    job = job_of(tiny_model, tmp_path / "lora", LORA, initial_base_model_ckpt_path=str(base), eval_first=True, num_epochs=1)
+    job = job_of(
+        tiny_model,
+        tmp_path / "lora",
+        LORA,
+        initial_base_model_ckpt_path=str(base),
+        eval_first=True,
+        num_epochs=1,
+    )
     train_here(job)
-    assert column(tmp_path / "lora", "evalLoss")[0] == pytest.approx(column(tmp_path / "full", "evalLoss")[-1], abs=1e-6)
+    assert column(tmp_path / "lora", "evalLoss")[0] == pytest.approx(
+        column(tmp_path / "full", "evalLoss")[-1], abs=1e-6
+    )
     config = json.loads((tmp_path / "lora" / "epoch-0" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
 
 
-def test_a_tokenizer_without_pad_token_fills_with_its_end_of_text_and_learns_the_same(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_pad_token_fills_with_its_end_of_text_and_learns_the_same(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     set_keys(model / "tokenizer_config.json", pad_token=None)
     tokenizer = load_tokenizer(spec_of(model, LORA))
@@ -249,11 +324,14 @@ def problem_of(model: Path, way: Fields = FULL, **fields: JsonValue) -> str:
     return str(raised.value)
 
 
-def test_a_tokenizer_with_neither_pad_nor_end_of_text_token_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_neither_pad_nor_end_of_text_token_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     set_keys(model / "tokenizer_config.json", pad_token=None, eos_token=None)
-    assert problem_of(model) == (
-        f"spec.model_id: {model}: its tokenizer has neither a pad token nor an end-of-text token; "
+    assert (
+        problem_of(model)
+        == f"spec.model_id: {model}: its tokenizer has neither a pad token nor an end-of-text token; "
         "set pad_token in its tokenizer_config.json"
     )
 
@@ -289,17 +367,22 @@ def test_weights_that_are_missing_are_not_made_up(tiny_model: Path, tmp_path: Pa
     weights = load_file(model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    assert problem_of(model) == (
-        f"spec.model_id: {model} has no weights for model.layers.1.mlp.up_proj.weight in the sizes that its config.json says; "
-        "give a complete model"
+    assert (
+        problem_of(model)
+        == f"spec.model_id: {model} has no weights for model.layers.1.mlp.up_proj.weight in the sizes that"
+        " its config.json says; give a complete model"
     )
 
 
-def test_weights_of_another_size_than_the_configuration_says_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_weights_of_another_size_than_the_configuration_says_are_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     set_keys(model / "config.json", intermediate_size=96)
     problem = problem_of(tiny_model, initial_base_model_ckpt_path=str(model))
-    assert problem.startswith(f"spec.initial_base_model_ckpt_path: {model} has no weights for model.layers.0.mlp.down_proj.weight, ")
+    assert problem.startswith(
+        f"spec.initial_base_model_ckpt_path: {model} has no weights for model.layers.0.mlp.down_proj.weight, "
+    )
 
 
 def test_code_in_a_models_directory_is_not_run(tiny_model: Path, tmp_path: Path) -> None:

@@ -52,13 +52,17 @@ def test_a_path_is_told_from_a_name_on_the_hub(source: str, name: str | None) ->
     assert hub_name(source) == name
 
 
-def test_a_directory_that_is_there_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_there_is_no_name_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "model").mkdir(parents=True)
     assert hub_name("someone/model") is None
 
 
-def test_a_checkpoint_names_its_base_so_that_it_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_names_its_base_so_that_it_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert source_name("./model") == str(tmp_path / "model")
     assert source_name("file:///models/llama") == "/models/llama"
@@ -81,27 +85,44 @@ def test_a_local_model_is_used_where_it_is(tiny_model: Path, monkeypatch: pytest
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     failed = failure_of(f"{tmp_path}/llama")
     assert failed.failure_class is FailureClass.MODEL_NOT_FOUND
-    assert str(failed) == f"spec.model_id: {tmp_path}/llama is not there; give a model's directory or organisation/name on the hub"
+    assert (
+        str(failed)
+        == f"spec.model_id: {tmp_path}/llama is not there; give a model's directory or organisation/name on"
+        " the hub"
+    )
 
 
 def test_a_file_is_no_model(tiny_model: Path) -> None:
-    assert str(failure_of(f"{tiny_model}/config.json")) == f"spec.model_id: {tiny_model}/config.json is a file, not a model's directory"
+    assert (
+        str(failure_of(f"{tiny_model}/config.json"))
+        == f"spec.model_id: {tiny_model}/config.json is a file, not a model's directory"
+    )
 
 
-def test_a_directory_without_configuration_or_without_weights_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_directory_without_configuration_or_without_weights_is_no_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     (model / "model.safetensors").unlink()
-    assert str(failure_of(str(model))) == f"spec.model_id: {model} holds no weights (*.safetensors); give a model's directory"
+    assert (
+        str(failure_of(str(model)))
+        == f"spec.model_id: {model} holds no weights (*.safetensors); give a model's directory"
+    )
     for file in model.glob("*config.json"):
         file.unlink()
-    assert str(failure_of(str(model))) == f"spec.model_id: {model} holds no configuration (*config.json); give a model's directory"
+    assert (
+        str(failure_of(str(model)))
+        == f"spec.model_id: {model} holds no configuration (*config.json); give a model's directory"
+    )
 
 
 def test_what_is_mounted_on_a_cluster_only_is_no_model_here() -> None:
     assert "pvc://models/llama is mounted on a cluster only" in str(failure_of("pvc://models/llama"))
 
 
-def test_a_model_on_a_claim_is_used_where_it_is_mounted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_a_claim_is_used_where_it_is_mounted(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "MOUNTS", PurePosixPath(tmp_path))
     (tmp_path / "claims").mkdir()
     here = copy_of(tiny_model, tmp_path / "claims" / "models")
@@ -121,18 +142,28 @@ def test_a_model_is_brought_from_object_storage_without_weights_that_are_not_nee
         boto3.client("s3").upload_file(str(file), s3_bucket, f"models/tiny/{file.name}")
 
     described = fetch_model(f"s3://{s3_bucket}/models/tiny", FIELD, weights=False)
-    assert {file.name for file in described.iterdir()} == {file.name for file in tiny_model.iterdir()} - {"model.safetensors"}
+    assert {file.name for file in described.iterdir()} == {file.name for file in tiny_model.iterdir()} - {
+        "model.safetensors"
+    }
     here = fetch_model(f"s3://{s3_bucket}/models/tiny", FIELD)
-    assert {file.name: file.read_bytes() for file in here.iterdir()} == {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    assert {file.name: file.read_bytes() for file in here.iterdir()} == {
+        file.name: file.read_bytes() for file in tiny_model.iterdir()
+    }
 
 
 def test_an_object_store_without_the_model_is_named(s3_bucket: str) -> None:
     model = f"s3://{s3_bucket}/models/llama"
     failed = failure_of(model)
     assert failed.failure_class is FailureClass.MODEL_NOT_FOUND
-    assert str(failed) == f"spec.model_id: {model} holds no configuration (*config.json); give a model's directory"
+    assert (
+        str(failed)
+        == f"spec.model_id: {model} holds no configuration (*config.json); give a model's directory"
+    )
     boto3.client("s3").put_object(Bucket=s3_bucket, Key="models/llama/config.json", Body=b"{}")
-    assert str(failure_of(model)) == f"spec.model_id: {model} holds no weights (*.safetensors); give a model's directory"
+    assert (
+        str(failure_of(model))
+        == f"spec.model_id: {model} holds no weights (*.safetensors); give a model's directory"
+    )
 
 
 # The hub
@@ -155,16 +186,25 @@ def in_other_forms_as_well(model: Path) -> Path:
 
 def for_this_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("source", ["someone/model", "hf://someone/model", "hf://someone/model@v1", HubRepository(repo_id="someone/model")])
-def test_a_model_is_brought_from_the_hub_without_weights_in_other_forms(tiny_model: Path, source: str | HubRepository) -> None:
+@pytest.mark.parametrize(
+    "source",
+    ["someone/model", "hf://someone/model", "hf://someone/model@v1", HubRepository(repo_id="someone/model")],
+)
+def test_a_model_is_brought_from_the_hub_without_weights_in_other_forms(
+    tiny_model: Path, source: str | HubRepository
+) -> None:
     here = fetch_model(source, FIELD)
-    assert {file.name: file.read_bytes() for file in here.iterdir()} == {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    assert {file.name: file.read_bytes() for file in here.iterdir()} == {
+        file.name: file.read_bytes() for file in tiny_model.iterdir()
+    }
 
 
 @pytest.mark.usefixtures("hub")
@@ -176,11 +216,31 @@ def test_the_weights_are_left_on_the_hub_when_they_are_not_needed() -> None:
 @pytest.mark.parametrize(
     ("source", "failure_class", "message"),
     [
-        ("someone/else", FailureClass.MODEL_NOT_FOUND, "someone/else is neither a directory here nor a model on the hub; check the name"),
-        ("someone/gated", FailureClass.ACCESS_DENIED, "someone/gated is gated; ask for access to it on the hub, and set HF_TOKEN"),
-        ("someone/forbidden", FailureClass.ACCESS_DENIED, "the hub refuses someone/forbidden; HF_TOKEN must be one that may read it"),
-        ("someone/busy", FailureClass.STORAGE_ERROR, "someone/busy is not a directory here, and the hub cannot be reached ("),
-        ("hf://someone/model@v9", FailureClass.MODEL_NOT_FOUND, "someone/model has no revision v9 on the hub"),
+        (
+            "someone/else",
+            FailureClass.MODEL_NOT_FOUND,
+            "someone/else is neither a directory here nor a model on the hub; check the name",
+        ),
+        (
+            "someone/gated",
+            FailureClass.ACCESS_DENIED,
+            "someone/gated is gated; ask for access to it on the hub, and set HF_TOKEN",
+        ),
+        (
+            "someone/forbidden",
+            FailureClass.ACCESS_DENIED,
+            "the hub refuses someone/forbidden; HF_TOKEN must be one that may read it",
+        ),
+        (
+            "someone/busy",
+            FailureClass.STORAGE_ERROR,
+            "someone/busy is not a directory here, and the hub cannot be reached (",
+        ),
+        (
+            "hf://someone/model@v9",
+            FailureClass.MODEL_NOT_FOUND,
+            "someone/model has no revision v9 on the hub",
+        ),
     ],
 )
 def test_what_the_hub_does_not_give_is_named(source: str, failure_class: FailureClass, message: str) -> None:
@@ -189,7 +249,9 @@ def test_what_the_hub_does_not_give_is_named(source: str, failure_class: Failure
     assert str(failed).startswith(f"spec.model_id: {message}")
 
 
-@pytest.mark.parametrize(("offline", "failure_class"), [(False, FailureClass.STORAGE_ERROR), (True, FailureClass.MODEL_NOT_FOUND)])
+@pytest.mark.parametrize(
+    ("offline", "failure_class"), [(False, FailureClass.STORAGE_ERROR), (True, FailureClass.MODEL_NOT_FOUND)]
+)
 def test_without_a_hub_a_name_is_explained_and_asked_for_again_unless_it_must_not_be(
     offline: bool, failure_class: FailureClass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +261,9 @@ def test_without_a_hub_a_name_is_explained_and_asked_for_again_unless_it_must_no
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     failed = failure_of("someone/model")
     assert failed.failure_class is failure_class
-    assert str(failed).startswith("spec.model_id: someone/model is not a directory here, and the hub cannot be reached (")
+    assert str(failed).startswith(
+        "spec.model_id: someone/model is not a directory here, and the hub cannot be reached ("
+    )
     assert str(failed).endswith("give a model's directory, or try again with a network")
 
 
@@ -228,7 +292,9 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return tried
 
 
-def test_a_model_on_the_hub_needs_a_connection(connections: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_the_hub_needs_a_connection(
+    connections: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for_this_hub("http://127.0.0.1:9", tmp_path, monkeypatch)
     failure_of("someone/model")
     assert connections == [("127.0.0.1", 9)]
@@ -238,6 +304,8 @@ def test_with_local_paths_nothing_is_asked_of_any_network(
     connections: list[object], tiny_model: Path, tiny_rows: Path, tmp_path: Path
 ) -> None:
     prepare(spec_of(tiny_model, LORA, train_path=str(tiny_rows), valid_path=str(tiny_rows)))
-    train_here(job_of(tiny_model, tmp_path, {"lora_config": {"target_modules": ["q_proj", "lm_head"]}}, num_epochs=1))
+    train_here(
+        job_of(tiny_model, tmp_path, {"lora_config": {"target_modules": ["q_proj", "lm_head"]}}, num_epochs=1)
+    )
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "epoch-0")
     assert connections == []

@@ -77,7 +77,9 @@ class Job:
         waiting = [when_it_trains] if when_it_trains else []
 
         def watch(record: ProgressRecord) -> None:
-            self._complete |= {checkpoint.name for checkpoint in RunDirectory.open(str(self.run_directory)).checkpoints()}
+            self._complete |= {
+                checkpoint.name for checkpoint in RunDirectory.open(str(self.run_directory)).checkpoints()
+            }
             self.too_early |= {checkpoint.name for checkpoint in record.checkpoints} - self._complete
             if waiting and record.progress:
                 waiting.pop()()
@@ -99,7 +101,12 @@ class Job:
                 code = run_attempt(assignment, self.file, self._server.config_map)
         finally:
             signal.signal(signal.SIGTERM, before)
-        return Attempt(code, self._server.records, out.getvalue(), saved_in(self.run_directory) if self.run_directory.exists() else set())
+        return Attempt(
+            code,
+            self._server.records,
+            out.getvalue(),
+            saved_in(self.run_directory) if self.run_directory.exists() else set(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +120,9 @@ def terminate() -> None:
 
 
 def kill_worker_of(cluster: RayCluster) -> None:
-    (worker,) = [process for process in cluster.processes() if "RayTrainWorker" in " ".join(process.cmdline())]
+    (worker,) = [
+        process for process in cluster.processes() if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
     worker.kill()
 
 
@@ -135,7 +144,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, server: RecordsServer) -> Iterator[Story]:
+def story(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, server: RecordsServer
+) -> Iterator[Story]:
     job = Job(tmp_path_factory.mktemp("story"), tiny_model, server)
     with ray_cluster() as cluster, mock.patch.dict(os.environ, RAY_ADDRESS=cluster.address):
         node = cluster.add_worker()
@@ -173,15 +184,25 @@ def test_when_a_node_is_taken_away_a_snapshot_is_saved_and_that_is_a_lost_node(s
 
 def test_the_next_attempt_goes_on_to_the_end(story: Story) -> None:
     assert story.finished.code == FINISHED == 0
-    assert re.search(rf"^going on from {story.job.run_directory}/(snapshot|epoch)-[0-9]+$", story.finished.out, re.MULTILINE)
+    assert re.search(
+        rf"^going on from {story.job.run_directory}/(snapshot|epoch)-[0-9]+$",
+        story.finished.out,
+        re.MULTILINE,
+    )
     assert len(column(story.job.run_directory, "loss")) == STEPS
     assert story.finished.last.failure is None
-    assert [each.last.finished for each in (story.stopped, story.finished, story.again)] == [False, True, True]
+    assert [each.last.finished for each in (story.stopped, story.finished, story.again)] == [
+        False,
+        True,
+        True,
+    ]
     assert story.finished.last.progress is not None
     assert story.finished.last.progress.epochs == "20/20"
 
 
-def test_the_first_record_of_an_attempt_knows_the_checkpoints_and_nothing_of_the_attempts_before(story: Story) -> None:
+def test_the_first_record_of_an_attempt_knows_the_checkpoints_and_nothing_of_the_attempts_before(
+    story: Story,
+) -> None:
     before = story.taken_away.last.checkpoints
     first, second = story.finished.records[:RECORDS_UNTIL_TRAINING]
 
@@ -192,7 +213,13 @@ def test_the_first_record_of_an_attempt_knows_the_checkpoints_and_nothing_of_the
 def test_every_record_names_its_attempt(story: Story) -> None:
     attempts = [story.stopped, story.killed, story.taken_away, story.finished, story.again]
 
-    assert [{record.attempt for record in attempt.records} for attempt in attempts] == [{1}, {2}, {3}, {4}, {5}]
+    assert [{record.attempt for record in attempt.records} for attempt in attempts] == [
+        {1},
+        {2},
+        {3},
+        {4},
+        {5},
+    ]
 
 
 def test_records_name_the_checkpoints_that_are_in_storage(story: Story) -> None:
@@ -206,7 +233,9 @@ def test_the_log_has_warnings_and_a_line_for_every_epoch_that_was_seen(story: St
 
     assert lines[0] == f"warning: {NO_FLASH_ATTENTION}"
     assert lines[1] == "prepared 12 rows with 1700 tokens: 20 epochs of 3 steps"
-    assert re.fullmatch(r"epoch 20/20, step 60/60, loss [0-9.]+, validation loss [0-9.]+, perplexity [0-9.]+", lines[-2])
+    assert re.fullmatch(
+        r"epoch 20/20, step 60/60, loss [0-9.]+, validation loss [0-9.]+, perplexity [0-9.]+", lines[-2]
+    )
     assert re.fullmatch(rf"finished; the model is {story.job.run_directory}/epoch-[0-9]+", lines[-1])
     epochs = [line.partition(",")[0] for line in lines if line.startswith("epoch ")]
     assert len(epochs) == len(set(epochs))
@@ -257,7 +286,9 @@ def test_a_mistake_of_our_own_is_a_failure_too_and_its_traceback_is_in_the_log(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_sigterm_before_training_ends_it_at_once(job: Job, server: RecordsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_before_training_ends_it_at_once(
+    job: Job, server: RecordsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(on_cluster, "prepare", lambda _spec: terminate())
     with pytest.raises(SystemExit) as ended:
         job.attempt(3)

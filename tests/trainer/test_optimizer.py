@@ -30,7 +30,11 @@ def model(tiny_model: Path) -> PreTrainedModel:
 def gradients_of(model: torch.nn.Module, rows: TokenizedRows, batch_size: int) -> tuple[float, Gradients]:
     model.zero_grad()
     loss = float(backward(model, rows, np.arange(len(rows)), batch_size, ALONE))
-    return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return loss, {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def largest_difference(left: Gradients, right: Gradients) -> float:
@@ -38,14 +42,18 @@ def largest_difference(left: Gradients, right: Gradients) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 10])
-def test_loss_and_gradients_of_a_step_do_not_depend_on_its_micro_batches(model: PreTrainedModel, batch_size: int) -> None:
+def test_loss_and_gradients_of_a_step_do_not_depend_on_its_micro_batches(
+    model: PreTrainedModel, batch_size: int
+) -> None:
     loss, gradients = gradients_of(model, ROWS, batch_size)
     loss_at_once, gradients_at_once = gradients_of(model, ROWS, len(ROWS))
     assert loss == pytest.approx(loss_at_once, abs=1e-5)
     assert largest_difference(gradients, gradients_at_once) < 1e-6
 
 
-def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens_and_not_a_mean_of_means(model: PreTrainedModel) -> None:
+def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens_and_not_a_mean_of_means(
+    model: PreTrainedModel,
+) -> None:
     batches = [lay_out(ROWS, [row], pad_token_id=3) for row in range(len(ROWS))]
     sums = [loss_sum(model, batch, torch.device("cpu")).item() for batch in batches]
     counts = [int(batch.trained[:, 1:].sum()) for batch in batches]
@@ -60,7 +68,10 @@ def test_a_first_token_that_counts_changes_nothing(model: PreTrainedModel) -> No
     with_first = TokenizedRows(without.input_ids, without.trained.copy(), without.offsets, without.lines)
     without.trained[without.offsets[:-1]] = False
     with_first.trained[with_first.offsets[:-1]] = True
-    (loss, gradients), (loss_with_first, gradients_with_first) = gradients_of(model, without, 2), gradients_of(model, with_first, 2)
+    (loss, gradients), (loss_with_first, gradients_with_first) = (
+        gradients_of(model, without, 2),
+        gradients_of(model, with_first, 2),
+    )
     assert loss == loss_with_first
     assert largest_difference(gradients, gradients_with_first) == 0
 
@@ -79,7 +90,11 @@ def test_rows_in_which_nothing_counts_change_nothing(model: PreTrainedModel, bat
 
 def test_recomputed_activations_give_the_same_gradients(tiny_model: Path) -> None:
     kept, recomputed = (
-        gradients_of(load_model(spec_of(tiny_model, FULL, gradient_checkpointing=chosen), dtype="fp32", on_gpu=False), ROWS, 4)
+        gradients_of(
+            load_model(spec_of(tiny_model, FULL, gradient_checkpointing=chosen), dtype="fp32", on_gpu=False),
+            ROWS,
+            4,
+        )
         for chosen in (False, True)
     )
     assert kept[0] == recomputed[0]
@@ -88,16 +103,24 @@ def test_recomputed_activations_give_the_same_gradients(tiny_model: Path) -> Non
 
 def test_clipping_returns_the_norm_and_scales_the_gradient_down_to_the_limit(model: PreTrainedModel) -> None:
     gradients_of(model, ROWS, 4)
-    before = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    before = torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
     assert clip(model, 0.1) == pytest.approx(float(before.double().norm()), rel=1e-5)
-    after = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    after = torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
     assert float(after.norm()) == pytest.approx(0.1, rel=1e-4)
 
 
 def test_clipping_leaves_a_small_gradient_as_it_is(model: PreTrainedModel) -> None:
     _, before = gradients_of(model, ROWS, 4)
     clip(model, 1000.0)
-    assert all(torch.equal(parameter.grad, before[name]) for name, parameter in model.named_parameters() if parameter.grad is not None)
+    assert all(
+        torch.equal(parameter.grad, before[name])
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    )
 
 
 def test_weights_decay_and_norms_do_not(tiny_model: Path) -> None:
@@ -117,5 +140,9 @@ def test_weights_decay_and_norms_do_not(tiny_model: Path) -> None:
 def test_only_what_is_trained_is_optimized(tiny_model: Path) -> None:
     spec = spec_of(tiny_model, LORA)
     model = load_model(spec, dtype="fp32", on_gpu=False)
-    optimized = {id(parameter) for group in adamw(model, spec, fused=False).param_groups for parameter in group["params"]}
+    optimized = {
+        id(parameter)
+        for group in adamw(model, spec, fused=False).param_groups
+        for parameter in group["params"]
+    }
     assert optimized == {id(parameter) for name, parameter in model.named_parameters() if "lora_" in name}

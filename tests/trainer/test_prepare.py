@@ -13,7 +13,10 @@ from finetune_trainer.prepare import Prepared, prepare
 
 def write_rows(path: Path, *turns: tuple[str, str]) -> str:
     """A row for each question and its answer."""
-    rows = [{"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]} for asked, answer in turns]
+    rows = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer in turns
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -22,7 +25,11 @@ TURNS = [("Ping?", "Pong."), ("One?", "Two, and three."), ("Where?", "Here and t
 
 
 def prepared(model: Path, train: str, **fields: JsonValue) -> Prepared:
-    return prepare(spec_of(model, LORA, **{"train_path": train, "valid_path": None, "task": "instruction_tuning", **fields}))
+    return prepare(
+        spec_of(
+            model, LORA, **{"train_path": train, "valid_path": None, "task": "instruction_tuning", **fields}
+        )
+    )
 
 
 def test_the_fingerprint_names_rows_as_tokens(tiny_model: Path, tmp_path: Path) -> None:
@@ -56,10 +63,14 @@ def test_the_longest_validation_row_counts_for_the_context_length(tiny_model: Pa
     assert job.plan.truncated_rows == 0
 
 
-def test_lengths_are_those_before_truncation_and_trained_tokens_those_after(tiny_model: Path, tmp_path: Path) -> None:
+def test_lengths_are_those_before_truncation_and_trained_tokens_those_after(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     train = write_rows(tmp_path / "train.jsonl", *TURNS)
     whole = prepared(tiny_model, train)
-    cut = prepared(tiny_model, train, context_length=whole.train.longest - 2)  # a line break that does not count, and the end of turn
+    cut = prepared(
+        tiny_model, train, context_length=whole.train.longest - 2
+    )  # a line break that does not count, and the end of turn
 
     assert cut.token_statistics.longest == whole.train.longest
     assert cut.token_statistics.tokens == whole.token_statistics.tokens == len(whole.train.input_ids)
@@ -78,6 +89,8 @@ def test_a_tokenizer_of_another_model_is_found_before_training(tiny_model: Path,
     (other / "config.json").unlink()
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
 
-    with pytest.raises(FineTuneError, match=r"spec\.model_id: .* the model knows 64; they do not belong together") as raised:
+    with pytest.raises(
+        FineTuneError, match=r"spec\.model_id: .* the model knows 64; they do not belong together"
+    ) as raised:
         prepared(other, train)
     assert raised.value.failure_class is FailureClass.INVALID_SPEC

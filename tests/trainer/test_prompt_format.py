@@ -31,7 +31,9 @@ LLAMA_2 = PromptFormat(
     trailing_assistant=" ",
     system_in_user=True,
 )
-PASS_THROUGH = PromptFormat(system="{instruction}", user="{instruction}", assistant="{instruction}", strip_whitespace=False)
+PASS_THROUGH = PromptFormat(
+    system="{instruction}", user="{instruction}", assistant="{instruction}", strip_whitespace=False
+)
 
 SYSTEM, FIRST, SECOND = Message("system", "Be brief."), Message("user", "Ping?"), Message("user", "Again?")
 PONG, YES = Message("assistant", "Pong."), Message("assistant", "Yes.")
@@ -47,8 +49,9 @@ def answers(prompt_format: PromptFormat, *messages: Message) -> list[str]:
 
 
 def test_llama_3() -> None:
-    assert FormatRendering(LLAMA_3).text([SYSTEM, *TWO_TURNS]) == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    assert (
+        FormatRendering(LLAMA_3).text([SYSTEM, *TWO_TURNS])
+        == "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nPing?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nPong.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nAgain?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
     )
@@ -56,20 +59,26 @@ def test_llama_3() -> None:
 
 
 def test_mistral() -> None:
-    assert FormatRendering(MISTRAL).text([SYSTEM, *TWO_TURNS]) == (
-        "<s>[INST] Be brief. + Ping? [/INST] Pong.</s>[INST] Again? [/INST] Yes.</s>"
+    assert (
+        FormatRendering(MISTRAL).text([SYSTEM, *TWO_TURNS])
+        == "<s>[INST] Be brief. + Ping? [/INST] Pong.</s>[INST] Again? [/INST] Yes.</s>"
     )
     assert answers(MISTRAL, SYSTEM, *TWO_TURNS) == ["Pong.</s>", "Yes.</s>"]
 
 
 def test_pass_through_for_continued_pre_training() -> None:
-    assert FormatRendering(PASS_THROUGH).text([Message("user", "  Once upon a time\n")]) == "  Once upon a time\n"
+    assert (
+        FormatRendering(PASS_THROUGH).text([Message("user", "  Once upon a time\n")])
+        == "  Once upon a time\n"
+    )
     assert answers(PASS_THROUGH, FIRST, Message("assistant", " Pong. ")) == [" Pong. "]
 
 
 def test_llama_2_with_the_system_message_inside_the_first_question() -> None:
-    assert FormatRendering(LLAMA_2).text([SYSTEM, *TWO_TURNS]) == (
-        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nPing? [/INST] Pong. </s><s>[INST] Again? [/INST] Yes. </s><s>"
+    assert (
+        FormatRendering(LLAMA_2).text([SYSTEM, *TWO_TURNS])
+        == "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nPing? [/INST] Pong. </s><s>[INST] Again? [/INST] Yes."
+        " </s><s>"
     )
 
 
@@ -77,8 +86,9 @@ def test_llama_2_with_the_system_message_inside_the_first_question() -> None:
 
 
 def test_a_prompt_ends_with_trailing_assistant() -> None:
-    assert FormatRendering(LLAMA_3).prompt([FIRST]) == (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nPing?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert (
+        FormatRendering(LLAMA_3).prompt([FIRST])
+        == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nPing?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 
@@ -91,15 +101,25 @@ def test_a_prompt_is_how_the_text_of_its_answer_begins() -> None:
 def test_system_in_last_user_holds_for_prompts_alone() -> None:
     rendering = FormatRendering(MISTRAL.model_copy(update={"system_in_last_user": True}))
 
-    assert rendering.prompt([SYSTEM, FIRST, PONG, SECOND]) == "<s>[INST] Ping? [/INST] Pong.</s>[INST] Be brief. + Again? [/INST]"
-    assert rendering.text([SYSTEM, FIRST, PONG, SECOND]) == "<s>[INST] Be brief. + Ping? [/INST] Pong.</s>[INST] Again? [/INST]"
+    assert (
+        rendering.prompt([SYSTEM, FIRST, PONG, SECOND])
+        == "<s>[INST] Ping? [/INST] Pong.</s>[INST] Be brief. + Again? [/INST]"
+    )
+    assert (
+        rendering.text([SYSTEM, FIRST, PONG, SECOND])
+        == "<s>[INST] Be brief. + Ping? [/INST] Pong.</s>[INST] Again? [/INST]"
+    )
 
 
 # System messages
 
 
 def tagged(**keys: bool | str) -> FormatRendering:
-    texts: dict[str, bool | str] = {"system": "[S:{instruction}]", "user": "[U:{instruction}]", "assistant": "[A:{instruction}]"}
+    texts: dict[str, bool | str] = {
+        "system": "[S:{instruction}]",
+        "user": "[U:{instruction}]",
+        "assistant": "[A:{instruction}]",
+    }
     return FormatRendering(PromptFormat.model_validate(texts | keys))
 
 
@@ -119,7 +139,10 @@ def test_system_tags_go_into_the_first_question_where_the_system_message_goes() 
     inside: dict[str, bool | str] = {"system_in_user": True, "user": "[U:{system}{instruction}]"}
 
     assert tagged(**inside).text(TWO_TURNS) == "[U:Ping?][A:Pong.][U:Again?][A:Yes.]"
-    assert tagged(**inside, add_system_tags_even_if_message_is_empty=True).text(TWO_TURNS) == "[U:[S:]Ping?][A:Pong.][U:Again?][A:Yes.]"
+    assert (
+        tagged(**inside, add_system_tags_even_if_message_is_empty=True).text(TWO_TURNS)
+        == "[U:[S:]Ping?][A:Pong.][U:Again?][A:Yes.]"
+    )
 
 
 def test_a_system_message_that_has_no_question_to_go_into_is_refused() -> None:
@@ -128,14 +151,21 @@ def test_a_system_message_that_has_no_question_to_go_into_is_refused() -> None:
 
 
 def test_the_first_question_takes_the_system_message_also_when_the_assistant_begins() -> None:
-    assert FormatRendering(MISTRAL).text([SYSTEM, PONG, FIRST, YES]) == "<s> Pong.</s>[INST] Be brief. + Ping? [/INST] Yes.</s>"
+    assert (
+        FormatRendering(MISTRAL).text([SYSTEM, PONG, FIRST, YES])
+        == "<s> Pong.</s>[INST] Be brief. + Ping? [/INST] Yes.</s>"
+    )
 
 
 # Answers and white space
 
 
 def test_white_space_around_contents_is_stripped_unless_told_otherwise() -> None:
-    messages = [Message("system", " Be brief. "), Message("user", " Ping?\n"), Message("assistant", "\tPong. ")]
+    messages = [
+        Message("system", " Be brief. "),
+        Message("user", " Ping?\n"),
+        Message("assistant", "\tPong. "),
+    ]
 
     assert tagged().text(messages) == "[S:Be brief.][U:Ping?][A:Pong.]"
     assert tagged(strip_whitespace=False).text(messages) == "[S: Be brief. ][U: Ping?\n][A:\tPong. ]"
@@ -152,7 +182,9 @@ def test_white_space_around_contents_is_stripped_unless_told_otherwise() -> None
         ("A: {instruction} | {instruction}.\n", "Pong. | Pong..", "."),
     ],
 )
-def test_an_answer_ends_with_what_the_format_writes_after_it_without_white_space(assistant: str, answer: str, end_of_turn: str) -> None:
+def test_an_answer_ends_with_what_the_format_writes_after_it_without_white_space(
+    assistant: str, answer: str, end_of_turn: str
+) -> None:
     prompt_format = PromptFormat(system="{instruction}", user="{instruction}", assistant=assistant)
 
     assert answers(prompt_format, FIRST, PONG) == [answer]
@@ -160,7 +192,20 @@ def test_an_answer_ends_with_what_the_format_writes_after_it_without_white_space
 
 
 @pytest.mark.parametrize(
-    "content", ["{instruction}", "{system}", "{}", "{0}", "}{", "{{instruction}}", "%s", r"\1", "Ping?", "[/INST]", "</s>"]
+    "content",
+    [
+        "{instruction}",
+        "{system}",
+        "{}",
+        "{0}",
+        "}{",
+        "{{instruction}}",
+        "%s",
+        r"\1",
+        "Ping?",
+        "[/INST]",
+        "</s>",
+    ],
 )
 def test_a_content_is_never_taken_for_a_part_of_the_format(content: str) -> None:
     messages = [Message("system", content), Message("user", content), Message("assistant", content)]
@@ -172,9 +217,17 @@ def test_a_content_is_never_taken_for_a_part_of_the_format(content: str) -> None
 TEXTS = st.text(min_size=1).filter(str.strip)
 
 
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.sampled_from([LLAMA_3, MISTRAL, LLAMA_2]))
-def test_every_answer_is_its_content_and_the_end_of_its_turn(turns: list[tuple[str, str]], prompt_format: PromptFormat) -> None:
-    messages = [message for question, answer in turns for message in (Message("user", question), Message("assistant", answer))]
+@given(
+    st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.sampled_from([LLAMA_3, MISTRAL, LLAMA_2])
+)
+def test_every_answer_is_its_content_and_the_end_of_its_turn(
+    turns: list[tuple[str, str]], prompt_format: PromptFormat
+) -> None:
+    messages = [
+        message
+        for question, answer in turns
+        for message in (Message("user", question), Message("assistant", answer))
+    ]
     end_of_turn = prompt_format.assistant.partition("{instruction}")[2]
 
     assert answers(prompt_format, *messages) == [answer.strip() + end_of_turn for _, answer in turns]

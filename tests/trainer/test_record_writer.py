@@ -17,13 +17,26 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FAILURE = Failure(failure_class=FailureClass.NODE_LOST, message="gone")
 
 
-def after(step: int, *, epochs: str = "0/2", checkpoints: int = 0, failure: Failure | None = None) -> ProgressRecord:
-    progress = Progress(epoch=step / 10, epochs=epochs, step=step, percent=step, tokens_trained=step, last_update_time=NOW)
-    saved = [Checkpoint(name=f"epoch-{number}", path=f"/runs/epoch-{number}", epoch=1, step=1, time=NOW) for number in range(checkpoints)]
+def after(
+    step: int, *, epochs: str = "0/2", checkpoints: int = 0, failure: Failure | None = None
+) -> ProgressRecord:
+    progress = Progress(
+        epoch=step / 10, epochs=epochs, step=step, percent=step, tokens_trained=step, last_update_time=NOW
+    )
+    saved = [
+        Checkpoint(name=f"epoch-{number}", path=f"/runs/epoch-{number}", epoch=1, step=1, time=NOW)
+        for number in range(checkpoints)
+    ]
     return ProgressRecord(progress=progress, checkpoints=saved, failure=failure)
 
 
-def wait(newest: ProgressRecord | None, written: ProgressRecord | None, since_last_try: float, *, failed: bool = False) -> float | None:
+def wait(
+    newest: ProgressRecord | None,
+    written: ProgressRecord | None,
+    since_last_try: float,
+    *,
+    failed: bool = False,
+) -> float | None:
     return wait_before_write(newest, written, since_last_try=since_last_try, failed=failed, interval=5)
 
 
@@ -130,7 +143,9 @@ def test_a_write_that_takes_long_delays_nobody() -> None:
         going_on.set()
 
 
-def test_a_write_that_failed_is_tried_again_with_what_is_newest_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_write_that_failed_is_tried_again_with_what_is_newest_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     server = Server(down=3)
     with RecordWriter(server.write, interval=0.05) as writer:
@@ -161,7 +176,10 @@ def test_a_server_that_stays_away_is_given_up_on(caplog: pytest.LogCaptureFixtur
 
     assert server.records == []
     assert server.tries >= 3
-    assert caplog.messages[-1] == "the last progress record could not be written; nobody is told how this attempt ended"
+    assert (
+        caplog.messages[-1]
+        == "the last progress record could not be written; nobody is told how this attempt ended"
+    )
 
 
 def test_where_nothing_was_put_nothing_is_written() -> None:

@@ -82,7 +82,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert records[-1].progress.tokens_trained == sum(column(undisturbed, "tokens"))
 
 
-def test_a_killed_run_goes_on_from_its_newest_checkpoint(model: Path, way: Fields, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(
+    model: Path, way: Fields, undisturbed: Path, tmp_path: Path
+) -> None:
     train_in_processes(job_of(model, tmp_path, way), course=Course(die_after=5), ending=-signal.SIGKILL)
     assert len(column(tmp_path, "loss")) == 5
     job = job_of(model, tmp_path, way)
@@ -94,7 +96,9 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(model: Path, way: Field
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     model: Path, way: Fields, undisturbed: Path, tmp_path: Path
 ) -> None:
-    train_in_processes(job_of(model, tmp_path, way), course=Course(die_writing_after=4), ending=-signal.SIGXFSZ)
+    train_in_processes(
+        job_of(model, tmp_path, way), course=Course(die_writing_after=4), ending=-signal.SIGXFSZ
+    )
     assert saved_in(tmp_path) == {"epoch-0", ".epoch-1.partial"}
     job = job_of(model, tmp_path, way)
     assert job.resume_from == "epoch-0"
@@ -103,7 +107,9 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
 
 
 @pytest.mark.parametrize(
-    ("rank", "vocabulary"), [(8, 1024), (1, 1024), (4, 300)], ids=["in the weights", "in the tokenizer", "in the optimizer's state"]
+    ("rank", "vocabulary"),
+    [(8, 1024), (1, 1024), (4, 300)],
+    ids=["in the weights", "in the tokenizer", "in the optimizer's state"],
 )
 def test_a_disk_that_is_full_ends_the_run_and_with_space_again_it_goes_on(
     tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]], rank: int, vocabulary: int
@@ -131,7 +137,9 @@ def test_a_disk_that_is_full_ends_the_run_and_with_space_again_it_goes_on(
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
-def test_a_half_written_checkpoint_is_ignored(model: Path, way: Fields, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_ignored(
+    model: Path, way: Fields, undisturbed: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(undisturbed, tmp_path / "run")
     (run / "result.json").unlink()
     optimizer = run / "epoch-2" / "state" / "optimizer.pt"
@@ -142,7 +150,9 @@ def test_a_half_written_checkpoint_is_ignored(model: Path, way: Fields, undistur
     assert_same_run(run, undisturbed)
 
 
-def test_a_run_that_died_after_its_last_checkpoint_only_finishes(model: Path, way: Fields, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_died_after_its_last_checkpoint_only_finishes(
+    model: Path, way: Fields, undisturbed: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(undisturbed, tmp_path / "run")
     (run / "result.json").unlink()
     train_here(job_of(model, run, way))
@@ -151,14 +161,18 @@ def test_a_run_that_died_after_its_last_checkpoint_only_finishes(model: Path, wa
     assert result is not None
     assert expected is not None
     assert result.evaluation == expected.evaluation
-    assert [checkpoint.name for checkpoint in result.checkpoints] == [checkpoint.name for checkpoint in expected.checkpoints]
+    assert [checkpoint.name for checkpoint in result.checkpoints] == [
+        checkpoint.name for checkpoint in expected.checkpoints
+    ]
 
 
 def test_other_training_rows_are_refused_and_nothing_changes(model: Path, tmp_path: Path) -> None:
     train_here(job_of(model, tmp_path, WAYS["lora"]), stop_after=2)
     before = lines_of(tmp_path), files_of(tmp_path / "snapshot-2")
     job = job_of(model, tmp_path, WAYS["lora"], fingerprint="other rows")
-    with pytest.raises(FineTuneError, match=r"spec\.train_path: the rows are not those that this run began with") as raised:
+    with pytest.raises(
+        FineTuneError, match=r"spec\.train_path: the rows are not those that this run began with"
+    ) as raised:
         train_here(job)
     assert raised.value.failure_class is FailureClass.INVALID_DATA
     assert (lines_of(tmp_path), files_of(tmp_path / "snapshot-2")) == before
@@ -166,7 +180,11 @@ def test_other_training_rows_are_refused_and_nothing_changes(model: Path, tmp_pa
 
 @pytest.mark.parametrize("way", ["lora", "full"])
 def test_two_workers_go_on_bit_for_bit(model: Path, tmp_path: Path, way: str) -> None:
-    fields = WAYS[way] | {"num_devices": 2, "train_batch_size_per_device": 2, "gradient_accumulation_steps": 2}
+    fields = WAYS[way] | {
+        "num_devices": 2,
+        "train_batch_size_per_device": 2,
+        "gradient_accumulation_steps": 2,
+    }
     train_in_processes(job_of(model, tmp_path / "undisturbed", fields))
     train_in_processes(job_of(model, tmp_path / "run", fields), course=Course(stop_after=4))
     train_in_processes(job_of(model, tmp_path / "run", fields))
@@ -178,13 +196,18 @@ def test_another_number_of_workers_can_go_on(tiny_model: Path, tmp_path: Path) -
     train_here(job_of(tiny_model, tmp_path / "both", LORA, train_batch_size_per_device=8), stop_after=4)
     train_in_processes(job_of(tiny_model, tmp_path / "both", LORA, num_devices=2))
     for numbers in ("loss", "evalLoss"):
-        assert column(tmp_path / "both", numbers) == pytest.approx(column(tmp_path / "one", numbers), abs=1e-5)
+        assert column(tmp_path / "both", numbers) == pytest.approx(
+            column(tmp_path / "one", numbers), abs=1e-5
+        )
 
 
 def test_the_best_checkpoint_of_before_is_still_the_best(tiny_model: Path, tmp_path: Path) -> None:
-    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the best.
+    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the
+    # best.
     fields = FULL | {"learning_rate": 1e-2, "num_checkpoints_to_keep": 1}
     train_here(job_of(tiny_model, tmp_path, fields), stop_after=8)
     records = train_here(job_of(tiny_model, tmp_path, fields))
-    assert [(checkpoint.name, checkpoint.best) for checkpoint in records[-1].checkpoints] == [("epoch-0", True)]
+    assert [(checkpoint.name, checkpoint.best) for checkpoint in records[-1].checkpoints] == [
+        ("epoch-0", True)
+    ]
     assert saved_in(tmp_path) == {"epoch-0"}

@@ -70,7 +70,9 @@ def test_how_a_line_ends_and_a_file_begins_changes_nothing(file: Path, written: 
 def test_only_a_newline_ends_a_row(file: Path, separator: str) -> None:
     content = f"one{separator}two"
 
-    rows = rows_in(file, json.dumps({"messages": [{"role": "user", "content": content}, ANSWER]}, ensure_ascii=False))
+    rows = rows_in(
+        file, json.dumps({"messages": [{"role": "user", "content": content}, ANSWER]}, ensure_ascii=False)
+    )
 
     assert rows[0].messages[0].content == content
 
@@ -100,10 +102,16 @@ def test_rows_are_read_from_an_object_store(object_path: str) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1, max_size=4),
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+        min_size=1,
+        max_size=4,
+    ),
     st.booleans(),
 )
-def test_every_text_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, contents: list[str], ascii_only: bool) -> None:
+def test_every_text_comes_back_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[str], ascii_only: bool
+) -> None:
     turns = [{"role": "user", "content": content} for content in contents]
     line = json.dumps({"messages": turns}, ensure_ascii=ascii_only)
 
@@ -146,13 +154,21 @@ NO_MESSAGES = {
     "a-text": ('"text"', "1: must be an object", "'text'"),
     "a-list": (f"[{GOOD}]", "1: must be an object", "a list"),
     "null": ("null", "1: must be an object", "null"),
-    "another-kind-of-row": ('{"prompt": "a", "completion": "b"}', "1: messages: is missing", "prompt, completion"),
+    "another-kind-of-row": (
+        '{"prompt": "a", "completion": "b"}',
+        "1: messages: is missing",
+        "prompt, completion",
+    ),
     "no-messages": ('{"messages": []}', "1: messages: must be a list", "empty"),
     "messages-that-are-text": ('{"messages": "hi"}', "1: messages: must be a list", "'hi'"),
     "not-UTF-8": (b'{"messages": "\xff"}', "1: byte 15", "UTF-8"),
     "UTF-16": (GOOD.encode("utf-16"), "1: byte 1 ", "UTF-8"),
     "messages-given-twice": ('{"messages": [], "messages": []}', "1: messages: is given twice", "keep one"),
-    "a-role-given-twice": ('{"messages": [{"role": "user", "role": "system", "content": "x"}]}', "1: role: is given twice", "keep one"),
+    "a-role-given-twice": (
+        '{"messages": [{"role": "user", "role": "system", "content": "x"}]}',
+        "1: role: is given twice",
+        "keep one",
+    ),
 }
 
 
@@ -170,7 +186,11 @@ BAD_TURNS = [
     ({"content": "x"}, "messages[1].role: must be system, user or assistant", "missing"),
     ({"role": "human", "content": "x"}, "messages[1].role: must be system, user or assistant", "'human'"),
     ({"role": "tool", "content": "x"}, "messages[1].role: must be system, user or assistant", "'tool'"),
-    ({"role": "Assistant", "content": "x"}, "messages[1].role: must be system, user or assistant", "'Assistant'"),
+    (
+        {"role": "Assistant", "content": "x"},
+        "messages[1].role: must be system, user or assistant",
+        "'Assistant'",
+    ),
     ({"role": ["user"], "content": "x"}, "messages[1].role: must be system, user or assistant", "a list"),
     ({"role": "assistant"}, "messages[1].content: must be a text", "missing"),
     ({"role": "assistant", "content": None}, "messages[1].content: must be a text", "null"),
@@ -178,14 +198,28 @@ BAD_TURNS = [
     ({"role": "assistant", "content": ""}, "messages[1].content: is empty", ""),
     ({"role": "assistant", "content": " \n\t\u3000"}, "messages[1].content: is empty", ""),
     ({"role": "assistant", "content": "half: \ud83d"}, "messages[1].content: ", "half of a"),
-    ({"role": "user", "content": [{"type": "image"}]}, "messages[1].content: must be a text", "images, are not supported"),
-    ({"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}, "messages[1].tool_calls: ", "not supported"),
-    ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[1].function_call: ", "not supported"),
+    (
+        {"role": "user", "content": [{"type": "image"}]},
+        "messages[1].content: must be a text",
+        "images, are not supported",
+    ),
+    (
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]},
+        "messages[1].tool_calls: ",
+        "not supported",
+    ),
+    (
+        {"role": "assistant", "content": "x", "function_call": {"name": "f"}},
+        "messages[1].function_call: ",
+        "not supported",
+    ),
     ({"role": "user", "content": "x", "tool_call_id": "1"}, "messages[1].tool_call_id: ", "not supported"),
 ]
 
 
-@pytest.mark.parametrize(("turn", "where", "what"), BAD_TURNS, ids=[f"{turn}"[:60] for turn, _, _ in BAD_TURNS])
+@pytest.mark.parametrize(
+    ("turn", "where", "what"), BAD_TURNS, ids=[f"{turn}"[:60] for turn, _, _ in BAD_TURNS]
+)
 def test_a_message_that_is_wrong(file: Path, turn: object, where: str, what: str) -> None:
     problems = problems_in(file, row(QUESTION, turn, ANSWER))
 
@@ -223,9 +257,15 @@ def test_all_bad_lines_are_told_at_once(file: Path) -> None:
 
 
 def test_all_bad_messages_of_a_row_are_told_at_once(file: Path) -> None:
-    problems = problems_in(file, row({"role": "bot", "content": ""}, QUESTION, {"role": "assistant", "content": None}))
+    problems = problems_in(
+        file, row({"role": "bot", "content": ""}, QUESTION, {"role": "assistant", "content": None})
+    )
 
-    assert [problem.split(": ")[1] for problem in problems] == ["messages[0].role", "messages[0].content", "messages[2].content"]
+    assert [problem.split(": ")[1] for problem in problems] == [
+        "messages[0].role",
+        "messages[0].content",
+        "messages[2].content",
+    ]
 
 
 @pytest.mark.parametrize("value", ["x" * 10_000, 10**4000], ids=["text", "number"])
@@ -246,7 +286,17 @@ def test_rows_of_known_keys_give_no_remarks(file: Path) -> None:
 
 def test_each_key_that_is_ignored_is_told_once_with_how_often_and_where_first(file: Path) -> None:
     named = {**QUESTION, "name": "Ann"}
-    file.write_text("\n".join([GOOD, row(named, ANSWER, named, ANSWER, id=1), GOOD, row(QUESTION, ANSWER, id=2), row(named, ANSWER)]))
+    file.write_text(
+        "\n".join(
+            [
+                GOOD,
+                row(named, ANSWER, named, ANSWER, id=1),
+                GOOD,
+                row(QUESTION, ANSWER, id=2),
+                row(named, ANSWER),
+            ]
+        )
+    )
 
     rows, remarks = read_rows(str(file), "instruction_tuning")
 

@@ -26,7 +26,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def record(run: RunDirectory, index: int, eval_loss: float | None = None) -> Checkpoint:
     name = f"epoch-{index}"
-    return Checkpoint(name=name, path=run.checkpoint_path(name), epoch=index + 1, step=10 * (index + 1), eval_loss=eval_loss, time=NOW)
+    return Checkpoint(
+        name=name,
+        path=run.checkpoint_path(name),
+        epoch=index + 1,
+        step=10 * (index + 1),
+        eval_loss=eval_loss,
+        time=NOW,
+    )
 
 
 def save(run: RunDirectory, index: int, eval_loss: float | None = None) -> None:
@@ -80,7 +87,11 @@ def test_a_committed_checkpoint_is_listed_with_its_path(run: RunDirectory, stora
     [checkpoint] = RunDirectory.open(storage_path).checkpoints()
 
     assert checkpoint == record(run, 0, eval_loss=2.0).model_copy(update={"best": True, "latest": True})
-    assert open_storage(checkpoint.path).files().keys() == {"model.safetensors", "state/optimizer.pt", "complete.json"}
+    assert open_storage(checkpoint.path).files().keys() == {
+        "model.safetensors",
+        "state/optimizer.pt",
+        "complete.json",
+    }
 
 
 def test_a_local_copy_holds_what_was_staged(run: RunDirectory) -> None:
@@ -100,7 +111,9 @@ def test_the_index_marks_the_best_and_the_latest(run: RunDirectory, storage: Sto
         ("epoch-1", True, False),
         ("epoch-2", False, True),
     ]
-    assert [entry["path"] for entry in index(storage)] == [run.checkpoint_path(f"epoch-{position}") for position in range(3)]
+    assert [entry["path"] for entry in index(storage)] == [
+        run.checkpoint_path(f"epoch-{position}") for position in range(3)
+    ]
 
 
 def test_a_run_directory_that_was_moved_knows_where_it_is(tmp_path: Path) -> None:
@@ -130,7 +143,9 @@ def with_half_a_file(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("damage", [without_marker, with_half_a_marker, without_a_file, with_half_a_file])
-def test_an_incomplete_checkpoint_does_not_exist(run: RunDirectory, storage: Storage, damage: Callable[[Storage], None]) -> None:
+def test_an_incomplete_checkpoint_does_not_exist(
+    run: RunDirectory, storage: Storage, damage: Callable[[Storage], None]
+) -> None:
     save(run, 0)
     save(run, 1)
 
@@ -144,7 +159,10 @@ def test_a_complete_checkpoint_is_never_written_to(run: RunDirectory, storage: S
     save(run, 0, eval_loss=2.0)
     before = storage.read_text("epoch-0/complete.json")
 
-    with run.staging("epoch-0") as staging, pytest.raises(ValueError, match=r"epoch-0.* is complete and must not change"):
+    with (
+        run.staging("epoch-0") as staging,
+        pytest.raises(ValueError, match=r"epoch-0.* is complete and must not change"),
+    ):
         run.commit("epoch-0", staging, record(run, 0, eval_loss=1.0))
 
     assert storage.read_text("epoch-0/complete.json") == before
@@ -217,7 +235,9 @@ def test_a_checkpoint_takes_the_place_of_the_snapshot(run: RunDirectory, storage
 # Whose run it is
 
 
-def test_a_claimed_directory_holds_the_manifest_and_an_empty_index(run: RunDirectory, storage: Storage) -> None:
+def test_a_claimed_directory_holds_the_manifest_and_an_empty_index(
+    run: RunDirectory, storage: Storage
+) -> None:
     run.claim("spec: {}\n", "default/qwen (3f2a)")
 
     assert storage.read_text("job.yaml") == "# default/qwen (3f2a)\nspec: {}\n"
@@ -236,7 +256,9 @@ def test_claiming_again_leaves_the_manifest_and_the_checkpoints(run: RunDirector
     assert run.newest() == "snapshot-15"
 
 
-def test_the_directory_of_another_job_is_refused_and_left_as_it_is(run: RunDirectory, storage: Storage) -> None:
+def test_the_directory_of_another_job_is_refused_and_left_as_it_is(
+    run: RunDirectory, storage: Storage
+) -> None:
     run.claim("spec: {}\n", "default/llama (aaaa)")
     storage.write_text("epoch-0/left-over.bin", "x")
     before = storage.files()
@@ -311,15 +333,29 @@ def test_a_deleted_run_leaves_nothing(run: RunDirectory, storage: Storage) -> No
 
 
 def step_line(step: int, loss: float = 2.0) -> StepLine:
-    return StepLine(step=step, epoch=step / 10, loss=loss, learning_rate=1e-4, grad_norm=1.0, tokens=100, tokens_per_second=None, time=NOW)
+    return StepLine(
+        step=step,
+        epoch=step / 10,
+        loss=loss,
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        tokens=100,
+        tokens_per_second=None,
+        time=NOW,
+    )
 
 
 def evaluation_line(step: int, checkpoint: str | None) -> EvaluationLine:
-    return EvaluationLine(step=step, epoch=step / 10, eval_loss=2.0, perplexity=7.4, checkpoint=checkpoint, time=NOW)
+    return EvaluationLine(
+        step=step, epoch=step / 10, eval_loss=2.0, perplexity=7.4, checkpoint=checkpoint, time=NOW
+    )
 
 
 def lines(storage: Storage) -> list[dict[str, object]]:
-    return [json.loads(line, parse_constant=refuse) for line in (storage.read_text("metrics.jsonl") or "").splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse)
+        for line in (storage.read_text("metrics.jsonl") or "").splitlines()
+    ]
 
 
 def refuse(constant: str) -> NoReturn:
@@ -338,7 +374,9 @@ def test_metrics_are_lines_of_json_in_the_spelling_of_the_status(run: RunDirecto
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_json_all_the_same(run: RunDirectory, storage: Storage, loss: float) -> None:
+def test_a_loss_that_is_not_finite_is_json_all_the_same(
+    run: RunDirectory, storage: Storage, loss: float
+) -> None:
     run.append_metrics(step_line(1, loss=loss))
 
     [line] = lines(storage)
@@ -347,7 +385,9 @@ def test_a_loss_that_is_not_finite_is_json_all_the_same(run: RunDirectory, stora
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "snapshot"])
-def test_metrics_are_stored_with_every_checkpoint_and_snapshot(run: RunDirectory, storage_path: str, how: str) -> None:
+def test_metrics_are_stored_with_every_checkpoint_and_snapshot(
+    run: RunDirectory, storage_path: str, how: str
+) -> None:
     run.append_metrics(step_line(1))
 
     save(run, 0) if how == "checkpoint" else save_snapshot(run, 1)
@@ -365,10 +405,18 @@ def test_resuming_drops_the_lines_of_steps_that_are_done_again(run: RunDirectory
     run.truncate_metrics(10)
     run.append_metrics(step_line(11))
 
-    assert [(line["step"], "evalLoss" in line) for line in lines(storage)] == [(0, True), (9, False), (10, False), (10, True), (11, False)]
+    assert [(line["step"], "evalLoss" in line) for line in lines(storage)] == [
+        (0, True),
+        (9, False),
+        (10, False),
+        (10, True),
+        (11, False),
+    ]
 
 
-def test_resuming_keeps_the_validations_of_checkpoints_that_were_deleted(run: RunDirectory, storage: Storage) -> None:
+def test_resuming_keeps_the_validations_of_checkpoints_that_were_deleted(
+    run: RunDirectory, storage: Storage
+) -> None:
     for position in (0, 1):
         save(run, position)
         run.append_metrics(evaluation_line(10 * (position + 1), f"epoch-{position}"))
@@ -379,7 +427,9 @@ def test_resuming_keeps_the_validations_of_checkpoints_that_were_deleted(run: Ru
     assert [line["checkpoint"] for line in lines(storage)] == ["epoch-0", "epoch-1"]
 
 
-def test_resuming_drops_a_validation_whose_checkpoint_did_not_come_to_be(run: RunDirectory, storage: Storage) -> None:
+def test_resuming_drops_a_validation_whose_checkpoint_did_not_come_to_be(
+    run: RunDirectory, storage: Storage
+) -> None:
     save_snapshot(run, 10)
     run.append_metrics(step_line(10))
     run.append_metrics(evaluation_line(10, "epoch-0"))
@@ -415,12 +465,17 @@ def test_starting_anew_drops_all_lines(run: RunDirectory, storage: Storage) -> N
 # Storage that fails, runs that die
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
     run = RunDirectory.open(f"{tmp_path}/run")
     save(run, 0)
     before = open_storage(run.path).files()
 
-    with full_disk(), pytest.raises(FineTuneError, match=rf"^{tmp_path}/run/\.epoch-1\.partial: File too large$") as raised:
+    with (
+        full_disk(),
+        pytest.raises(FineTuneError, match=rf"^{tmp_path}/run/\.epoch-1\.partial: File too large$") as raised,
+    ):
         save_much(run)
 
     assert raised.value.failure_class == FailureClass.STORAGE_ERROR
@@ -441,7 +496,11 @@ def test_a_disk_that_is_full_for_a_snapshot_leaves_the_earlier_one(
     run = RunDirectory.open(f"{tmp_path}/run")
     save_snapshot(run, 5)
 
-    with full_disk(), pytest.raises(FineTuneError, match="File too large"), run.staging("snapshot-6") as staging:
+    with (
+        full_disk(),
+        pytest.raises(FineTuneError, match="File too large"),
+        run.staging("snapshot-6") as staging,
+    ):
         (staging / "large.bin").write_bytes(bytes(100_000))
 
     assert run.newest() == "snapshot-5"

@@ -85,12 +85,16 @@ def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
 
 
-def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(job: TrainingJob, smollm2: Path, rows: Path, tmp_path: Path) -> None:
+def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(
+    job: TrainingJob, smollm2: Path, rows: Path, tmp_path: Path
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     read, _ = read_rows(str(rows), "instruction_tuning")
     order = [int(index) for epoch in range(STEPS) for index in row_order(job.spec.seed, epoch, ROWS)]
     torch.manual_seed(job.spec.seed)
-    model = peft.get_peft_model(load(smollm2), peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(
+        load(smollm2), peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     trainer = SFTTrainer(
         model=model,
         args=settings(job, tmp_path),
@@ -104,7 +108,10 @@ def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(job: Trai
     )
     trainer.train()
 
-    logged = {name: [entry[name] for entry in trainer.state.log_history if name in entry] for name in ("loss", "grad_norm")}
+    logged = {
+        name: [entry[name] for entry in trainer.state.log_history if name in entry]
+        for name in ("loss", "grad_norm")
+    }
     assert len(logged["loss"]) == STEPS
     assert column(job.run_directory, "loss") == pytest.approx(logged["loss"], abs=1e-5)
     assert column(job.run_directory, "gradNorm") == pytest.approx(logged["grad_norm"], rel=1e-5)
@@ -116,7 +123,12 @@ def test_its_adapter_loads_with_plain_peft_and_the_merged_model_answers_as_it_do
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     held_out, _ = read_rows(str(stdlib_validation), "instruction_tuning")
-    asked = tokenizer([prompt_of(row, tokenizer) for row in held_out[:4]], return_tensors="pt", padding=True, padding_side="left")
+    asked = tokenizer(
+        [prompt_of(row, tokenizer) for row in held_out[:4]],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
 
     def answers(model: PreTrainedModel | PeftModel) -> list[str]:
         generated = model.generate(**asked, max_new_tokens=24, do_sample=False)  # type: ignore[operator]

@@ -95,8 +95,16 @@ def test_an_input_that_the_credentials_do_not_open_is_denied(s3_bucket: str) -> 
     assert str(failure).startswith(f"s3://{s3_bucket}/train.jsonl: ")
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/train.jsonl", "gs://anonymous@bucket/train.jsonl?endpoint_override=127.0.0.1:1&scheme=http"])
-def test_a_server_that_does_not_answer_is_given_up_on_soon(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://bucket/train.jsonl",
+        "gs://anonymous@bucket/train.jsonl?endpoint_override=127.0.0.1:1&scheme=http",
+    ],
+)
+def test_a_server_that_does_not_answer_is_given_up_on_soon(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
     monkeypatch.setattr(object_storage, "GCS_RETRY_SECONDS", 1)
     start = time.monotonic()
@@ -111,7 +119,10 @@ def test_a_server_that_does_not_answer_is_given_up_on_soon(path: str, monkeypatc
 def test_an_error_while_reading_names_the_path(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(ROWS)
 
-    with pytest.raises(FineTuneError, match=r"train\.jsonl: Input/output error"), open_input(f"{tmp_path}/train.jsonl"):
+    with (
+        pytest.raises(FineTuneError, match=r"train\.jsonl: Input/output error"),
+        open_input(f"{tmp_path}/train.jsonl"),
+    ):
         raise OSError(5, "Input/output error")
 
 
@@ -238,7 +249,9 @@ def read_from_hub(environment: dict[str, str]) -> dict[str, tuple[str, str]]:
     """For each of HUB_PATHS `("read", content)`, or the class and the text of the failure."""
     # In a process of its own, because the hub's client reads its environment when it is imported.
     command = [sys.executable, "-c", READ_ALL, *HUB_PATHS]
-    process = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    process = subprocess.run(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return {path: (outcome, text) for path, outcome, text in map(json.loads, process.stdout.splitlines())}
 
 
@@ -252,12 +265,20 @@ def hub(hub_cache: str) -> dict[str, tuple[str, str]]:
     """What reading from the hub comes to while there is one."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever).start()
-        outcomes = read_from_hub({"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": hub_cache, "HF_HUB_OFFLINE": "0"})
+        outcomes = read_from_hub(
+            {
+                "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "HF_HOME": hub_cache,
+                "HF_HUB_OFFLINE": "0",
+            }
+        )
         server.shutdown()
     return outcomes
 
 
-@pytest.mark.parametrize(("path", "revision"), [("owner/rows/train.jsonl", "main"), ("owner/rows@v2/train.jsonl", "v2")])
+@pytest.mark.parametrize(
+    ("path", "revision"), [("owner/rows/train.jsonl", "main"), ("owner/rows@v2/train.jsonl", "v2")]
+)
 def test_an_input_is_read_from_the_hub(hub: dict[str, tuple[str, str]], path: str, revision: str) -> None:
     assert hub[path] == ("read", f"/datasets/owner/rows/resolve/{revision}/train.jsonl\n")
 
@@ -267,12 +288,18 @@ def test_an_input_is_read_from_the_hub(hub: dict[str, tuple[str, str]], path: st
     [
         ("owner/rows/absent.jsonl", FailureClass.INVALID_DATA, "no such file"),
         ("owner/rows@v3/train.jsonl", FailureClass.INVALID_DATA, "no such file"),
-        ("owner/absent/train.jsonl", FailureClass.INVALID_DATA, "no such data set; if it is private, HF_TOKEN must be set"),
+        (
+            "owner/absent/train.jsonl",
+            FailureClass.INVALID_DATA,
+            "no such data set; if it is private, HF_TOKEN must be set",
+        ),
         ("owner/gated/train.jsonl", FailureClass.ACCESS_DENIED, "access must be granted on the hub first"),
         ("owner/closed/train.jsonl", FailureClass.ACCESS_DENIED, "HF_TOKEN must be one that may read it"),
     ],
 )
-def test_what_the_hub_refuses_is_explained(hub: dict[str, tuple[str, str]], path: str, failure_class: FailureClass, reason: str) -> None:
+def test_what_the_hub_refuses_is_explained(
+    hub: dict[str, tuple[str, str]], path: str, failure_class: FailureClass, reason: str
+) -> None:
     outcome, text = hub[path]
 
     assert outcome == failure_class
@@ -280,7 +307,9 @@ def test_what_the_hub_refuses_is_explained(hub: dict[str, tuple[str, str]], path
     assert reason in text
 
 
-def test_without_a_network_the_hub_is_what_was_read_from_it_before(hub: dict[str, tuple[str, str]], hub_cache: str) -> None:
+def test_without_a_network_the_hub_is_what_was_read_from_it_before(
+    hub: dict[str, tuple[str, str]], hub_cache: str
+) -> None:
     offline = read_from_hub({"HF_HOME": hub_cache, "HF_HUB_OFFLINE": "1"})
 
     assert offline["owner/rows/train.jsonl"] == hub["owner/rows/train.jsonl"]
@@ -297,7 +326,9 @@ def test_without_a_network_the_hub_is_what_was_read_from_it_before(hub: dict[str
     [("s3://bucket/key", "eu-central-1"), ("s3://bucket/key?region=ap-south-1", "ap-south-1")],
     ids=["environment", "path"],
 )
-def test_the_region_of_a_bucket_is_told_and_not_looked_up(monkeypatch: pytest.MonkeyPatch, path: str, region: str) -> None:
+def test_the_region_of_a_bucket_is_told_and_not_looked_up(
+    monkeypatch: pytest.MonkeyPatch, path: str, region: str
+) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
 
     filesystem, key = connect(path)
@@ -317,7 +348,9 @@ def test_what_is_appended_in_an_object_store_is_stored_at_a_flush(object_path: s
     assert (before, open_storage(object_path).read_text("metrics.jsonl")) == ("1\n", "1\n2\n")
 
 
-def test_what_is_appended_in_an_object_store_is_stored_when_the_time_is_up(object_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_appended_in_an_object_store_is_stored_when_the_time_is_up(
+    object_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = open_storage(object_path)
     storage.append_text("metrics.jsonl", "1\n")
     monkeypatch.setattr(object_storage, "FLUSH_SECONDS", 0)
@@ -476,7 +509,10 @@ def test_a_whole_claim_can_be_storage() -> None:
 
 
 def test_where_a_claim_is_not_mounted_it_is_no_storage() -> None:
-    with pytest.raises(FineTuneError, match=r"^pvc://claim/runs: pvc:// cannot be used here \(it is mounted on a cluster only\)"):
+    with pytest.raises(
+        FineTuneError,
+        match=r"^pvc://claim/runs: pvc:// cannot be used here \(it is mounted on a cluster only\)",
+    ):
         open_storage("pvc://claim/runs")
 
 
@@ -489,11 +525,16 @@ def test_a_relative_path_is_shown_as_an_absolute_one(tmp_path: Path, monkeypatch
 # Storage that fails
 
 
-def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
+def test_a_text_that_does_not_fit_leaves_the_old_one(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
     storage = open_storage(str(tmp_path))
     storage.write_text("checkpoints.json", "old")
 
-    with full_disk(), pytest.raises(FineTuneError, match=rf"^{tmp_path}/checkpoints\.json: File too large$") as raised:
+    with (
+        full_disk(),
+        pytest.raises(FineTuneError, match=rf"^{tmp_path}/checkpoints\.json: File too large$") as raised,
+    ):
         storage.write_text("checkpoints.json", "x" * 100_000)
 
     assert raised.value.failure_class == FailureClass.STORAGE_ERROR
@@ -507,7 +548,10 @@ def test_a_download_that_does_not_fit_leaves_the_old_file(
     storage.write_text("model.safetensors", "x" * 100_000)
     (tmp_path / "model.safetensors").write_text("old")
 
-    with full_disk(), pytest.raises(FineTuneError, match=r"/runs/model\.safetensors.*: .*File too large") as raised:
+    with (
+        full_disk(),
+        pytest.raises(FineTuneError, match=r"/runs/model\.safetensors.*: .*File too large") as raised,
+    ):
         storage.download(["model.safetensors"], tmp_path)
 
     assert raised.value.failure_class == FailureClass.STORAGE_ERROR

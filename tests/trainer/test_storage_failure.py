@@ -9,9 +9,18 @@ from finetune_trainer.storage_failure import failure
 @pytest.mark.parametrize(
     "said",
     [
-        "When reading information for key 'x' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject operation: No response body.",
-        "AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: The AWS Access Key Id you provided does not exist in our records.",
-        "AWS Error UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: ExpiredToken",
+        (
+            "When reading information for key 'x' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject"
+            " operation: No response body."
+        ),
+        (
+            "AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: The AWS Access Key Id you"
+            " provided does not exist in our records."
+        ),
+        (
+            "AWS Error UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName:"
+            " ExpiredToken"
+        ),
         "google::cloud::Status(PERMISSION_DENIED: Permanent error, with no storage.objects.get access",
         "google::cloud::Status(UNAUTHENTICATED: Permanent error, with a last message of Invalid Credentials",
     ],
@@ -27,7 +36,10 @@ def test_a_file_that_the_user_may_not_open_denies_access() -> None:
     denied = failure("runs", PermissionError(13, "Permission denied", "/data/runs/job.yaml"))
 
     assert denied.failure_class == FailureClass.ACCESS_DENIED
-    assert str(denied) == "/data/runs/job.yaml: Permission denied; check that it exists and that this process may use it"
+    assert (
+        str(denied)
+        == "/data/runs/job.yaml: Permission denied; check that it exists and that this process may use it"
+    )
 
 
 def test_a_long_reason_becomes_one_line() -> None:

@@ -47,7 +47,10 @@ def problems_after_truncation(masks: Masks, context_length: int) -> tuple[str, .
 
 
 def row(line: int, *contents: str) -> Row:
-    return Row(line, tuple(Message(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)))
+    return Row(
+        line,
+        tuple(Message(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)),
+    )
 
 
 def chatml(task: Task = "instruction_tuning") -> ChatFormat:
@@ -122,8 +125,14 @@ def test_a_row_as_long_as_the_context_is_not_truncated() -> None:
 
 def test_every_row_that_truncation_leaves_nothing_of_is_told_with_file_and_line() -> None:
     assert problems_after_truncation([mask("....T"), mask(".T..."), mask("......TT"), mask("..T")], 4) == (
-        "s3://bucket/train.jsonl:2: the first 4 of its 5 tokens hold nothing to train on; raise spec.context_length",
-        "s3://bucket/train.jsonl:6: the first 4 of its 8 tokens hold nothing to train on; raise spec.context_length",
+        (
+            "s3://bucket/train.jsonl:2: the first 4 of its 5 tokens hold nothing to train on; raise"
+            " spec.context_length"
+        ),
+        (
+            "s3://bucket/train.jsonl:6: the first 4 of its 8 tokens hold nothing to train on; raise"
+            " spec.context_length"
+        ),
     )
 
 
@@ -135,7 +144,9 @@ def test_a_row_that_holds_nothing_to_train_on_says_so() -> None:
 
 
 @pytest.mark.parametrize("only_the_first", ["T", "T..", "T....T"])
-def test_the_first_token_of_a_row_is_never_predicted_so_it_alone_is_nothing_to_train_on(only_the_first: str) -> None:
+def test_the_first_token_of_a_row_is_never_predicted_so_it_alone_is_nothing_to_train_on(
+    only_the_first: str,
+) -> None:
     (problem,) = problems_after_truncation([mask(only_the_first), mask(".T")], 4)
 
     assert problem.startswith("s3://bucket/train.jsonl:2: ")
@@ -152,7 +163,9 @@ TRAINABLE = st.lists(st.booleans(), min_size=2, max_size=12).filter(lambda train
 
 
 @given(st.lists(TRAINABLE, min_size=1, max_size=6), st.integers(1, 14))
-def test_truncation_cuts_each_row_as_a_slice_would_or_refuses_it(masks: list[list[bool]], context_length: int) -> None:
+def test_truncation_cuts_each_row_as_a_slice_would_or_refuses_it(
+    masks: list[list[bool]], context_length: int
+) -> None:
     rows = rows_with(masks)
     refused = [2 * index + 2 for index, trained in enumerate(masks) if not any(trained[1:context_length])]
     if refused:

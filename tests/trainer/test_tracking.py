@@ -50,8 +50,14 @@ def nothing_leaves_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec(provider: str, config: dict[str, JsonValue] | None = None, **fields: JsonValue) -> FineTuneJobSpec:
-    document: dict[str, JsonValue] = {"model_id": "org/base", "train_path": "rows.jsonl", "lora_config": {"r": 4}}
-    return read_spec({**document, "logger": {"provider": provider, "provider_config": config or {}}, **fields})
+    document: dict[str, JsonValue] = {
+        "model_id": "org/base",
+        "train_path": "rows.jsonl",
+        "lora_config": {"r": 4},
+    }
+    return read_spec(
+        {**document, "logger": {"provider": provider, "provider_config": config or {}}, **fields}
+    )
 
 
 def mlflow_spec(database: Path, experiment: str, **fields: JsonValue) -> FineTuneJobSpec:
@@ -60,11 +66,22 @@ def mlflow_spec(database: Path, experiment: str, **fields: JsonValue) -> FineTun
 
 def step_line(step: int, loss: float = 2.5) -> StepLine:
     speed = None if step == 1 else 20.0
-    return StepLine(step=step, epoch=step / 4, loss=loss, learning_rate=1e-4, grad_norm=0.5, tokens=100, tokens_per_second=speed, time=NOON)
+    return StepLine(
+        step=step,
+        epoch=step / 4,
+        loss=loss,
+        learning_rate=1e-4,
+        grad_norm=0.5,
+        tokens=100,
+        tokens_per_second=speed,
+        time=NOON,
+    )
 
 
 def evaluation_line(step: int) -> EvaluationLine:
-    return EvaluationLine(step=step, epoch=step / 4, eval_loss=2.0, perplexity=7.389, checkpoint="epoch-0", time=NOON)
+    return EvaluationLine(
+        step=step, epoch=step / 4, eval_loss=2.0, perplexity=7.389, checkpoint="epoch-0", time=NOON
+    )
 
 
 def client(database: Path) -> MlflowClient:
@@ -81,7 +98,9 @@ def only_run(database: Path, experiment: str) -> Run:
 
 
 def history(database: Path, run: Run, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client(database).get_metric_history(run.info.run_id, key)]
+    return [
+        (metric.step, metric.value) for metric in client(database).get_metric_history(run.info.run_id, key)
+    ]
 
 
 def train_a_step_and_stop(tracker: Tracker) -> None:
@@ -122,7 +141,9 @@ def test_a_missing_package_is_found_before_training(provider: str, monkeypatch: 
         check_tracker(spec(provider))
 
     assert raised.value.failure_class == FailureClass.INVALID_SPEC
-    assert str(raised.value).startswith(f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]'")
+    assert str(raised.value).startswith(
+        f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]'"
+    )
 
 
 def test_a_folder_called_wandb_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +168,19 @@ def test_mlflow_gets_the_numbers_of_every_line_at_its_step(database: Path, exper
     assert history(database, run, "loss") == [(1, 3.0), (2, 2.5)]
     assert history(database, run, "tokensPerSecond") == [(2, 20.0)]
     assert history(database, run, "evalLoss") == [(2, 2.0)]
-    assert run.data.metrics.keys() == {"epoch", "loss", "learningRate", "gradNorm", "tokens", "tokensPerSecond", "evalLoss", "perplexity"}
-    assert client(database).get_metric_history(run.info.run_id, "loss")[0].timestamp == NOON.timestamp() * 1000
+    assert run.data.metrics.keys() == {
+        "epoch",
+        "loss",
+        "learningRate",
+        "gradNorm",
+        "tokens",
+        "tokensPerSecond",
+        "evalLoss",
+        "perplexity",
+    }
+    assert (
+        client(database).get_metric_history(run.info.run_id, "loss")[0].timestamp == NOON.timestamp() * 1000
+    )
 
 
 def test_mlflow_is_told_the_fields_that_were_set_and_no_secret(database: Path, experiment: str) -> None:
@@ -177,7 +209,9 @@ def test_mlflow_is_told_the_fields_that_were_set_and_no_secret(database: Path, e
 
 
 @pytest.mark.parametrize(("tag", "name"), [(None, "job"), ("our-model", "our-model")])
-def test_the_run_is_called_by_the_tag_or_else_by_the_job(database: Path, experiment: str, tag: str | None, name: str) -> None:
+def test_the_run_is_called_by_the_tag_or_else_by_the_job(
+    database: Path, experiment: str, tag: str | None, name: str
+) -> None:
     with open_tracker(mlflow_spec(database, experiment, custom_model_tag=tag), "job"):
         pass
 
@@ -194,7 +228,9 @@ def test_a_run_whose_training_raises_is_marked_failed(database: Path, experiment
     assert history(database, run, "loss") == [(1, 2.5)]
 
 
-def test_an_experiment_that_is_absent_and_shall_not_be_made_is_an_error(database: Path, experiment: str) -> None:
+def test_an_experiment_that_is_absent_and_shall_not_be_made_is_an_error(
+    database: Path, experiment: str
+) -> None:
     config: dict[str, JsonValue] = {
         "tracking_uri": f"sqlite:///{database}",
         "experiment_name": experiment,
@@ -204,7 +240,9 @@ def test_an_experiment_that_is_absent_and_shall_not_be_made_is_an_error(database
     error = problem(spec("mlflow", config))
 
     assert error.failure_class == FailureClass.INVALID_SPEC
-    assert str(error).startswith(f"spec.logger.provider_config.experiment_name: {experiment} is not at the tracking server; make it")
+    assert str(error).startswith(
+        f"spec.logger.provider_config.experiment_name: {experiment} is not at the tracking server; make it"
+    )
     assert client(database).get_experiment_by_name(experiment) is None
 
 
@@ -249,7 +287,9 @@ def test_a_tracker_that_fails_in_the_middle_warns_once_and_training_goes_on(
             tracker.log(step_line(step))
             time.sleep(0.1)
 
-    assert [record.levelno for record in caplog.records if record.name == "finetune_trainer.tracking"] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if record.name == "finetune_trainer.tracking"] == [
+        logging.WARNING
+    ]
     assert "mlflow does not get all numbers of this run (metrics.jsonl does)" in caplog.text
 
 
@@ -348,11 +388,22 @@ def test_wandb_gets_lines_names_and_llmforges_defaults(wandb_offline: Path) -> N
     assert (run["project"], run["run_group"], run["display_name"]) == ("llmforge", "org/base", "our-model")
     assert set(run["tags"]) == {"ours", "org/base", "our-model"}
     config = {item["key"]: json.loads(item["value_json"]) for item in run["config"]["update"]}
-    assert config.items() >= {"model_id": "org/base", "lora_config.r": 4, "custom_model_tag": "our-model"}.items()
+    assert (
+        config.items()
+        >= {
+            "model_id": "org/base",
+            "lora_config.r": 4,
+            "custom_model_tag": "our-model",
+        }.items()
+    )
     lines = [
-        {item["nested_key"][0]: json.loads(item["value_json"]) for item in line["item"]} for line in wandb_records(wandb_offline, "history")
+        {item["nested_key"][0]: json.loads(item["value_json"]) for item in line["item"]}
+        for line in wandb_records(wandb_offline, "history")
     ]
-    assert [(line["_step"], line["loss"], line.get("evalLoss")) for line in lines] == [(1, 3.0, None), (2, 2.5, 2.0)]
+    assert [(line["_step"], line["loss"], line.get("evalLoss")) for line in lines] == [
+        (1, 3.0, None),
+        (2, 2.5, 2.0),
+    ]
     assert [end.get("exit_code", 0) for end in wandb_records(wandb_offline, "exit")] == [0]
 
 
@@ -362,7 +413,12 @@ def test_wandbs_own_settings_are_taken_and_a_failed_run_is_marked(wandb_offline:
         train_a_step_and_stop(tracker)
 
     run = wandb_records(wandb_offline, "run")[0]
-    assert (run["project"], run["run_group"], run["display_name"], sorted(run["tags"])) == ("p", "g", "n", ["job", "org/base"])
+    assert (run["project"], run["run_group"], run["display_name"], sorted(run["tags"])) == (
+        "p",
+        "g",
+        "n",
+        ["job", "org/base"],
+    )
     assert [end["exit_code"] for end in wandb_records(wandb_offline, "exit")] == [1]
 
 
@@ -375,7 +431,9 @@ def test_a_long_path_to_the_model_makes_a_tag_that_wandb_takes(wandb_offline: Pa
 
 
 @pytest.mark.parametrize("config", [{"project": "a/b"}, {"tags": ["x" * 65]}])
-def test_what_wandb_does_not_take_is_an_error_of_the_spec(config: dict[str, JsonValue], wandb_offline: Path) -> None:
+def test_what_wandb_does_not_take_is_an_error_of_the_spec(
+    config: dict[str, JsonValue], wandb_offline: Path
+) -> None:
     error = problem(spec("wandb", config))
 
     assert error.failure_class == FailureClass.INVALID_SPEC
@@ -394,8 +452,12 @@ def test_wandb_without_a_key_is_found_before_training(monkeypatch: pytest.Monkey
     assert "spec.logger.provider: wandb needs WANDB_API_KEY" in str(raised.value)
 
 
-@pytest.mark.parametrize("variable", [("WANDB_API_KEY", "key"), ("WANDB_MODE", "offline"), ("WANDB_MODE", "disabled")])
-def test_wandb_with_a_key_or_without_a_service_may_start(variable: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "variable", [("WANDB_API_KEY", "key"), ("WANDB_MODE", "offline"), ("WANDB_MODE", "disabled")]
+)
+def test_wandb_with_a_key_or_without_a_service_may_start(
+    variable: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv(*variable)

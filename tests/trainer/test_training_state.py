@@ -8,7 +8,14 @@ import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.status import Evaluation
-from finetune_trainer.training_state import STATE, Position, RandomState, gather_random_state, restore_state, save_state
+from finetune_trainer.training_state import (
+    STATE,
+    Position,
+    RandomState,
+    gather_random_state,
+    restore_state,
+    save_state,
+)
 
 CPU = torch.device("cpu")
 POSITION = Position(step=7, data="these rows", evaluation=Evaluation(epoch=1.0, loss=2.5, perplexity=12.18))

@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerFast
 from finetune_trainer.chat import Encoded
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] +"
+    " '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHATML_TAGGED = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] =="
+    " 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{%"
+    " else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{"
+    " '<|im_start|>assistant\n' }}{% endif %}"
 )
 """The same text as CHATML writes, with the assistant's turns between generation tags."""
 
@@ -29,7 +29,9 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
-def byte_level(special_tokens: Sequence[str] = CHATML_TOKENS, *, template: str | None = CHATML, **names: str) -> PreTrainedTokenizerFast:
+def byte_level(
+    special_tokens: Sequence[str] = CHATML_TOKENS, *, template: str | None = CHATML, **names: str
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, as GPT-2, Llama 3 and Qwen have; `names` are bos_token, eos_token, pad_token.
 
     With a bos_token it puts one before every text that it encodes with special tokens.
@@ -37,11 +39,15 @@ def byte_level(special_tokens: Sequence[str] = CHATML_TOKENS, *, template: str |
     tokenizer = Tokenizer.from_str(_byte_level_bpe(tuple(special_tokens)))
     if "bos_token" in names:
         bos = names["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     return _fast(tokenizer, template, names)
 
 
-def sentencepiece(special_tokens: Sequence[str], *, template: str | None = None, **names: str) -> PreTrainedTokenizerFast:
+def sentencepiece(
+    special_tokens: Sequence[str], *, template: str | None = None, **names: str
+) -> PreTrainedTokenizerFast:
     """A BPE tokenizer with a blank at the front of words, as Llama 2 and Mistral have."""
     return _fast(Tokenizer.from_str(_sentencepiece_bpe(tuple(special_tokens))), template, names)
 
@@ -92,7 +98,9 @@ def _sentencepiece_bpe(special_tokens: tuple[str, ...]) -> str:
 
 def _trained(bpe: Tokenizer, special_tokens: tuple[str, ...], alphabet: list[str]) -> str:
     """The tokenizer as JSON, after training on a part of Python's documentation."""
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(list(topics.values())[:20], trainer)
     return str(bpe.to_str())
 

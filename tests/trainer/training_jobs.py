@@ -39,7 +39,9 @@ FIRST_TEXT_TOKEN, TINY_VOCABULARY = 4, 1024
 """The tiny model's tokens from FIRST_TEXT_TOKEN on are text."""
 
 
-def rows_of(lengths: Sequence[int], *, seed: int = 0, share_trained: float = 0.5, vocabulary: int = TINY_VOCABULARY) -> TokenizedRows:
+def rows_of(
+    lengths: Sequence[int], *, seed: int = 0, share_trained: float = 0.5, vocabulary: int = TINY_VOCABULARY
+) -> TokenizedRows:
     """Rows of random tokens of the tiny model; `share_trained` of them count, in every row the last one."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -57,7 +59,10 @@ def some_rows(count: int, seed: int = 0) -> TokenizedRows:
     """Rows of 5 to 59 tokens, in which very different numbers of tokens count."""
     random = np.random.default_rng(seed)
     lengths = random.integers(5, 60, count)
-    parts = [rows_of([length], seed=int(random.integers(2**31)), share_trained=random.random()) for length in lengths]
+    parts = [
+        rows_of([length], seed=int(random.integers(2**31)), share_trained=random.random())
+        for length in lengths
+    ]
     return TokenizedRows(
         input_ids=np.concatenate([part.input_ids for part in parts]),
         trained=np.concatenate([part.trained for part in parts]),
@@ -67,7 +72,8 @@ def some_rows(count: int, seed: int = 0) -> TokenizedRows:
 
 
 TRAINING_ROWS = some_rows(21)
-"""21 is divisible by no batch size and no number of devices that tests use: steps end ragged, with empty micro-batches."""
+"""21 is divisible by no batch size and no number of devices that tests use: steps end ragged, with empty
+micro-batches."""
 VALIDATION_ROWS = some_rows(7, seed=1)
 
 
@@ -139,7 +145,8 @@ class Course:
     die_after: int | None = None
     """Kill the first process when it reports so many steps."""
     die_writing_after: int | None = None
-    """Once the first process has reported so many steps, kill it in the middle of the first file of more than 50 kB."""
+    """Once the first process has reported so many steps, kill it in the middle of the first file of more than
+    50 kB."""
 
     def worker(self, rank: int, num_devices: int, records: list[ProgressRecord]) -> Worker:
         """A worker on the CPU that collects its records."""
@@ -192,10 +199,14 @@ def in_processes(count: int, work: Callable[[int, int], None]) -> list[int | Non
     """Calls `work(rank, count)` in `count` processes, with one thread each, and returns their exit codes."""
     context = multiprocessing.get_context("forkserver")
     # The server imports what takes seconds once, and computes nothing: its children fork safely.
-    context.set_forkserver_preload(["torch", "peft", "transformers.models.llama.modeling_llama", "finetune_trainer.loop"])
+    context.set_forkserver_preload(
+        ["torch", "peft", "transformers.models.llama.modeling_llama", "finetune_trainer.loop"]
+    )
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port: int = unused.getsockname()[1]
-    processes: list[ForkServerProcess] = [context.Process(target=_work, args=(work, rank, count, port)) for rank in range(count)]
+    processes: list[ForkServerProcess] = [
+        context.Process(target=_work, args=(work, rank, count, port)) for rank in range(count)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -210,7 +221,9 @@ def _work(work: Callable[[int, int], None], rank: int, count: int, port: int) ->
     torch.set_num_threads(1)
     if count > 1:
         store = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=60)
+        )
     work(rank, count)
     if count > 1:
         dist.destroy_process_group()
@@ -219,7 +232,10 @@ def _work(work: Callable[[int, int], None], rank: int, count: int, port: int) ->
 def lines_of(run_directory: Path | str) -> list[dict[str, JsonValue]]:
     """The lines of metrics.jsonl, without what no two runs share."""
     lines = [json.loads(line) for line in (Path(run_directory) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in {"time", "tokensPerSecond"}} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in {"time", "tokensPerSecond"}}
+        for line in lines
+    ]
 
 
 def column(run_directory: Path | str, name: str) -> list[float]:
@@ -234,7 +250,11 @@ def saved_in(run_directory: Path | str) -> set[str]:
 
 def files_of(checkpoint: Path) -> dict[str, bytes]:
     """All files of a checkpoint but complete.json, which says when it was saved."""
-    files = {file.relative_to(checkpoint).as_posix(): file.read_bytes() for file in checkpoint.rglob("*") if file.is_file()}
+    files = {
+        file.relative_to(checkpoint).as_posix(): file.read_bytes()
+        for file in checkpoint.rglob("*")
+        if file.is_file()
+    }
     return {name: content for name, content in files.items() if name != "complete.json"}
 
 

@@ -47,7 +47,8 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = F
 def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
     """Modules that are named must exist: PEFT says nothing of target_modules as long as one does, and never of modules_to_save.
 
-    Returns warnings. Raises FineTuneError (InvalidSpec) with the names that there are when no module of a field exists.
+    Returns warnings. Raises FineTuneError (InvalidSpec) with the names that there are when no module of a
+    field exists.
     """
     targets = lora.target_modules
     warnings = _check_names("modules_to_save", lora.modules_to_save or [], model)
@@ -58,7 +59,8 @@ def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> li
     warnings += _check_names("target_modules", targets, model)
     if tied and {"embed_tokens", "lm_head"} & set(targets):
         warnings.append(
-            "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties them, and the model grows"
+            "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties"
+            " them, and the model grows"
         )
     return warnings
 
@@ -69,7 +71,9 @@ def _check_names(field: str, wanted: list[str], model: PreTrainedModel) -> list[
     if wanted and len(absent) == len(wanted):
         what = f"no module is called {', '.join(absent)}; {_existing(model)}"
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config.{field}: {what}")
-    return [f"spec.lora_config.{field}: no module is called {each}; the others are trained" for each in absent]
+    return [
+        f"spec.lora_config.{field}: no module is called {each}; the others are trained" for each in absent
+    ]
 
 
 def _check_expression(expression: str, model: PreTrainedModel) -> None:
@@ -77,14 +81,20 @@ def _check_expression(expression: str, model: PreTrainedModel) -> None:
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {expression!r} is not a regular expression: {error}") from error
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{where}: {expression!r} is not a regular expression: {error}"
+        ) from error
     if not any(pattern.fullmatch(name) for name, _ in model.named_modules()):
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {expression!r} matches no module; {_existing(model)}")
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{where}: {expression!r} matches no module; {_existing(model)}"
+        )
 
 
 def _existing(model: PreTrainedModel) -> str:
     kinds = (torch.nn.Linear, torch.nn.Embedding)
-    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)})
+    names = sorted(
+        {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)}
+    )
     shown = ", ".join(names[:SHOWN_MODULES]) + (", ..." if len(names) > SHOWN_MODULES else "")
     return f"this model has {shown}"
 
@@ -105,22 +115,39 @@ def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
     where = "spec.initial_adapter_model_ckpt_path"
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (adapter / file).is_file():
-            raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {adapter} holds no {file}; give an adapter's directory")
-    wanted = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+            raise FineTuneError(
+                FailureClass.MODEL_NOT_FOUND,
+                f"{where}: {adapter} holds no {file}; give an adapter's directory",
+            )
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
     for name in sorted(wanted.keys() - there.keys()):
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: the adapter has no {name}, which spec.lora_config asks for")
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{where}: the adapter has no {name}, which spec.lora_config asks for"
+        )
     for name in sorted(there.keys() - wanted.keys()):
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: the adapter has {name}, which spec.lora_config does not ask for")
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"{where}: the adapter has {name}, which spec.lora_config does not ask for",
+        )
     for name in sorted(name for name in wanted if wanted[name] != there[name]):
-        shapes = f"is of shape {there[name]} in the adapter, and spec.lora_config makes it {wanted[name]}; r must be the adapter's"
+        shapes = (
+            f"is of shape {there[name]} in the adapter, and spec.lora_config makes it {wanted[name]}; r must"
+            " be the adapter's"
+        )
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {name} {shapes}")
     ours = model.peft_config["default"]
     theirs = _Scale.model_validate_json((adapter / ADAPTER_CONFIG).read_text())
     for field, value in theirs:
         if getattr(ours, field) != value:
-            what = f"the adapter was trained with {field} {value}, and spec.lora_config has {getattr(ours, field)}; they must be equal"
+            what = (
+                f"the adapter was trained with {field} {value}, and spec.lora_config has"
+                f" {getattr(ours, field)}; they must be equal"
+            )
             raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {what}")
 
 

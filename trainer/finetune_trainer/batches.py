@@ -1,7 +1,7 @@
 """Which rows an optimizer step trains on, which device gets which of them, and how a micro-batch is laid out.
 
-The rows of a step depend on the seed and the effective batch size alone, never on the number of devices or on gradient
-accumulation: that is why 1 worker, n workers and any accumulation train the same model.
+The rows of a step depend on the seed and the effective batch size alone, never on the number of devices or on
+gradient accumulation: that is why 1 worker, n workers and any accumulation train the same model.
 """
 
 from __future__ import annotations
@@ -42,17 +42,20 @@ def step_rows(order: Indices, step_in_epoch: int, effective_batch_size: int) -> 
 def deal(rows: Indices, *, rank: int, num_devices: int, batch_size: int) -> list[Indices]:
     """The micro-batches of one device in a step.
 
-    Every device gets the same number of micro-batches, since gradients are reduced together; when rows run out,
-    some micro-batches of a step are smaller or empty.
+    Every device gets the same number of micro-batches, since gradients are reduced together; when rows run
+    out, some micro-batches of a step are smaller or empty.
     """
     stride = num_devices * batch_size
     return [rows[start : start + stride][rank::num_devices] for start in range(0, len(rows), stride)]
 
 
-def lay_out(rows: TokenizedRows, indices: Sequence[int] | Indices, *, pad_token_id: int, length: int | None = None) -> MicroBatch:
+def lay_out(
+    rows: TokenizedRows, indices: Sequence[int] | Indices, *, pad_token_id: int, length: int | None = None
+) -> MicroBatch:
     """The micro-batch of these rows, padded to `length` or to the longest of them.
 
-    Without rows it is one token that does not count: the device still takes part in the step, with a loss of zero.
+    Without rows it is one token that does not count: the device still takes part in the step, with a loss of
+    zero.
     """
     picked = [rows.row(int(index)) for index in indices]
     width = length or max((len(ids) for ids, _ in picked), default=1)
@@ -69,7 +72,9 @@ def lay_out(rows: TokenizedRows, indices: Sequence[int] | Indices, *, pad_token_
     return MicroBatch(input_ids, attention_mask, trained)
 
 
-def evaluation_batches(lengths: NDArray[np.int64], *, rank: int, num_devices: int, batch_size: int) -> list[Indices]:
+def evaluation_batches(
+    lengths: NDArray[np.int64], *, rank: int, num_devices: int, batch_size: int
+) -> list[Indices]:
     """One device's batches of a validation set, rows of like length together so that little is padded; every row once."""
     mine = np.argsort(-lengths, kind="stable")[rank::num_devices]
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

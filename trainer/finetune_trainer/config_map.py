@@ -52,7 +52,11 @@ class ConfigMap:
         text = record.model_dump_json(by_alias=True, exclude_none=True)
         size = len(text.encode())
         if size > LARGEST_RECORD:
-            _log.error("the progress record is not written: it has %d bytes, and a config map takes %d", size, LARGEST_RECORD)
+            _log.error(
+                "the progress record is not written: it has %d bytes, and a config map takes %d",
+                size,
+                LARGEST_RECORD,
+            )
             return
         # Token and certificate are replaced while the pod runs.
         token = (self.service_account / "token").read_text(encoding="utf-8").strip()

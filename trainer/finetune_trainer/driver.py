@@ -88,9 +88,9 @@ def follow(
 ) -> tuple[Notice, Failure | None]:
     """Trains `job` on `job.numbers.num_devices` workers and returns the last word on it, and why it failed if it did.
 
-    Ray must be running. `report` is called in this thread with each new record; after `stop` is set the run ends at its next
-    step. So it does when a node is about to go, and that is a failure (NodeLost). `threads` are those of each worker's arithmetic,
-    `resources` what Ray must give each.
+    Ray must be running. `report` is called in this thread with each new record; after `stop` is set the run
+    ends at its next step. So it does when a node is about to go, and that is a failure (NodeLost). `threads`
+    are those of each worker's arithmetic, `resources` what Ray must give each.
     """
     board = open_board()
     ended: list[BaseException | None] = []
@@ -108,14 +108,17 @@ def follow(
                         name="finetune",
                         storage_path=scratch,
                         # Ray Train would start again from where this attempt began.
-                        failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, preemption_grace_s=SECONDS_TO_SAVE),
+                        failure_config=FailureConfig(
+                            max_failures=0, max_preemption_failures=0, preemption_grace_s=SECONDS_TO_SAVE
+                        ),
                     ),
                 ).fit()
             ended.append(None)
         except BaseException as error:  # noqa: BLE001 - it crosses to the thread that follows, which names it
             ended.append(error)
 
-    # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a snapshot can be saved.
+    # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a snapshot
+    # can be saved.
     fitting = threading.Thread(target=fit, name="ray-train", daemon=True)
     fitting.start()
     notice = Notice()

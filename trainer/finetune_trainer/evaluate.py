@@ -39,10 +39,12 @@ def arithmetic(share: Share) -> Iterator[None]:
 def loss_sum(model: torch.nn.Module, batch: MicroBatch, device: torch.device) -> torch.Tensor:
     """The summed cross-entropy of a batch's trained tokens, a scalar in fp32; 0 when none counts.
 
-    Position i is predicted from the positions before it, so the first token of a row never counts. The cache is switched off in
-    every call: models turn it on by themselves outside training.
+    Position i is predicted from the positions before it, so the first token of a row never counts. The cache
+    is switched off in every call: models turn it on by themselves outside training.
     """
-    logits = model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False).logits
+    logits = model(
+        input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
+    ).logits
     # logits are of shape (rows, length, vocabulary)
     counts = batch.trained[:, 1:].to(device)
     predicted = logits[:, :-1][counts].float()  # (trained tokens, vocabulary)
@@ -58,7 +60,9 @@ def mean_loss(model: torch.nn.Module, rows: TokenizedRows, batch_size: int, shar
     """
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
-    for indices in evaluation_batches(rows.lengths, rank=share.rank, num_devices=share.num_devices, batch_size=batch_size):
+    for indices in evaluation_batches(
+        rows.lengths, rank=share.rank, num_devices=share.num_devices, batch_size=batch_size
+    ):
         batch = lay_out(rows, indices, pad_token_id=share.pad_token_id, length=share.length)
         with arithmetic(share):
             total[0] += loss_sum(model, batch, share.device).double().cpu()

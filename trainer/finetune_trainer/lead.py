@@ -25,7 +25,9 @@ class Scribe(Protocol):
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
         """The model after `step` steps was validated; `checkpoint` is the one that is about to hold it."""
 
-    def save(self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]) -> None:
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
         """Saves what `write` puts into a directory as a checkpoint, or as a snapshot when there is no name."""
 
     def tell(self, step: int, evaluation: Evaluation | None) -> None:
@@ -44,7 +46,9 @@ class Follower:
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
         """Nothing."""
 
-    def save(self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]) -> None:
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
         """Nothing."""
 
     def tell(self, step: int, evaluation: Evaluation | None) -> None:
@@ -108,7 +112,9 @@ class Lead:
             )
         )
 
-    def save(self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]) -> None:
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
         """A checkpoint or a snapshot; only when it is complete do those go that are no longer kept, and when that was reported."""
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
             write(staging)
@@ -162,7 +168,9 @@ class Lead:
             estimated_completion_time=self._pace.estimated_completion(step),
             last_update_time=datetime.now(UTC),
         )
-        return ProgressRecord(plan=self._plan, progress=progress, evaluation=evaluation, checkpoints=flagged(self._checkpoints))
+        return ProgressRecord(
+            plan=self._plan, progress=progress, evaluation=evaluation, checkpoints=flagged(self._checkpoints)
+        )
 
     def _write(self, line: StepLine | EvaluationLine) -> None:
         self._run.append_metrics(line)

@@ -36,7 +36,8 @@ DEFAULT_STORAGE = "./finetune-runs"
 DEFAULT_NAMESPACE = "default"
 
 NOT_TRAINING = ("suspend", "run_policy", "storage", "cluster", "logger", "custom_model_tag")
-"""Fields that do not change what is trained: runs that differ in nothing else are the same run, and go on from each other."""
+"""Fields that do not change what is trained: runs that differ in nothing else are the same run, and go on
+from each other."""
 
 
 SMALLEST_OBJECT_STORE = 128 * 2**20
@@ -74,7 +75,9 @@ def local_run_directory(manifest: Manifest, storage: str, devices: int | None) -
     """Where `run_locally` with these arguments trains."""
     uid = run_uid(_asked(manifest.spec, devices))
     namespace = manifest.metadata.namespace or DEFAULT_NAMESPACE
-    return RunDirectory(open_storage(storage).child(run_directory_name(namespace, manifest.metadata.name, uid)))
+    return RunDirectory(
+        open_storage(storage).child(run_directory_name(namespace, manifest.metadata.name, uid))
+    )
 
 
 def _asked(spec: FineTuneJobSpec, devices: int | None) -> FineTuneJobSpec:
@@ -84,8 +87,9 @@ def _asked(spec: FineTuneJobSpec, devices: int | None) -> FineTuneJobSpec:
 def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listener: Listener) -> LocalRun:
     """Trains on this machine, from the newest complete checkpoint if there is one; a run that has finished is only shown.
 
-    Raises FineTuneError, with nothing written, for what is wrong before training; what goes wrong in training is in the status.
-    Ctrl-C and SIGTERM end the run at its next step with a snapshot, and running again goes on; a second one ends it at once.
+    Raises FineTuneError, with nothing written, for what is wrong before training; what goes wrong in training
+    is in the status. Ctrl-C and SIGTERM end the run at its next step with a snapshot, and running again goes
+    on; a second one ends it at once.
     """
     machine = this_machine()
     spec, remarks = fit_to_machine(manifest.spec, machine, devices)
@@ -102,7 +106,10 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listen
     for remark in prepared.warnings:
         listener.say(f"warning: {remark}")
     with _alone_in(run):
-        run.claim(manifest.model_copy(update={"spec": _asked(manifest.spec, devices)}).to_yaml(), run.path.rpartition("/")[2])
+        run.claim(
+            manifest.model_copy(update={"spec": _asked(manifest.spec, devices)}).to_yaml(),
+            run.path.rpartition("/")[2],
+        )
         job = job_to_train(manifest.metadata.name, prepared, run, on_gpu=machine.gpus > 0)
         if job.resume_from is not None:
             listener.say(f"going on from {run.checkpoint_path(job.resume_from)}")
@@ -113,7 +120,10 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, listen
 def _train(job: TrainingJob, prepared: Prepared, machine: Machine, listener: Listener) -> FineTuneJobStatus:
     devices = job.numbers.num_devices
     started = datetime.now(UTC)
-    with _ray(machine, prepared), stop_on_signals(listener.say) as stop:  # Ray puts a SIGTERM handler of its own in place
+    with (
+        _ray(machine, prepared),
+        stop_on_signals(listener.say) as stop,
+    ):  # Ray puts a SIGTERM handler of its own in place
         notice, failure = follow(
             job,
             on_gpu=machine.gpus > 0,
@@ -128,7 +138,9 @@ def _train(job: TrainingJob, prepared: Prepared, machine: Machine, listener: Lis
     elif notice.outcome == Outcome.STOPPED:
         step = record.progress.step if record.progress else 0
         status = _status(
-            record, Phase.SUSPENDED, f"stopped after step {step} of {prepared.plan.total_steps}; run again to go on from there"
+            record,
+            Phase.SUSPENDED,
+            f"stopped after step {step} of {prepared.plan.total_steps}; run again to go on from there",
         )
     else:
         status = _status(record, Phase.SUCCEEDED, f"trained {prepared.plan.total_steps} steps")
@@ -174,14 +186,18 @@ def _lock(directory: int, path: str) -> None:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: another process is training there; wait until it has ended") from error
+        raise FineTuneError(
+            FailureClass.STORAGE_ERROR, f"{path}: another process is training there; wait until it has ended"
+        ) from error
 
 
 @contextmanager
 def _ray(machine: Machine, prepared: Prepared) -> Iterator[None]:
     """A Ray of this process alone: no dashboard, no messages, and as much shared memory as the rows take."""
     quieten_ray()
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes a laptop away; it would be one more process
+    os.environ.setdefault(
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+    )  # nobody takes a laptop away; it would be one more process
     rows = sum(part.nbytes for part in (prepared.train, prepared.validation) if part is not None)
     ray.init(
         address="local",

@@ -33,7 +33,11 @@ class LocalStorage:
     def files(self) -> dict[str, int]:
         """The names of all files with their sizes, unfinished ones as well."""
         with explained(self._root):
-            return {file.relative_to(self._root).as_posix(): file.stat().st_size for file in self._root.rglob("*") if file.is_file()}
+            return {
+                file.relative_to(self._root).as_posix(): file.stat().st_size
+                for file in self._root.rglob("*")
+                if file.is_file()
+            }
 
     def read_text(self, name: str) -> str | None:
         """A file's text; bytes that are not UTF-8, which a crash of the machine can leave, become U+FFFD."""

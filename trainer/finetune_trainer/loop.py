@@ -1,7 +1,8 @@
 """The training loop of one worker: model and optimizer, steps, validation and checkpoint after epochs.
 
-Every worker runs `train` with the same job and its own rank. All of them know all rows, so what a step is normalised by needs no
-exchange; gradients, the loss and the wish to stop are what they exchange. Rank 0 alone writes and reports.
+Every worker runs `train` with the same job and its own rank. All of them know all rows, so what a step is
+normalised by needs no exchange; gradients, the loss and the wish to stop are what they exchange. Rank 0 alone
+writes and reports.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ from finetune_trainer.optimizer import adamw, backward, clip, set_learning_rate
 from finetune_trainer.run_directory import RunDirectory
 from finetune_trainer.tokens import TokenizedRows
 from finetune_trainer.tracking import open_tracker
-from finetune_trainer.training_state import Position, RandomState, gather_random_state, restore_state, save_state
+from finetune_trainer.training_state import (
+    Position,
+    RandomState,
+    gather_random_state,
+    restore_state,
+    save_state,
+)
 
 SNAPSHOT_SECONDS = 30 * 60
 """Between checkpoints, how often a snapshot is kept to resume from."""
@@ -94,13 +101,15 @@ class Worker:
 def train(job: TrainingJob, worker: Worker) -> Outcome:
     """Trains to the end, or to the step after which a stop was requested.
 
-    Raises FineTuneError: Diverged when a loss or gradient is not finite, StorageError when a checkpoint cannot be written, InvalidData
-    when the rows are not those that the run began with.
+    Raises FineTuneError: Diverged when a loss or gradient is not finite, StorageError when a checkpoint
+    cannot be written, InvalidData when the rows are not those that the run began with.
     """
     numbers, total_steps = job.numbers, job.numbers.total_steps
     run = RunDirectory.open(job.run_directory)
     tokenizer = load_tokenizer(job.spec)
-    share = Share(worker.rank, worker.num_devices, worker.device, job.dtype, pad_token_id(tokenizer), job.padded_length)
+    share = Share(
+        worker.rank, worker.num_devices, worker.device, job.dtype, pad_token_id(tokenizer), job.padded_length
+    )
     model, optimizer, position = _begin(job, worker, run)
     module = _parallel(model, job.spec, worker)
     step, evaluation = position.step, position.evaluation
@@ -118,7 +127,9 @@ def train(job: TrainingJob, worker: Worker) -> Outcome:
             grad_norm = clip(model, job.spec.max_grad_norm)
             loss, wish = _exchange(part, _wish(worker, saved_at), worker)
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise _diverged(f"the loss of step {step + 1} is {loss} and its gradient norm {grad_norm}", job)
+                raise _diverged(
+                    f"the loss of step {step + 1} is {loss} and its gradient norm {grad_norm}", job
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
@@ -131,7 +142,15 @@ def train(job: TrainingJob, worker: Worker) -> Outcome:
             if checkpoint or wish:
                 state = Position(step=step, data=job.fingerprint, evaluation=evaluation)
                 random = gather_random_state(worker.device, worker.num_devices)
-                write = partial(_write, model=model, tokenizer=tokenizer, spec=job.spec, state=state, optimizer=optimizer, random=random)
+                write = partial(
+                    _write,
+                    model=model,
+                    tokenizer=tokenizer,
+                    spec=job.spec,
+                    state=state,
+                    optimizer=optimizer,
+                    random=random,
+                )
                 scribe.save(checkpoint, step, evaluation if job.validation is not None else None, write)
                 saved_at = time.monotonic()
             scribe.tell(step, evaluation)
@@ -157,7 +176,9 @@ def _write(
     save_state(directory, state, optimizer, random)
 
 
-def _begin(job: TrainingJob, worker: Worker, run: RunDirectory) -> tuple[PreTrainedModel | PeftModel, torch.optim.Optimizer, Position]:
+def _begin(
+    job: TrainingJob, worker: Worker, run: RunDirectory
+) -> tuple[PreTrainedModel | PeftModel, torch.optim.Optimizer, Position]:
     """Model, optimizer and position at the start of the run, or as they were when the checkpoint to go on from was saved."""
     on_gpu = worker.device.type == "cuda"
     start = Position(step=0, data=job.fingerprint, evaluation=None)
@@ -168,13 +189,19 @@ def _begin(job: TrainingJob, worker: Worker, run: RunDirectory) -> tuple[PreTrai
         torch.manual_seed(job.spec.seed + worker.rank)
         if resumed is None:
             return model, optimizer, start
-        return model, optimizer, restore_state(resumed, optimizer, data=job.fingerprint, rank=worker.rank, device=worker.device)
+        return (
+            model,
+            optimizer,
+            restore_state(resumed, optimizer, data=job.fingerprint, rank=worker.rank, device=worker.device),
+        )
 
 
 def _parallel(model: torch.nn.Module, spec: FineTuneJobSpec, worker: Worker) -> torch.nn.Module:
     """The model as it is called in training: over several devices with DDP, and compiled where the spec asks for it."""
     if worker.num_devices > 1:
-        model = DistributedDataParallel(model, device_ids=[worker.device] if worker.device.type == "cuda" else None)
+        model = DistributedDataParallel(
+            model, device_ids=[worker.device] if worker.device.type == "cuda" else None
+        )
     if spec.torch_compile is not None and spec.torch_compile.enabled:
         model.compile(**spec.torch_compile.model_dump(exclude={"enabled"}, exclude_none=True))
     return model
@@ -220,7 +247,9 @@ def _checkpoint_after(step: int, numbers: Numbers) -> str | None:
 def _wish(worker: Worker, saved_at: float) -> Wish:
     if worker.stop_requested():
         return Wish.STOP
-    return Wish.SNAPSHOT if worker.rank == 0 and time.monotonic() - saved_at > SNAPSHOT_SECONDS else Wish.NOTHING
+    return (
+        Wish.SNAPSHOT if worker.rank == 0 and time.monotonic() - saved_at > SNAPSHOT_SECONDS else Wish.NOTHING
+    )
 
 
 def _exchange(part: torch.Tensor, wish: Wish, worker: Worker) -> tuple[float, Wish]:
@@ -235,11 +264,15 @@ def _exchange(part: torch.Tensor, wish: Wish, worker: Worker) -> tuple[float, Wi
     return float(table[0].sum()), Wish(int(table[1].max()))
 
 
-def _validate(model: torch.nn.Module, validation: TokenizedRows, job: TrainingJob, step: int, share: Share) -> Evaluation:
+def _validate(
+    model: torch.nn.Module, validation: TokenizedRows, job: TrainingJob, step: int, share: Share
+) -> Evaluation:
     loss = mean_loss(model, validation, job.numbers.eval_batch_size_per_device, share)
     if not math.isfinite(loss):
         raise _diverged(f"the validation loss after step {step} is {loss}", job)
-    return Evaluation(epoch=round(step / job.numbers.steps_per_epoch, 4), loss=loss, perplexity=perplexity(loss))
+    return Evaluation(
+        epoch=round(step / job.numbers.steps_per_epoch, 4), loss=loss, perplexity=perplexity(loss)
+    )
 
 
 def _diverged(what: str, job: TrainingJob) -> FineTuneError:

@@ -1,4 +1,7 @@
-"""An estimate of the memory that one device needs. An estimate: the allocator and temporary tensors come on top."""
+"""An estimate of the memory that one device needs.
+
+An estimate: the allocator and temporary tensors come on top.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from finetune_trainer.prepare import Prepared
 
 _BYTES = {"bf16": 2, "fp32": 4}
 _ACTIVATION_VALUES_PER_HIDDEN = 17
-"""Values a transformer layer keeps for the backward pass, per token and hidden unit: 34 bytes in 16 bits, without the attention
-matrix, which PyTorch's attention does not keep (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.1)."""
+"""Values a transformer layer keeps for the backward pass, per token and hidden unit: 34 bytes in 16 bits,
+without the attention matrix, which PyTorch's attention does not keep (Korthikanti et al. 2022, "Reducing
+Activation Recomputation", section 4.1)."""
 
 
 class MemoryEstimate(StatusModel):

@@ -1,4 +1,7 @@
-"""The lines of `metrics.jsonl`: one for each optimizer step, one for each validation. `step` counts updates done so far, times are UTC."""
+"""The lines of `metrics.jsonl`: one for each optimizer step, one for each validation.
+
+`step` counts updates done so far, times are UTC.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,10 @@ FAILURE_CLASSES = {
 
 
 class MlflowRun:
-    """A run that numbers can be added to. The client retries for minutes when a server is gone, as MLFLOW_HTTP_REQUEST_MAX_RETRIES says."""
+    """A run that numbers can be added to.
+
+    The client retries for minutes when a server is gone, as MLFLOW_HTTP_REQUEST_MAX_RETRIES says.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client = client
@@ -50,14 +53,17 @@ class MlflowRun:
 def start_mlflow_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> MlflowRun:
     """A new run, with the spec's fields as its parameters.
 
-    Where the spec says nothing, MLflow's own defaults hold: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, the experiment `Default`.
-    Raises FineTuneError: InvalidSpec for an experiment that is not there and shall not be made and for a wrong address, AccessDenied,
-    StorageError when the server or store fails.
+    Where the spec says nothing, MLflow's own defaults hold: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, the
+    experiment `Default`. Raises FineTuneError: InvalidSpec for an experiment that is not there and shall not
+    be made and for a wrong address, AccessDenied, StorageError when the server or store fails.
     """
     from mlflow import MlflowClient
     from mlflow.entities import Param
 
-    params = [Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in published_fields(spec).items()]
+    params = [
+        Param(key, value if isinstance(value, str) else json.dumps(value))
+        for key, value in published_fields(spec).items()
+    ]
     with _explained(config):
         client = MlflowClient(tracking_uri=config.tracking_uri)
         run = client.create_run(_experiment(client, config), run_name=spec.custom_model_tag or name)
@@ -94,4 +100,6 @@ def _explained(config: LoggerConfig) -> Iterator[None]:
         failure_class = FAILURE_CLASSES.get(error.error_code, FailureClass.STORAGE_ERROR)
         raise FineTuneError(failure_class, f"{where}: mlflow says: {error.message}") from error
     except Exception as error:  # stores raise errors of their database drivers
-        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{where}: mlflow cannot start a run: {error}") from error
+        raise FineTuneError(
+            FailureClass.STORAGE_ERROR, f"{where}: mlflow cannot start a run: {error}"
+        ) from error

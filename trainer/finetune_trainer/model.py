@@ -10,7 +10,14 @@ from typing import TypedDict, cast
 import peft
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -53,24 +60,31 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     try:
         return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (ValueError, OSError) as error:
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}") from error
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
+        ) from error
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
     """The tokenizer of `model_id`.
 
-    A tokenizer without a pad token gets its end-of-text token as filling: padding is masked by position, so the choice changes
-    nothing. Raises FineTuneError (ModelNotFound) when there is no tokenizer, or one with neither token.
+    A tokenizer without a pad token gets its end-of-text token as filling: padding is masked by position, so
+    the choice changes nothing. Raises FineTuneError (ModelNotFound) when there is no tokenizer, or one with
+    neither token.
     """
     path = fetch_model(spec.model_id, "spec.model_id", weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {_short(error)}"
+            FailureClass.MODEL_NOT_FOUND,
+            f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {_short(error)}",
         ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        missing = "its tokenizer has neither a pad token nor an end-of-text token; set pad_token in its tokenizer_config.json"
+        missing = (
+            "its tokenizer has neither a pad token nor an end-of-text token; set pad_token in its"
+            " tokenizer_config.json"
+        )
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id}: {missing}")
     return cast("PreTrainedTokenizerBase", tokenizer)
 
@@ -83,8 +97,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     """The sizes of the model that the spec trains.
 
-    Raises FineTuneError: InvalidSpec when lora_config does not fit the model, or the adapter to go on from does not fit lora_config;
-    ModelNotFound when the model is not a causal language model.
+    Raises FineTuneError: InvalidSpec when lora_config does not fit the model, or the adapter to go on from
+    does not fit lora_config; ModelNotFound when the model is not a causal language model.
     """
     try:
         with torch.device("meta"):
@@ -99,7 +113,10 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         warnings = check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
         trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
         if spec.initial_adapter_model_ckpt_path is not None:
-            check_adapter(adapted, fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"))
+            check_adapter(
+                adapted,
+                fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"),
+            )
     return Shape(
         total_parameters=_count(trained),
         trainable_parameters=_count(trained, trainable=True),
@@ -116,9 +133,9 @@ def load_model(
 ) -> PreTrainedModel | peft.PeftModel:
     """The model to train, on the CPU, in train mode.
 
-    What was trained is taken from the checkpoint `resumed`, if there is one. Frozen weights are held in `dtype`; what is trained is
-    held in fp32, since AdamW's small updates vanish in bf16. New adapters depend on the spec's seed alone.
-    Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
+    What was trained is taken from the checkpoint `resumed`, if there is one. Frozen weights are held in
+    `dtype`; what is trained is held in fp32, since AdamW's small updates vanish in bf16. New adapters depend
+    on the spec's seed alone. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
     """
     source, where = _base(spec)
     weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
@@ -160,7 +177,9 @@ def _read_weights(path: Path, where: str, *, dtype: torch.dtype, attention: str 
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}") from error
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
+        ) from error
     # With output_loading_info it gives a pair.
     model, loading = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
     absent = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
@@ -200,7 +219,9 @@ def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
 
 
 def _count(model: torch.nn.Module, *, trainable: bool = False) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable)
+    return sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable
+    )
 
 
 def _short(error: Exception) -> str:

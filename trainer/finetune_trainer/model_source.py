@@ -59,8 +59,8 @@ def source_revision(source: str | HubRepository) -> str | None:
 def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
     """A local directory with the model or adapter: config and tokenizer, and the weights if asked for.
 
-    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError, beginning with `where`,
-    such as `spec.model_id`.
+    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError,
+    beginning with `where`, such as `spec.model_id`.
     """
     if isinstance(source, HubRepository):
         return _from_hub(source.repo_id, where, weights=weights)
@@ -71,7 +71,10 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
         return _from_storage(source, where, weights=weights)
     on_mount = mounted_here(source)
     if on_mount is None and scheme(source) in ("pvc", "configmap"):
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} is mounted on a cluster only; give a path on this machine")
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND,
+            f"{where}: {source} is mounted on a cluster only; give a path on this machine",
+        )
     path = on_mount or _local(source)
     if not path.is_dir():
         what = (
@@ -82,7 +85,10 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} {what}")
     for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
         if not any(path.glob(pattern)):
-            raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no {what} ({pattern}); give a model's directory")
+            raise FineTuneError(
+                FailureClass.MODEL_NOT_FOUND,
+                f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
+            )
     return path
 
 
@@ -94,7 +100,12 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
     name, _, revision = name.partition("@")
     try:
         return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=_patterns(weights=weights), ignore_patterns=_SAME_WEIGHTS)
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=_patterns(weights=weights),
+                ignore_patterns=_SAME_WEIGHTS,
+            )
         )
     except GatedRepoError as error:
         asked = "ask for access to it on the hub, and set HF_TOKEN to a token that has it"
@@ -102,10 +113,13 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
     except (RepositoryNotFoundError, HFValidationError) as error:
         hint = "check the name, or set HF_TOKEN if it is private"
         raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"{where}: {name} is neither a directory here nor a model on the hub; {hint}"
+            FailureClass.MODEL_NOT_FOUND,
+            f"{where}: {name} is neither a directory here nor a model on the hub; {hint}",
         ) from error
     except RevisionNotFoundError as error:
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {name} has no revision {revision} on the hub") from error
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {name} has no revision {revision} on the hub"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
         if isinstance(answer, HfHubHTTPError) and answer.response.status_code == HTTPStatus.FORBIDDEN:
@@ -113,10 +127,13 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
             raise FineTuneError(FailureClass.ACCESS_DENIED, refused) from error
         hint = "give a model's directory, or try again with a network"
         # Where it is not to be asked, it will not answer another time.
-        failure_class = FailureClass.MODEL_NOT_FOUND if constants.HF_HUB_OFFLINE else FailureClass.STORAGE_ERROR
+        failure_class = (
+            FailureClass.MODEL_NOT_FOUND if constants.HF_HUB_OFFLINE else FailureClass.STORAGE_ERROR
+        )
         raise FineTuneError(
             failure_class,
-            f"{where}: {name} is not a directory here, and the hub cannot be reached ({_first_line(error)}); {hint}",
+            f"{where}: {name} is not a directory here, and the hub cannot be reached ({_first_line(error)});"
+            f" {hint}",
         ) from error
 
 
@@ -125,10 +142,20 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
     files = storage.files()
     for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
         if not any(_fits(file, [pattern]) for file in files if "/" not in file):
-            raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} holds no {what} ({pattern}); give a model's directory")
+            raise FineTuneError(
+                FailureClass.MODEL_NOT_FOUND,
+                f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
+            )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
-    storage.download([file for file in files if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)], target)
+    storage.download(
+        [
+            file
+            for file in files
+            if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)
+        ],
+        target,
+    )
     return target
 
 

@@ -1,9 +1,10 @@
 """Storage in S3 or GCS, where a single file appears whole and nothing can be renamed.
 
-S3 is found as the AWS command finds it: credentials from the environment, a profile or the machine, the endpoint from
-`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, the region from `AWS_REGION` or `AWS_DEFAULT_REGION`, and only without any of these by
-asking AWS. GCS takes the application default credentials; `gs://anonymous@bucket/…` takes none. Options at a path's end go before all
-of that: `?endpoint_override=…&scheme=…`, and for S3 `region=…`, for GCS `retry_limit_seconds=…`.
+S3 is found as the AWS command finds it: credentials from the environment, a profile or the machine, the
+endpoint from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, the region from `AWS_REGION` or
+`AWS_DEFAULT_REGION`, and only without any of these by asking AWS. GCS takes the application default
+credentials; `gs://anonymous@bucket/…` takes none. Options at a path's end go before all of that:
+`?endpoint_override=…&scheme=…`, and for S3 `region=…`, for GCS `retry_limit_seconds=…`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from finetune_api.paths import child
 from finetune_trainer.storage_failure import explained, explained_writing
 
 GCS_RETRY_SECONDS = 60
-"""How long a request to GCS is tried again; its client would go on for a quarter of an hour. S3's gives up after three tries."""
+"""How long a request to GCS is tried again; its client would go on for a quarter of an hour. S3's gives up
+after three tries."""
 CHUNK_BYTES = 32 * 2**20
 """How much of a file one request brings."""
 FLUSH_SECONDS = 60
@@ -36,24 +38,33 @@ _log = logging.getLogger(__name__)
 def connect(path: str) -> tuple[fs.FileSystem, str]:
     """The file system of an `s3://` or `gs://` path, and the path inside it (`bucket/key`).
 
-    Raises FineTuneError (InvalidSpec) when the path is not one that can be used, OSError when the region of a bucket cannot be found.
+    Raises FineTuneError (InvalidSpec) when the path is not one that can be used, OSError when the region of a
+    bucket cannot be found.
     """
     parts = urlsplit(path)
     if parts.password:
         shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{shown}: credentials do not belong in a path; use the environment")
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{shown}: credentials do not belong in a path; use the environment"
+        )
     if parts.scheme not in ("s3", "gs"):
         hint = " (it is mounted on a cluster only)" if parts.scheme in ("pvc", "configmap") else ""
         what = f"{parts.scheme}:// cannot be used here{hint}; give a plain path, s3:// or gs://"
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {what}")
     if not parts.netloc:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: has no bucket; write {parts.scheme}://BUCKET/PATH")
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{path}: has no bucket; write {parts.scheme}://BUCKET/PATH"
+        )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    default = {"s3": f"region={region}" if region else "", "gs": f"retry_limit_seconds={GCS_RETRY_SECONDS}"}[parts.scheme]
+    default = {"s3": f"region={region}" if region else "", "gs": f"retry_limit_seconds={GCS_RETRY_SECONDS}"}[
+        parts.scheme
+    ]
     given = default.partition("=")[0] + "=" in parts.query
     options = [parts.query] if given else [parts.query, default]
     try:
-        filesystem, key = fs.FileSystem.from_uri(parts._replace(query="&".join(filter(None, options))).geturl())
+        filesystem, key = fs.FileSystem.from_uri(
+            parts._replace(query="&".join(filter(None, options))).geturl()
+        )
     except ValueError as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error}") from error
     return filesystem, key
@@ -81,8 +92,14 @@ class ObjectStorage:
     def files(self) -> dict[str, int]:
         """The names of all files with their sizes; objects that only stand for a directory are none."""
         with explained(self._path):
-            entries = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True, recursive=True))
-        return {entry.path.removeprefix(f"{self._root}/"): entry.size for entry in entries if entry.type == fs.FileType.File}
+            entries = self._filesystem.get_file_info(
+                fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+            )
+        return {
+            entry.path.removeprefix(f"{self._root}/"): entry.size
+            for entry in entries
+            if entry.type == fs.FileType.File
+        }
 
     def read_text(self, name: str) -> str | None:
         """A file's text, from memory if it was appended to."""
@@ -160,7 +177,10 @@ class ObjectStorage:
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
         """A temporary directory."""
-        with tempfile.TemporaryDirectory(prefix=f"finetune-{name}-") as directory, explained_writing(directory):
+        with (
+            tempfile.TemporaryDirectory(prefix=f"finetune-{name}-") as directory,
+            explained_writing(directory),
+        ):
             yield Path(directory)
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
@@ -184,5 +204,8 @@ class ObjectStorage:
         return f"{self._root}/{name}"
 
     def _put(self, name: str, text: str) -> None:
-        with explained(child(self._path, name)), self._filesystem.open_output_stream(self._key(name)) as stream:
+        with (
+            explained(child(self._path, name)),
+            self._filesystem.open_output_stream(self._key(name)) as stream,
+        ):
             stream.write(text.encode("utf-8"))

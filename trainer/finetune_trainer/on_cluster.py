@@ -1,8 +1,8 @@
 """One attempt at a FineTuneJob in a Ray cluster: `python -m finetune_trainer.on_cluster` on the head, where nothing is trained.
 
-It reads the job and its `Assignment`, trains on the cluster's workers, and tells how it goes in the config map of the progress record.
-It ends with 0 when the run has finished, with 1 when it failed, and the record says why; stopped by SIGTERM or because a node is taken
-away, with 143.
+It reads the job and its `Assignment`, trains on the cluster's workers, and tells how it goes in the config
+map of the progress record. It ends with 0 when the run has finished, with 1 when it failed, and the record
+says why; stopped by SIGTERM or because a node is taken away, with 143.
 """
 
 from __future__ import annotations
@@ -50,9 +50,13 @@ def main() -> int:
     """Runs the attempt that the environment tells of; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if ASSIGNMENT not in os.environ:
-        sys.exit(f"{ASSIGNMENT} is not set: the operator starts this program; on one machine use `finetune run`")
+        sys.exit(
+            f"{ASSIGNMENT} is not set: the operator starts this program; on one machine use `finetune run`"
+        )
     assignment = Assignment.model_validate_json(os.environ[ASSIGNMENT])
-    return run_attempt(assignment, Path(JOB_DIRECTORY / JOB_FILE), ConfigMap.in_this_pod(assignment.config_map))
+    return run_attempt(
+        assignment, Path(JOB_DIRECTORY / JOB_FILE), ConfigMap.in_this_pod(assignment.config_map)
+    )
 
 
 def run_attempt(assignment: Assignment, job_file: Path, config_map: ConfigMap) -> int:
@@ -95,10 +99,15 @@ class Account:
         """A record from training; a line for every epoch, and for a step where the last line is some time ago."""
         self.known(record)
         progress, evaluation, now = record.progress, record.evaluation, time.monotonic()
-        if progress is None or (progress.epochs == self._epochs and now - self._line_at < SECONDS_BETWEEN_LINES):
+        if progress is None or (
+            progress.epochs == self._epochs and now - self._line_at < SECONDS_BETWEEN_LINES
+        ):
             return
         self._epochs, self._line_at = progress.epochs, now
-        words = [f"epoch {progress.epochs}", f"step {progress.step}/{record.plan.total_steps if record.plan else '?'}"]
+        words = [
+            f"epoch {progress.epochs}",
+            f"step {progress.step}/{record.plan.total_steps if record.plan else '?'}",
+        ]
         if progress.train_loss is not None:
             words.append(f"loss {progress.train_loss:.4f}")
         if evaluation is not None:
@@ -124,7 +133,9 @@ class Account:
 
 def _train(assignment: Assignment, manifest: Manifest, namespace: str, account: Account) -> int:
     name = manifest.metadata.name
-    run = RunDirectory(open_storage(assignment.storage).child(run_directory_name(namespace, name, assignment.uid)))
+    run = RunDirectory(
+        open_storage(assignment.storage).child(run_directory_name(namespace, name, assignment.uid))
+    )
     result = run.result()
     if result is not None:
         account.say(f"{run.path} holds this run, finished")
@@ -141,7 +152,10 @@ def _train(assignment: Assignment, manifest: Manifest, namespace: str, account: 
     for warning in warnings:
         account.say(f"warning: {warning}")
     plan = prepared.plan
-    account.say(f"prepared {plan.rows} rows with {plan.tokens} tokens: {plan.total_epochs} epochs of {plan.steps_per_epoch} steps")
+    account.say(
+        f"prepared {plan.rows} rows with {plan.tokens} tokens: {plan.total_epochs} epochs of"
+        f" {plan.steps_per_epoch} steps"
+    )
     run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
     account.known(ProgressRecord(plan=plan, checkpoints=run.checkpoints()))
     job = job_to_train(name, prepared, run, on_gpu=assignment.on_gpu)
@@ -173,7 +187,9 @@ def _train(assignment: Assignment, manifest: Manifest, namespace: str, account: 
 def _ray() -> Iterator[None]:
     """The Ray cluster that this node is the head of."""
     quieten_ray()
-    ray.init(address="auto", runtime_env={"env_vars": QUIET_RAY}, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="auto", runtime_env={"env_vars": QUIET_RAY}, log_to_driver=False, logging_level=logging.ERROR
+    )
     try:
         yield
     finally:

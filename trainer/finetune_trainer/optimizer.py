@@ -20,10 +20,15 @@ def adamw(model: torch.nn.Module, spec: FineTuneJobSpec, *, fused: bool) -> torc
     """AdamW (Loshchilov and Hutter 2019) over what is trained; biases and norms, which are vectors, do not decay."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": spec.weight_decay},
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim >= 2],
+            "weight_decay": spec.weight_decay,
+        },
         {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=BETAS, eps=EPSILON, fused=fused)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=0.0, betas=BETAS, eps=EPSILON, fused=fused
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -38,11 +43,14 @@ def clip(model: torch.nn.Module, max_norm: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(trainable, max_norm))
 
 
-def backward(module: torch.nn.Module, train: TokenizedRows, rows: Indices, batch_size: int, share: Share) -> torch.Tensor:
+def backward(
+    module: torch.nn.Module, train: TokenizedRows, rows: Indices, batch_size: int, share: Share
+) -> torch.Tensor:
     """Gradients of one optimizer step over `rows`, and this device's part of its loss, a scalar.
 
-    The loss is the sum over the step's trained tokens on all devices and in all micro-batches, divided by their number: a mean of
-    micro-batch means would weigh tokens by the company they keep. Gradients are complete on every device when this returns.
+    The loss is the sum over the step's trained tokens on all devices and in all micro-batches, divided by
+    their number: a mean of micro-batch means would weigh tokens by the company they keep. Gradients are
+    complete on every device when this returns.
     """
     trained = sum(int(train.row(int(row))[1][1:].sum()) for row in rows)
     micro_batches = deal(rows, rank=share.rank, num_devices=share.num_devices, batch_size=batch_size)

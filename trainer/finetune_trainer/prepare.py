@@ -75,7 +75,10 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     tokenized = _all_or_every_problem(lambda path: _tokenize(path, spec, chat, warnings), paths)
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max()) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
-        what = f"its tokenizer gives token {largest_token}, and the model knows {model_shape.vocabulary}; they do not belong together"
+        what = (
+            f"its tokenizer gives token {largest_token}, and the model knows {model_shape.vocabulary}; they"
+            " do not belong together"
+        )
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {spec.model_id}: {what}")
     computed = numbers(
         spec,
@@ -83,12 +86,17 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
         longest_row=max(rows.longest for rows in tokenized),
         model_context_length=model_shape.context_length,
     )
-    cut = _all_or_every_problem(lambda pair: truncate(pair[0], computed.context_length, pair[1]), list(zip(tokenized, paths, strict=True)))
+    cut = _all_or_every_problem(
+        lambda pair: truncate(pair[0], computed.context_length, pair[1]),
+        list(zip(tokenized, paths, strict=True)),
+    )
     train = cut[0][0]
     validation = cut[1][0] if len(cut) > 1 else None
     truncated = sum(count for _, count in cut)
     if truncated:
-        warnings.append(f"{truncated} rows are longer than {computed.context_length} tokens and are truncated")
+        warnings.append(
+            f"{truncated} rows are longer than {computed.context_length} tokens and are truncated"
+        )
     if validation is not None:
         warnings += _shared_rows(train, validation)
 
@@ -133,14 +141,25 @@ def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
         except FineTuneError as error:
             errors.append(error)
     if errors:
-        raise FineTuneError(errors[0].failure_class, *(problem for error in errors for problem in error.problems)) from errors[0]
+        raise FineTuneError(
+            errors[0].failure_class, *(problem for error in errors for problem in error.problems)
+        ) from errors[0]
     return results
 
 
 def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
     seen = {train.row(index)[0].tobytes() for index in range(len(train))}
     shared = sum(validation.row(index)[0].tobytes() in seen for index in range(len(validation)))
-    return [f"{shared} of {len(validation)} validation rows are also training rows: the validation loss flatters"] if shared else []
+    return (
+        [
+            (
+                f"{shared} of {len(validation)} validation rows are also training rows: the validation loss"
+                " flatters"
+            )
+        ]
+        if shared
+        else []
+    )
 
 
 def _statistics(untruncated: TokenizedRows, train: TokenizedRows) -> TokenStatistics:

@@ -25,7 +25,10 @@ class Notice:
 
 
 class ProgressBoard:
-    """The newest progress record, how the run ended, and whether it should stop. Lives in an actor; see `open_board`."""
+    """The newest progress record, how the run ended, and whether it should stop.
+
+    Lives in an actor; see `open_board`.
+    """
 
     def __init__(self) -> None:
         self._notice = Notice()
@@ -53,9 +56,17 @@ class ProgressBoard:
         """All of it."""
         return self._notice
 
-    def _change(self, *, record: ProgressRecord | None = None, outcome: str | None = None, failure: Failure | None = None) -> None:
+    def _change(
+        self,
+        *,
+        record: ProgressRecord | None = None,
+        outcome: str | None = None,
+        failure: Failure | None = None,
+    ) -> None:
         now = self._notice
-        self._notice = Notice(now.version + 1, record or now.record, outcome or now.outcome, failure or now.failure)
+        self._notice = Notice(
+            now.version + 1, record or now.record, outcome or now.outcome, failure or now.failure
+        )
 
 
 Board = ActorHandle[ProgressBoard]

@@ -49,7 +49,10 @@ class FormatRendering:
         turns = [message for message in messages if message.role != "system"]
         users = [index for index, turn in enumerate(turns) if turn.role == "user"]
         if system and self._format.system_in_user and not users:
-            raise RenderingError("messages: have no user message to put the system message into, as prompt_format.system_in_user asks")
+            raise RenderingError(
+                "messages: have no user message to put the system message into, as"
+                " prompt_format.system_in_user asks"
+            )
         text = self._format.bos if self._format.system_in_user else self._format.bos + system
         spans = []
         for index, turn in enumerate(turns):
@@ -65,7 +68,10 @@ class FormatRendering:
 
     def _system(self, messages: Sequence[Message]) -> str:
         """The text of the system message, or of the default one; empty where there is none to write."""
-        given = next((message.content for message in messages if message.role == "system"), self._format.default_system_message)
+        given = next(
+            (message.content for message in messages if message.role == "system"),
+            self._format.default_system_message,
+        )
         content = self._content(given)
         if not content and not self._format.add_system_tags_even_if_message_is_empty:
             return ""

@@ -22,7 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 def wait_before_write(
-    newest: ProgressRecord | None, written: ProgressRecord | None, *, since_last_try: float, failed: bool, interval: float
+    newest: ProgressRecord | None,
+    written: ProgressRecord | None,
+    *,
+    since_last_try: float,
+    failed: bool,
+    interval: float,
 ) -> float | None:
     """In how many seconds the newest record must be written, when the last try was so long ago; None when it is written.
 
@@ -53,7 +58,11 @@ class RecordWriter:
     """
 
     def __init__(
-        self, write: Callable[[ProgressRecord], None], *, interval: float = SECONDS_BETWEEN_WRITES, patience: float = PATIENCE_SECONDS
+        self,
+        write: Callable[[ProgressRecord], None],
+        *,
+        interval: float = SECONDS_BETWEEN_WRITES,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._write = write
         self._interval = interval
@@ -67,7 +76,12 @@ class RecordWriter:
         self._thread.start()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def put(self, record: ProgressRecord) -> None:
@@ -99,17 +113,28 @@ class RecordWriter:
                     _log.warning("the progress record is written again")
                 written, failed = record, False
 
-    def _next(self, written: ProgressRecord | None, tried_at: float, *, failed: bool) -> ProgressRecord | None:
+    def _next(
+        self, written: ProgressRecord | None, tried_at: float, *, failed: bool
+    ) -> ProgressRecord | None:
         """Waits for the next record that must be written; None when there is none any more, or no time."""
         with self._changed:
             while True:
                 now = time.monotonic()
-                wait = wait_before_write(self._newest, written, since_last_try=now - tried_at, failed=failed, interval=self._interval)
+                wait = wait_before_write(
+                    self._newest,
+                    written,
+                    since_last_try=now - tried_at,
+                    failed=failed,
+                    interval=self._interval,
+                )
                 if self._give_up_at is not None:
                     if wait is None:
                         return None
                     if failed and now >= self._give_up_at:
-                        _log.error("the last progress record could not be written; nobody is told how this attempt ended")
+                        _log.error(
+                            "the last progress record could not be written; nobody is told how this attempt"
+                            " ended"
+                        )
                         return None
                     wait = wait if failed else 0
                 if wait == 0:

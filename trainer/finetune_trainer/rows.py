@@ -12,7 +12,8 @@ from finetune_trainer.storage import open_input
 
 ROLES = ("system", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
-"""Message keys that a chat template may drop without a word: training on such rows would teach something else."""
+"""Message keys that a chat template may drop without a word: training on such rows would teach something
+else."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a character outside the basic plane, which JSON can write and no tokenizer can read."""
 
@@ -43,10 +44,12 @@ class _RowError(Exception):
 
 
 def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
-    """All rows of a file that a spec names, and remarks about keys that are ignored. Blank lines do not count.
+    """All rows of a file that a spec names, and remarks about keys that are ignored.
 
-    A system message is moved to the front, as in LLMForge. Raises FineTuneError: InvalidData with every problem of every line as
-    `path:line: where: what`, or what `open_input` raises.
+    Blank lines do not count.
+
+    A system message is moved to the front, as in LLMForge. Raises FineTuneError: InvalidData with every
+    problem of every line as `path:line: where: what`, or what `open_input` raises.
     """
     rows: list[Row] = []
     problems: list[str] = []
@@ -60,7 +63,10 @@ def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
                     continue
                 messages, unknown = _messages(text, task)
             except UnicodeDecodeError as error:
-                problems.append(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8 text")
+                problems.append(
+                    f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as"
+                    " UTF-8 text"
+                )
             except _RowError as bad:
                 problems += [f"{path}:{number}: {problem}" for problem in bad.problems]
             else:
@@ -71,7 +77,10 @@ def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
         problems.append(f'{path}: holds no rows; give one {{"messages": [...]}} a line')
     if problems:
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)
-    return rows, [f"{path}: {key} is ignored; {len(lines)} rows have it, the first in line {lines[0]}" for key, lines in ignored.items()]
+    return rows, [
+        f"{path}: {key} is ignored; {len(lines)} rows have it, the first in line {lines[0]}"
+        for key, lines in ignored.items()
+    ]
 
 
 def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
@@ -104,7 +113,9 @@ def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
 def _message(turn: object) -> Message:
     if not isinstance(turn, dict):
         raise _RowError(f': must be an object {{"role": ..., "content": ...}}, is {_kind(turn)}')
-    problems = [f".{key}: tool calls are not supported; leave such rows out" for key in TOOL_KEYS if turn.get(key)]
+    problems = [
+        f".{key}: tool calls are not supported; leave such rows out" for key in TOOL_KEYS if turn.get(key)
+    ]
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
         problems.append(f".role: must be system, user or assistant, is {_kind(role)}")
@@ -128,7 +139,10 @@ def _check_roles(roles: list[str], task: str) -> None:
     if "user" not in roles:
         problems.append("messages: has no user message")
     if task == "instruction_tuning" and "assistant" not in roles:
-        problems.append("messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm all tokens count")
+        problems.append(
+            "messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm"
+            " all tokens count"
+        )
     if problems:
         raise _RowError(*problems)
 
@@ -137,7 +151,9 @@ def _parse(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise _RowError(f"is not JSON: {error.msg} at column {error.colno}; a line holds one whole object") from error
+        raise _RowError(
+            f"is not JSON: {error.msg} at column {error.colno}; a line holds one whole object"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise _RowError(f"cannot be read as JSON: {error}") from error
 

@@ -8,8 +8,8 @@
         metrics.jsonl       a line for each optimizer step and each validation
         result.json         the last progress record of a run that has finished
 
-A checkpoint without a complete.json that agrees with its files does not exist. A complete one is never written to again, and
-nothing is deleted before what takes its place is complete.
+A checkpoint without a complete.json that agrees with its files does not exist. A complete one is never
+written to again, and nothing is deleted before what takes its place is complete.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Completion(BaseModel):
 class RunDirectory:
     """The run directory as the one process that writes to it sees it; others may read.
 
-    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason when storage fails.
+    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason when storage
+    fails.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -75,8 +76,8 @@ class RunDirectory:
     def claim(self, job_yaml: str, identity: str) -> None:
         """Makes the directory this job's, or finds that it is, and removes what a run that died left unfinished.
 
-        `identity` is a line that is the same whenever the job runs. Raises FineTuneError (InvalidSpec), and writes nothing, when the
-        directory is another job's.
+        `identity` is a line that is the same whenever the job runs. Raises FineTuneError (InvalidSpec), and
+        writes nothing, when the directory is another job's.
         """
         mark = f"# {identity}"
         existing = self._storage.read_text(JOB)
@@ -85,7 +86,8 @@ class RunDirectory:
         elif existing.partition("\n")[0] != mark:
             owner = existing.partition("\n")[0].removeprefix("# ")
             raise FineTuneError(
-                FailureClass.INVALID_SPEC, f"{self.path}: holds the run of {owner}, and this is {identity}; give another storage path"
+                FailureClass.INVALID_SPEC,
+                f"{self.path}: holds the run of {owner}, and this is {identity}; give another storage path",
             )
         self._storage.clear_partial()
         self._clear_incomplete()
@@ -105,7 +107,9 @@ class RunDirectory:
     def newest(self) -> str | None:
         """The name of what to resume from: the complete checkpoint or snapshot with the most steps, a checkpoint before a snapshot."""
         found = self._complete()
-        return max(found, key=lambda name: (found[name].step, found[name].checkpoint is not None), default=None)
+        return max(
+            found, key=lambda name: (found[name].step, found[name].checkpoint is not None), default=None
+        )
 
     def local_copy(self, name: str) -> AbstractContextManager[Path]:
         """A directory on this machine with the files of a checkpoint or snapshot, to be read until the `with` block ends."""
@@ -153,7 +157,8 @@ class RunDirectory:
     def truncate_metrics(self, step: int) -> None:
         """Drops the lines of what happens again when training goes on after `step` optimizer steps; -1 drops all.
 
-        These are the lines of later steps, of validations whose checkpoint did not become complete, and half-written ones.
+        These are the lines of later steps, of validations whose checkpoint did not become complete, and
+        half-written ones.
         """
         text = self._storage.read_text(METRICS) or ""
         lines = text.splitlines(keepends=True)
@@ -165,7 +170,9 @@ class RunDirectory:
     def finish(self, record: ProgressRecord) -> None:
         """Notes that the run has finished, and how."""
         self._storage.flush()
-        self._storage.write_text(RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")
+        self._storage.write_text(
+            RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+        )
 
     def result(self) -> ProgressRecord | None:
         """The last record of a run that has finished; None of one that has not."""
@@ -180,7 +187,11 @@ class RunDirectory:
         files = self._storage.files()
         for name in set(_saved_names(files)) - set(self._complete()):
             if f"{name}/{COMPLETE}" in files:
-                _log.warning("%s is ignored: its files are not those that its %s lists", self.checkpoint_path(name), COMPLETE)
+                _log.warning(
+                    "%s is ignored: its files are not those that its %s lists",
+                    self.checkpoint_path(name),
+                    COMPLETE,
+                )
             else:
                 self._storage.delete(name)
 
@@ -189,7 +200,9 @@ class RunDirectory:
         found = {}
         for name in _saved_names(files):
             completion = self._read_completion(name)
-            if completion and all(files.get(f"{name}/{file}") == size for file, size in completion.files.items()):
+            if completion and all(
+                files.get(f"{name}/{file}") == size for file, size in completion.files.items()
+            ):
                 found[name] = completion
         return found
 
@@ -204,7 +217,11 @@ class RunDirectory:
         if name in self._complete():
             raise ValueError(f"{self.checkpoint_path(name)} is complete and must not change")
         self._delete(name)
-        files = {file.relative_to(staging).as_posix(): file.stat().st_size for file in sorted(staging.rglob("*")) if file.is_file()}
+        files = {
+            file.relative_to(staging).as_posix(): file.stat().st_size
+            for file in sorted(staging.rglob("*"))
+            if file.is_file()
+        }
         completion = Completion(step=step, checkpoint=checkpoint, files=files)
         (staging / COMPLETE).write_text(completion.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
         self._storage.publish(staging, name, last=COMPLETE)

@@ -11,7 +11,10 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one raises KeyboardInterrupt. `say` is told of the first."""
+    """An event that Ctrl-C and SIGTERM set; a second one raises KeyboardInterrupt.
+
+    `say` is told of the first.
+    """
     stop = threading.Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:

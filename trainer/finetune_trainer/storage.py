@@ -36,8 +36,8 @@ _HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/
 class Storage(Protocol):
     """A directory on this machine or in an object store. It need not exist.
 
-    Names are relative to it, with `/` between their parts. All methods raise FineTuneError (StorageError or AccessDenied) with the
-    path and the system's reason when storage does not do as it should.
+    Names are relative to it, with `/` between their parts. All methods raise FineTuneError (StorageError or
+    AccessDenied) with the path and the system's reason when storage does not do as it should.
     """
 
     @property
@@ -74,11 +74,15 @@ class Storage(Protocol):
     def staging(self, name: str) -> AbstractContextManager[Path]:
         """A new empty directory on this machine in which to write what `publish` then makes the directory `name`.
 
-        It goes when the `with` block ends. What the system does not let be written in the block raises FineTuneError.
+        It goes when the `with` block ends. What the system does not let be written in the block raises
+        FineTuneError.
         """
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
-        """Makes the staged files the directory `name`, which must not exist. Where files appear one by one, `last` does last."""
+        """Makes the staged files the directory `name`, which must not exist.
+
+        Where files appear one by one, `last` does last.
+        """
 
     def clear_partial(self) -> None:
         """Removes what a writer that died left unfinished. There must be no other writer."""
@@ -87,7 +91,8 @@ class Storage(Protocol):
 def open_storage(path: str) -> Storage:
     """The directory at a local path, `file://`, `s3://`, `gs://` or, where the claim is mounted, `pvc://`.
 
-    Raises FineTuneError: InvalidSpec when the path is not one of these, StorageError when a bucket's region cannot be found.
+    Raises FineTuneError: InvalidSpec when the path is not one of these, StorageError when a bucket's region
+    cannot be found.
     """
     if _is_local(path):
         return LocalStorage(_local(path).absolute())
@@ -103,11 +108,12 @@ def open_storage(path: str) -> Storage:
 def open_input(path: str) -> Iterator[BinaryIO]:
     """Opens a file that a spec names, for reading bytes.
 
-    It is a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or where they are mounted `pvc://` and
-    `configmap://`.
+    It is a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or where they
+    are mounted `pvc://` and `configmap://`.
 
-    Raises FineTuneError naming the path: InvalidData when there is no such file, AccessDenied, InvalidSpec when the path itself is
-    wrong, StorageError for the rest, also when reading breaks off inside the `with` block.
+    Raises FineTuneError naming the path: InvalidData when there is no such file, AccessDenied, InvalidSpec
+    when the path itself is wrong, StorageError for the rest, also when reading breaks off inside the `with`
+    block.
     """
     try:
         with _open(path) as stream:
@@ -115,16 +121,30 @@ def open_input(path: str) -> Iterator[BinaryIO]:
     except LocalEntryNotFoundError as error:
         answer = error.__cause__
         if isinstance(answer, HfHubHTTPError) and answer.response.status_code == HTTPStatus.FORBIDDEN:
-            raise FineTuneError(FailureClass.ACCESS_DENIED, f"{path}: the hub refuses it; HF_TOKEN must be one that may read it") from error
-        raise FineTuneError(FailureClass.STORAGE_ERROR, f"{path}: cannot reach the hub, and the file is not in its cache here") from error
+            raise FineTuneError(
+                FailureClass.ACCESS_DENIED,
+                f"{path}: the hub refuses it; HF_TOKEN must be one that may read it",
+            ) from error
+        raise FineTuneError(
+            FailureClass.STORAGE_ERROR, f"{path}: cannot reach the hub, and the file is not in its cache here"
+        ) from error
     except GatedRepoError as error:
-        raise FineTuneError(FailureClass.ACCESS_DENIED, f"{path}: access must be granted on the hub first, and HF_TOKEN be set") from error
+        raise FineTuneError(
+            FailureClass.ACCESS_DENIED,
+            f"{path}: access must be granted on the hub first, and HF_TOKEN be set",
+        ) from error
     except (FileNotFoundError, NotADirectoryError, EntryNotFoundError, RevisionNotFoundError) as error:
-        raise FineTuneError(FailureClass.INVALID_DATA, f"{path}: no such file; give the path of a file that exists") from error
+        raise FineTuneError(
+            FailureClass.INVALID_DATA, f"{path}: no such file; give the path of a file that exists"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise FineTuneError(FailureClass.INVALID_DATA, f"{path}: no such data set; if it is private, HF_TOKEN must be set") from error
+        raise FineTuneError(
+            FailureClass.INVALID_DATA, f"{path}: no such data set; if it is private, HF_TOKEN must be set"
+        ) from error
     except IsADirectoryError as error:
-        raise FineTuneError(FailureClass.INVALID_DATA, f"{path}: is a directory; give the path of a file") from error
+        raise FineTuneError(
+            FailureClass.INVALID_DATA, f"{path}: is a directory; give the path of a file"
+        ) from error
     except OSError as error:
         raise failure(path, error) from error
 
@@ -146,7 +166,8 @@ def _from_hub(path: str) -> Path:
     parts = _HUB_FILE.fullmatch(path)
     if parts is None:
         raise FineTuneError(
-            FailureClass.INVALID_SPEC, f"{path}: must be hf://datasets/OWNER/NAME/FILE or hf://datasets/OWNER/NAME@REVISION/FILE"
+            FailureClass.INVALID_SPEC,
+            f"{path}: must be hf://datasets/OWNER/NAME/FILE or hf://datasets/OWNER/NAME@REVISION/FILE",
         )
     revision = unquote(parts["revision"]) if parts["revision"] else None
     try:

@@ -32,8 +32,8 @@ def explained(path: str | PathLike[str]) -> Iterator[None]:
 def explained_writing(path: str | PathLike[str]) -> Iterator[None]:
     """As `explained`, for libraries that write files and raise exceptions of their own when the system does not let them.
 
-    safetensors and tokenizers quote the system's error, the latter in a plain Exception; torch.save, given an open file, raises while
-    it handles the OSError of that file.
+    safetensors and tokenizers quote the system's error, the latter in a plain Exception; torch.save, given an
+    open file, raises while it handles the OSError of that file.
     """
     try:
         yield
@@ -55,5 +55,8 @@ def failure(path: str | PathLike[str], error: OSError) -> FineTuneError:
     said = " ".join((error.strerror or str(error)).split())
     where = error.filename if isinstance(error.filename, str) else path
     if isinstance(error, PermissionError) or _REFUSED.search(said):
-        return FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {said}; check that it exists and that this process may use it")
+        return FineTuneError(
+            FailureClass.ACCESS_DENIED,
+            f"{where}: {said}; check that it exists and that this process may use it",
+        )
     return FineTuneError(FailureClass.STORAGE_ERROR, f"{where}: {said}")

@@ -53,7 +53,8 @@ class TokenizedRows:
 def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> TokenizedRows:
     """All rows, at least one, in full length.
 
-    Raises FineTuneError (InvalidData) with every row that the chat format cannot take, as `source:line: what`.
+    Raises FineTuneError (InvalidData) with every row that the chat format cannot take, as `source:line:
+    what`.
     """
     input_ids: list[NDArray[np.int32]] = []
     trained: list[NDArray[np.bool_]] = []
@@ -79,7 +80,8 @@ def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> 
 def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[TokenizedRows, int]:
     """The first `context_length` tokens of every row, and how many rows were longer.
 
-    Raises FineTuneError (InvalidData) with every row in which nothing is left to train on, as `source:line: what`.
+    Raises FineTuneError (InvalidData) with every row in which nothing is left to train on, as `source:line:
+    what`.
     """
     position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
     kept = position_in_row < context_length
@@ -94,7 +96,9 @@ def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[Tok
         whole = _predicted(rows)
         problems = [
             f"{source}:{line}: {_nothing_to_train_on(int(length), context_length, cut_off=bool(predicted))}"
-            for line, length, predicted in zip(rows.lines[without], rows.lengths[without], whole[without], strict=True)
+            for line, length, predicted in zip(
+                rows.lines[without], rows.lengths[without], whole[without], strict=True
+            )
         ]
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)
     return cut, int((rows.lengths > context_length).sum())
@@ -106,7 +110,10 @@ def trained_tokens(rows: TokenizedRows) -> int:
 
 
 def _predicted(rows: TokenizedRows) -> NDArray[np.int64]:
-    """Tokens of each row that count and that something comes before: the first of a row is never predicted. Shape (rows,)."""
+    """Tokens of each row that count and that something comes before: the first of a row is never predicted.
+
+    Shape (rows,).
+    """
     counted = np.concatenate([[0], np.cumsum(rows.trained, dtype=np.int64)])
     after_first = np.minimum(rows.offsets[:-1] + 1, rows.offsets[1:])
     predicted: NDArray[np.int64] = counted[rows.offsets[1:]] - counted[after_first]
@@ -115,7 +122,10 @@ def _predicted(rows: TokenizedRows) -> NDArray[np.int64]:
 
 def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:
     if cut_off:
-        return f"the first {context_length} of its {length} tokens hold nothing to train on; raise spec.context_length"
+        return (
+            f"the first {context_length} of its {length} tokens hold nothing to train on; raise"
+            " spec.context_length"
+        )
     return f"none of its {length} tokens counts in the loss; give it an answer, or leave it out"
 
 

@@ -43,23 +43,27 @@ class TrackedRun(Protocol):
 def check_tracker(spec: FineTuneJobSpec) -> None:
     """Finds before training, and without a network, what would keep the tracker from starting.
 
-    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to log in with.
+    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to log in
+    with.
     """
     if spec.logger is None:
         return
     provider = spec.logger.provider
     package = importlib.util.find_spec(provider)
-    # A folder called wandb, such as wandb makes for its runs, looks like a package, but one without an origin.
+    # A folder called wandb, such as wandb makes for its runs, looks like a package, but one without an
+    # origin.
     if package is None or package.origin is None:
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
-            f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]', or leave spec.logger out",
+            f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]',"
+            " or leave spec.logger out",
         )
     needs_key = provider == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled")
     if needs_key and not os.environ.get("WANDB_API_KEY"):
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
-            "spec.logger.provider: wandb needs WANDB_API_KEY in the environment; set it, or WANDB_MODE=offline to keep the run on disk",
+            "spec.logger.provider: wandb needs WANDB_API_KEY in the environment; set it, or"
+            " WANDB_MODE=offline to keep the run on disk",
         )
 
 
@@ -67,9 +71,9 @@ def check_tracker(spec: FineTuneJobSpec) -> None:
 def open_tracker(spec: FineTuneJobSpec, name: str) -> Iterator[Tracker]:
     """The tracker that the spec asks for, or one that does nothing; `name` is the job's.
 
-    At the end of the block the run is marked as finished, or as failed when the block raised. A job that is resumed makes a new run.
-    Raises FineTuneError before the block begins: as `check_tracker` does, and InvalidSpec, AccessDenied or StorageError when the service
-    refuses the run or cannot be reached.
+    At the end of the block the run is marked as finished, or as failed when the block raised. A job that is
+    resumed makes a new run. Raises FineTuneError before the block begins: as `check_tracker` does, and
+    InvalidSpec, AccessDenied or StorageError when the service refuses the run or cannot be reached.
     """
     if spec.logger is None:
         yield _Silence()
@@ -134,4 +138,6 @@ class _InBackground:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            _log.warning("%s does not get all numbers of this run (metrics.jsonl does): %s", self._provider, reason)
+            _log.warning(
+                "%s does not get all numbers of this run (metrics.jsonl does): %s", self._provider, reason
+            )

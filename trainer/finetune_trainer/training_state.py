@@ -1,4 +1,7 @@
-"""What a run needs besides its weights to go on exactly: optimizer, position, random state. Saved in a checkpoint's `state/`."""
+"""What a run needs besides its weights to go on exactly: optimizer, position, random state.
+
+Saved in a checkpoint's `state/`.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ class Position(BaseModel):
 
 def gather_random_state(device: torch.device, num_devices: int) -> list[RandomState]:
     """The random state of every rank, in their order; all ranks must call it."""
-    mine = RandomState(cpu=torch.get_rng_state(), device=torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+    mine = RandomState(
+        cpu=torch.get_rng_state(), device=torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    )
     if num_devices == 1:
         return [mine]
     everyone: list[RandomState] = [mine] * num_devices
@@ -48,7 +53,9 @@ def gather_random_state(device: torch.device, num_devices: int) -> list[RandomSt
     return everyone
 
 
-def save_state(directory: Path, position: Position, optimizer: torch.optim.Optimizer, random: list[RandomState]) -> None:
+def save_state(
+    directory: Path, position: Position, optimizer: torch.optim.Optimizer, random: list[RandomState]
+) -> None:
     """Writes `state/` into a checkpoint's directory."""
     state = directory / STATE
     state.mkdir()
@@ -64,7 +71,9 @@ def read_position(text: str) -> Position:
     return Position.model_validate_json(text)
 
 
-def restore_state(directory: Path, optimizer: torch.optim.Optimizer, *, data: str, rank: int, device: torch.device) -> Position:
+def restore_state(
+    directory: Path, optimizer: torch.optim.Optimizer, *, data: str, rank: int, device: torch.device
+) -> Position:
     """Puts optimizer and this rank's random state back, and returns where the run was.
 
     With other numbers of devices than before, the ranks that are new keep the random state of their seed.
@@ -75,7 +84,8 @@ def restore_state(directory: Path, optimizer: torch.optim.Optimizer, *, data: st
     if position.data != data:
         raise FineTuneError(
             FailureClass.INVALID_DATA,
-            "spec.train_path: the rows are not those that this run began with; put them back, or begin anew in another storage directory",
+            "spec.train_path: the rows are not those that this run began with; put them back, or begin anew"
+            " in another storage directory",
         )
     optimizer.load_state_dict(torch.load(state / _OPTIMIZER, map_location=device, weights_only=True))
     random: list[RandomState] = torch.load(state / _RANDOM, weights_only=True)

@@ -39,8 +39,8 @@ class WandbRun:
 def start_wandb_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> WandbRun:
     """A new run with the spec's fields as its configuration, and LLMForge's defaults.
 
-    Raises FineTuneError: AccessDenied when wandb refuses the key, StorageError when it cannot be reached, InvalidSpec for a project, name
-    or tag that it does not take.
+    Raises FineTuneError: AccessDenied when wandb refuses the key, StorageError when it cannot be reached,
+    InvalidSpec for a project, name or tag that it does not take.
     """
     import wandb
 
@@ -57,11 +57,16 @@ def start_wandb_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> W
             settings=wandb.Settings(console="off", quiet=True),
         )
     except wandb.errors.AuthenticationError as error:
-        raise FineTuneError(FailureClass.ACCESS_DENIED, f"spec.logger: wandb does not accept WANDB_API_KEY: {error}") from error
+        raise FineTuneError(
+            FailureClass.ACCESS_DENIED, f"spec.logger: wandb does not accept WANDB_API_KEY: {error}"
+        ) from error
     except wandb.errors.CommError as error:
         raise FineTuneError(
-            FailureClass.STORAGE_ERROR, f"spec.logger: wandb cannot be reached; try again, or set WANDB_MODE=offline: {error}"
+            FailureClass.STORAGE_ERROR,
+            f"spec.logger: wandb cannot be reached; try again, or set WANDB_MODE=offline: {error}",
         ) from error
     except (wandb.errors.Error, ValueError) as error:
-        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.logger.provider_config: wandb says: {error}") from error
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"spec.logger.provider_config: wandb says: {error}"
+        ) from error
     return WandbRun(run)
