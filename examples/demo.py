@@ -25,10 +25,10 @@ from finetune_api.manifest import read_manifest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.loss_plot import draw_losses
 from finetune_cli.quiet import quieten_libraries
-from finetune_trainer.chat import chat_format
+from finetune_trainer.data.chat import chat_format
+from finetune_trainer.data.rows import Row, read_rows
 from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
-from finetune_trainer.model import load_tokenizer
-from finetune_trainer.rows import Row, read_rows
+from finetune_trainer.model.load import load_tokenizer
 
 QUICKSTART = Path("examples/quickstart.yaml")
 QUESTION = "os.getpid"

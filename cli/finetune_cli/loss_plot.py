@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import TypeAdapter
 
 from finetune_cli.picture import BLUE, ORANGE, picture
-from finetune_trainer.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.metrics import EvaluationLine, StepLine
 
 _LINE: TypeAdapter[StepLine | EvaluationLine] = TypeAdapter(StepLine | EvaluationLine)
 

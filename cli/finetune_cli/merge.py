@@ -14,7 +14,7 @@ def merge_checkpoint(checkpoint: str, out: Path) -> None:
     """
     people = console()
     with people.status("merging"):
-        from finetune_trainer.merge import merge
+        from finetune_trainer.export.merge import merge
 
         merge(checkpoint, out)
     people.print(one_line(f"merged model: {out}"))

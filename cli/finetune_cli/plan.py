@@ -18,7 +18,7 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
     people = console(stderr=json_wanted)
     with people.status("reading the model and the rows"):
         from finetune_cli.plan_view import job_plan, show_tables
-        from finetune_trainer.prepare import prepare
+        from finetune_trainer.plan.prepare import prepare
 
         plan = job_plan(manifest, prepare(manifest.spec))
         if picture is not None:

@@ -11,8 +11,8 @@ from finetune_api.manifest import Manifest
 from finetune_api.numbers import Numbers, ResolvedPrecision
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
-from finetune_trainer.memory import MemoryEstimate, estimate
-from finetune_trainer.prepare import Prepared, TokenStatistics
+from finetune_trainer.plan.memory import MemoryEstimate, estimate
+from finetune_trainer.plan.prepare import Prepared, TokenStatistics
 
 GIB = 2**30
 SHOWN_EPOCHS = 6

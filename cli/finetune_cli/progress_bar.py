@@ -18,7 +18,7 @@ from finetune_cli.plain_text import one_line
 from finetune_cli.progress_words import details, running_epoch, sizes, validated
 
 if TYPE_CHECKING:
-    from finetune_trainer.prepare import Prepared
+    from finetune_trainer.plan.prepare import Prepared
 
 SHORTEST_BAR = 10
 """Characters; details that would leave less to the bar are not shown."""

@@ -14,7 +14,7 @@ from finetune_cli.plain_text import one_line
 from finetune_cli.progress_words import details, running_epoch, sizes, validated
 
 if TYPE_CHECKING:
-    from finetune_trainer.prepare import Prepared
+    from finetune_trainer.plan.prepare import Prepared
 
 SECONDS_BETWEEN_STEPS = 10.0
 """A log is not to be flooded."""

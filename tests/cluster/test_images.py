@@ -171,7 +171,7 @@ def archived(
             for recipe in RECIPES.values()
             for path in ("locks/build.txt", "pyproject.toml", "crds/finetune_api/crd.py")
         ),
-        (TRAINER, "trainer/finetune_trainer/loop.py"),
+        (TRAINER, "trainer/finetune_trainer/training/loop.py"),
         (OPERATOR, "operator/finetune_operator/reconcile.py"),
     ],
     ids=str,

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import ray.train
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-import finetune_trainer.loop
+import finetune_trainer.training.loop
 
 
 def train(config):

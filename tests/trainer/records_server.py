@@ -15,7 +15,7 @@ from tests.cluster.certificates import Authority
 
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.status import ProgressRecord
-from finetune_trainer.config_map import ConfigMap
+from finetune_trainer.report.config_map import ConfigMap
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer import on_cluster
-from finetune_trainer.driver import TAKEN_AWAY
-from finetune_trainer.machine import NO_FLASH_ATTENTION
 from finetune_trainer.on_cluster import FAILED, FINISHED, STOPPED, main, run_attempt
-from finetune_trainer.run_directory import RunDirectory
+from finetune_trainer.plan.machine import NO_FLASH_ATTENTION
+from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.workers.ray_train import TAKEN_AWAY
 
 pytestmark = pytest.mark.timeout(1200)
 """Four starts of Ray's processes, on a machine that may be busy."""

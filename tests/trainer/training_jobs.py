@@ -26,9 +26,9 @@ from finetune_api.manifest import read_spec
 from finetune_api.numbers import numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, ProgressRecord
-from finetune_trainer.loop import Outcome, TrainingJob, Worker, train
-from finetune_trainer.run_directory import RunDirectory
-from finetune_trainer.tokens import TokenizedRows
+from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.training.loop import Outcome, TrainingJob, Worker, train
 
 Fields = dict[str, JsonValue]
 
@@ -200,7 +200,7 @@ def in_processes(count: int, work: Callable[[int, int], None]) -> list[int | Non
     context = multiprocessing.get_context("forkserver")
     # The server imports what takes seconds once, and computes nothing: its children fork safely.
     context.set_forkserver_preload(
-        ["torch", "peft", "transformers.models.llama.modeling_llama", "finetune_trainer.loop"]
+        ["torch", "peft", "transformers.models.llama.modeling_llama", "finetune_trainer.training.loop"]
     )
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port: int = unused.getsockname()[1]

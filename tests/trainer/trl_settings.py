@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
 
-from finetune_trainer.loop import TrainingJob
+from finetune_trainer.training.loop import TrainingJob
 
 
 def settings(job: TrainingJob, directory: Path) -> SFTConfig:

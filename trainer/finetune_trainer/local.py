@@ -23,14 +23,14 @@ from finetune_api.paths import run_directory_name
 from finetune_api.retention import best
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
-from finetune_trainer.driver import follow, job_to_train, quieten_ray
-from finetune_trainer.loop import Outcome, TrainingJob
-from finetune_trainer.machine import Machine, fit_to_machine, this_machine
-from finetune_trainer.prepare import Prepared, prepare
-from finetune_trainer.run_directory import RunDirectory
+from finetune_trainer.plan.machine import Machine, fit_to_machine, this_machine
+from finetune_trainer.plan.prepare import Prepared, prepare
 from finetune_trainer.stop_signals import stop_on_signals
-from finetune_trainer.storage import open_storage
-from finetune_trainer.storage_failure import explained
+from finetune_trainer.storage.failure import explained
+from finetune_trainer.storage.open import open_storage
+from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.training.loop import Outcome, TrainingJob
+from finetune_trainer.workers.ray_train import follow, job_to_train, quieten_ray
 
 DEFAULT_STORAGE = "./finetune-runs"
 DEFAULT_NAMESPACE = "default"

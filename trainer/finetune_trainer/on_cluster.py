@@ -28,16 +28,16 @@ from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE, run_directory_name
 from finetune_api.retention import best
 from finetune_api.status import Failure, ProgressRecord
-from finetune_trainer.config_map import ConfigMap
-from finetune_trainer.driver import QUIET_RAY, follow, job_to_train, quieten_ray
 from finetune_trainer.failures import failure_of
-from finetune_trainer.loop import Outcome
-from finetune_trainer.machine import NO_FLASH_ATTENTION
-from finetune_trainer.prepare import prepare
-from finetune_trainer.record_writer import RecordWriter
-from finetune_trainer.run_directory import RunDirectory
+from finetune_trainer.plan.machine import NO_FLASH_ATTENTION
+from finetune_trainer.plan.prepare import prepare
+from finetune_trainer.report.config_map import ConfigMap
+from finetune_trainer.report.record_writer import RecordWriter
 from finetune_trainer.stop_signals import stop_on_signals
-from finetune_trainer.storage import open_storage
+from finetune_trainer.storage.open import open_storage
+from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.training.loop import Outcome
+from finetune_trainer.workers.ray_train import QUIET_RAY, follow, job_to_train, quieten_ray
 
 FINISHED, FAILED, STOPPED = 0, 1, 128 + signal.SIGTERM
 """Exit codes."""

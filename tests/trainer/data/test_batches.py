@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.trainer.training_jobs import FULL, rows_of, spec_of
+
+from finetune_api.numbers import numbers
+from finetune_trainer.data.batches import deal, evaluation_batches, lay_out, row_order, step_rows
+
+COUNTS = st.integers(min_value=1, max_value=40)
+SIZES = st.integers(min_value=1, max_value=5)
+
+
+@given(rows=COUNTS, seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 9))
+def test_an_epoch_has_every_row_once(rows: int, seed: int, epoch: int) -> None:
+    assert sorted(row_order(seed, epoch, rows)) == list(range(rows))
+
+
+def test_seed_and_epoch_alone_decide_the_order() -> None:
+    order = row_order(seed=1, epoch=0, rows=20)
+    assert row_order(seed=1, epoch=0, rows=20).tolist() == order.tolist()
+    assert row_order(seed=1, epoch=1, rows=20).tolist() != order.tolist()
+    assert row_order(seed=2, epoch=0, rows=20).tolist() != order.tolist()
+
+
+@given(rows=COUNTS, devices=SIZES, batch_size=SIZES, accumulation=SIZES)
+def test_the_steps_of_an_epoch_share_its_rows_out(
+    rows: int, devices: int, batch_size: int, accumulation: int
+) -> None:
+    spec = spec_of(
+        Path("model"),
+        FULL,
+        num_devices=devices,
+        train_batch_size_per_device=batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_warmup_steps=0,
+    )
+    computed = numbers(spec, rows=rows, longest_row=9, model_context_length=None)
+    order = row_order(seed=0, epoch=0, rows=rows)
+    steps = [
+        step_rows(order, step, computed.effective_batch_size) for step in range(computed.steps_per_epoch)
+    ]
+    assert np.concatenate(steps).tolist() == order.tolist()
+    assert all(len(step) == computed.effective_batch_size for step in steps[:-1])
+    assert 0 < len(steps[-1]) <= computed.effective_batch_size
+
+
+@given(rows=COUNTS, devices=SIZES, batch_size=SIZES)
+def test_the_devices_share_the_rows_of_a_step_in_equally_many_micro_batches(
+    rows: int, devices: int, batch_size: int
+) -> None:
+    dealt = [
+        deal(np.arange(rows), rank=rank, num_devices=devices, batch_size=batch_size)
+        for rank in range(devices)
+    ]
+    assert len({len(micro_batches) for micro_batches in dealt}) == 1
+    assert all(len(micro_batch) <= batch_size for micro_batches in dealt for micro_batch in micro_batches)
+    assert sorted(np.concatenate([np.concatenate(micro_batches) for micro_batches in dealt])) == list(
+        range(rows)
+    )
+
+
+def test_a_step_with_fewer_rows_than_devices_leaves_some_of_them_an_empty_micro_batch() -> None:
+    dealt = [deal(np.arange(3), rank=rank, num_devices=2, batch_size=1) for rank in range(2)]
+    assert [[len(micro_batch) for micro_batch in micro_batches] for micro_batches in dealt] == [
+        [1, 1],
+        [1, 0],
+    ]
+
+
+def test_a_micro_batch_is_padded_on_the_right_to_its_longest_row() -> None:
+    rows = rows_of([3, 5], share_trained=1.0)
+    batch = lay_out(rows, [1, 0], pad_token_id=99)
+    assert batch.input_ids.tolist() == [rows.row(1)[0].tolist(), [*rows.row(0)[0].tolist(), 99, 99]]
+    assert batch.attention_mask.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert batch.trained.tolist() == [[True] * 5, [True, True, True, False, False]]
+
+
+def test_a_padding_token_inside_a_row_counts_like_any_other() -> None:
+    rows = rows_of([4], share_trained=1.0)
+    batch = lay_out(rows, [0], pad_token_id=int(rows.input_ids[3]))
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1]]
+    assert batch.trained.tolist() == [[True, True, True, True]]
+
+
+def test_a_micro_batch_is_padded_to_the_length_that_is_asked_for() -> None:
+    batch = lay_out(rows_of([3, 5]), [0, 1], pad_token_id=99, length=8)
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.trained.shape == (2, 8)
+    assert batch.attention_mask.sum(dim=1).tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("length", [None, 8])
+def test_an_empty_micro_batch_has_one_token_to_attend_to_and_none_that_counts(length: int | None) -> None:
+    batch = lay_out(rows_of([3]), [], pad_token_id=99, length=length)
+    assert batch.input_ids.shape == (1, length or 1)
+    assert batch.attention_mask.sum() == 1
+    assert not torch.any(batch.trained)
+
+
+@given(lengths=st.lists(st.integers(2, 50), min_size=1, max_size=30), devices=SIZES, batch_size=SIZES)
+def test_validation_sees_every_row_once_whatever_the_devices_and_the_batch_size(
+    lengths: list[int], devices: int, batch_size: int
+) -> None:
+    dealt = [
+        evaluation_batches(np.array(lengths), rank=rank, num_devices=devices, batch_size=batch_size)
+        for rank in range(devices)
+    ]
+    batches = [batch for batches in dealt for batch in batches]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+
+
+def test_validation_puts_rows_of_like_length_together() -> None:
+    batches = evaluation_batches(np.array([5, 50, 6, 49]), rank=0, num_devices=1, batch_size=2)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [2, 0]]

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.trainer.tokenizers_for_tests import byte_level
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.data.chat import ChatFormat, Task, chat_format
+from finetune_trainer.data.rows import Message, Row
+from finetune_trainer.data.tokens import TokenizedRows, tokenize_rows, trained_tokens, truncate
+
+Masks = Sequence[Sequence[bool]]
+
+
+def rows_with(masks: Masks) -> TokenizedRows:
+    """Rows whose tokens are numbered through all rows, on the even lines of a file."""
+    return TokenizedRows(
+        input_ids=np.arange(sum(map(len, masks)), dtype=np.int32),
+        trained=np.array([trained for mask in masks for trained in mask], dtype=np.bool_),
+        offsets=np.cumsum([0, *map(len, masks)], dtype=np.int64),
+        lines=np.arange(1, len(masks) + 1, dtype=np.int64) * 2,
+    )
+
+
+def mask(text: str) -> list[bool]:
+    """`..TT`: two tokens that do not count, two that do."""
+    return [sign == "T" for sign in text]
+
+
+def masks_of(rows: TokenizedRows) -> list[list[bool]]:
+    return [rows.row(index)[1].tolist() for index in range(len(rows))]
+
+
+def ids_of(rows: TokenizedRows) -> list[list[int]]:
+    return [rows.row(index)[0].tolist() for index in range(len(rows))]
+
+
+def problems_after_truncation(masks: Masks, context_length: int) -> tuple[str, ...]:
+    with pytest.raises(FineTuneError) as raised:
+        truncate(rows_with(masks), context_length, "s3://bucket/train.jsonl")
+    assert raised.value.failure_class is FailureClass.INVALID_DATA
+    return raised.value.problems
+
+
+def row(line: int, *contents: str) -> Row:
+    return Row(
+        line,
+        tuple(Message(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)),
+    )
+
+
+def chatml(task: Task = "instruction_tuning") -> ChatFormat:
+    return chat_format(byte_level(), None, task, "org/model")
+
+
+# Tokenizing
+
+
+def test_each_row_is_what_the_chat_format_makes_of_it() -> None:
+    rows = [row(1, "Ping?", "Pong."), row(4, "A longer question, 你好?", "No."), row(5, "a", "b", "c", "d")]
+
+    tokenized = tokenize_rows(rows, chatml(), "train.jsonl")
+
+    expected = [chatml().encode(each) for each in rows]
+    assert len(tokenized) == 3
+    assert ids_of(tokenized) == [each.input_ids for each in expected]
+    assert masks_of(tokenized) == [each.trained for each in expected]
+    assert tokenized.lines.tolist() == [1, 4, 5]
+    assert tokenized.lengths.tolist() == [len(each.input_ids) for each in expected]
+    assert tokenized.longest == max(len(each.input_ids) for each in expected)
+
+
+def test_arrays_are_small_and_rows_are_views_of_them() -> None:
+    tokenized = tokenize_rows([row(1, "Ping?", "Pong.")], chatml(), "train.jsonl")
+
+    ids, trained = tokenized.row(0)
+
+    arrays = (ids, trained, tokenized.offsets, tokenized.lines)
+    assert [array.dtype.name for array in arrays] == ["int32", "bool", "int64", "int64"]
+    assert ids.base is tokenized.input_ids
+    assert trained.base is tokenized.trained
+    assert tokenized.nbytes == 5 * len(ids) + 8 * 2 + 8
+
+
+def test_every_row_that_the_chat_format_refuses_is_told_with_file_and_line() -> None:
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user must begin') }}{% endif %}"
+    tokenizer = byte_level()
+    tokenizer.chat_template = strict + str(tokenizer.chat_template)
+    greeting = Message("assistant", "Welcome!")
+    rows = [Row(2, (greeting, Message("user", "Ping?"))), row(3, "Ping?", "Pong."), Row(7, (greeting,))]
+
+    with pytest.raises(FineTuneError) as raised:
+        tokenize_rows(rows, chat_format(tokenizer, None, "causal_lm", "org/model"), "s3://bucket/train.jsonl")
+
+    assert raised.value.failure_class is FailureClass.INVALID_DATA
+    assert [problem[:35] for problem in raised.value.problems] == [
+        "s3://bucket/train.jsonl:2: messages",
+        "s3://bucket/train.jsonl:7: messages",
+    ]
+    assert "a user must begin" in raised.value.problems[0]
+
+
+# Truncation
+
+
+def test_rows_keep_their_first_tokens() -> None:
+    rows = rows_with([mask(".TTTT"), mask("..T"), mask("TTTTTTT")])
+
+    cut, truncated = truncate(rows, 4, "train.jsonl")
+
+    assert ids_of(cut) == [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11]]
+    assert masks_of(cut) == [mask(".TTT"), mask("..T"), mask("TTTT")]
+    assert cut.lines.tolist() == [2, 4, 6]
+    assert truncated == 2
+
+
+def test_a_row_as_long_as_the_context_is_not_truncated() -> None:
+    assert truncate(rows_with([mask("..TT")]), 4, "train.jsonl")[1] == 0
+    assert truncate(rows_with([mask("..TT.")]), 4, "train.jsonl")[1] == 1
+
+
+def test_every_row_that_truncation_leaves_nothing_of_is_told_with_file_and_line() -> None:
+    assert problems_after_truncation([mask("....T"), mask(".T..."), mask("......TT"), mask("..T")], 4) == (
+        (
+            "s3://bucket/train.jsonl:2: the first 4 of its 5 tokens hold nothing to train on; raise"
+            " spec.context_length"
+        ),
+        (
+            "s3://bucket/train.jsonl:6: the first 4 of its 8 tokens hold nothing to train on; raise"
+            " spec.context_length"
+        ),
+    )
+
+
+def test_a_row_that_holds_nothing_to_train_on_says_so() -> None:
+    (problem,) = problems_after_truncation([mask("...TTT"), mask("...")], 6)
+
+    assert problem.startswith("s3://bucket/train.jsonl:4: none of its 3 tokens counts in the loss")
+    assert "context_length" not in problem
+
+
+@pytest.mark.parametrize("only_the_first", ["T", "T..", "T....T"])
+def test_the_first_token_of_a_row_is_never_predicted_so_it_alone_is_nothing_to_train_on(
+    only_the_first: str,
+) -> None:
+    (problem,) = problems_after_truncation([mask(only_the_first), mask(".T")], 4)
+
+    assert problem.startswith("s3://bucket/train.jsonl:2: ")
+
+
+@pytest.mark.parametrize("masks", [["", ".T"], [".T", ""], [".T", "", ".T"]])
+def test_a_row_without_tokens_is_told_wherever_it_stands(masks: list[str]) -> None:
+    (problem,) = problems_after_truncation([mask(text) for text in masks], 4)
+
+    assert problem.startswith(f"s3://bucket/train.jsonl:{2 * masks.index('') + 2}: none of its 0 tokens")
+
+
+TRAINABLE = st.lists(st.booleans(), min_size=2, max_size=12).filter(lambda trained: any(trained[1:]))
+
+
+@given(st.lists(TRAINABLE, min_size=1, max_size=6), st.integers(1, 14))
+def test_truncation_cuts_each_row_as_a_slice_would_or_refuses_it(
+    masks: list[list[bool]], context_length: int
+) -> None:
+    rows = rows_with(masks)
+    refused = [2 * index + 2 for index, trained in enumerate(masks) if not any(trained[1:context_length])]
+    if refused:
+        problems = problems_after_truncation(masks, context_length)
+        assert [int(problem.split(":")[2]) for problem in problems] == refused
+        return
+
+    cut, truncated = truncate(rows, context_length, "train.jsonl")
+
+    assert ids_of(cut) == [ids[:context_length] for ids in ids_of(rows)]
+    assert masks_of(cut) == [trained[:context_length] for trained in masks]
+    assert truncated == sum(len(trained) > context_length for trained in masks)
+    assert cut.longest <= context_length
+
+
+def test_a_conversation_that_is_cut_in_an_answer_trains_what_is_left_of_it() -> None:
+    whole = tokenize_rows([row(1, "Ping?", "Pong. " * 50)], chatml(), "train.jsonl")
+    first_trained = int(whole.trained.argmax())
+
+    cut, _ = truncate(whole, first_trained + 3, "train.jsonl")
+
+    assert cut.trained.tolist() == [False] * first_trained + [True] * 3
+    with pytest.raises(FineTuneError, match=f"the first {first_trained} of its"):
+        truncate(whole, first_trained, "train.jsonl")
+
+
+# Counting
+
+
+def test_tokens_that_count_are_those_that_are_predicted() -> None:
+    assert trained_tokens(rows_with([mask("TTT"), mask(".T.T"), mask("..."), mask("T"), mask("")])) == 4
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=8), min_size=1, max_size=6))
+def test_counting_all_rows_is_counting_each_after_its_first_token(masks: list[list[bool]]) -> None:
+    assert trained_tokens(rows_with(masks)) == sum(sum(trained[1:]) for trained in masks)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from pydantic import JsonValue
+from tests.trainer.model_directories import copy_of, set_keys
+from tests.trainer.training_jobs import FULL, column, job_of, spec_of, train_here
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import read_spec
+from finetune_trainer.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.load import load_config, load_model, shape
+
+NAMES = "this model has down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+
+
+def problem_of(model: Path, **fields: JsonValue) -> str:
+    spec = spec_of(model, FULL, **fields)
+    with pytest.raises(FineTuneError) as raised:
+        shape(spec, load_config(spec))
+    assert raised.value.failure_class is FailureClass.INVALID_SPEC
+    return str(raised.value)
+
+
+def warnings_of(model: Path, lora: JsonValue) -> tuple[str, ...]:
+    spec = spec_of(model, FULL, lora_config=lora)
+    return shape(spec, load_config(spec)).warnings
+
+
+def test_target_modules_that_match_nothing_are_an_error_with_the_names_there_are(tiny_model: Path) -> None:
+    assert (
+        problem_of(tiny_model, lora_config={"target_modules": ["query", "c_attn"]})
+        == f"spec.lora_config.target_modules: no module is called query, c_attn; {NAMES}"
+    )
+
+
+def test_target_modules_of_which_one_matches_nothing_are_a_warning(tiny_model: Path) -> None:
+    assert warnings_of(tiny_model, {"target_modules": ["q_proj", "c_attn"]}) == (
+        "spec.lora_config.target_modules: no module is called c_attn; the others are trained",
+    )
+
+
+def test_a_regular_expression_that_matches_nothing_is_an_error_with_the_names_there_are(
+    tiny_model: Path,
+) -> None:
+    # PEFT wants the whole name to match.
+    assert (
+        problem_of(tiny_model, lora_config={"target_modules": "q_proj"})
+        == f"spec.lora_config.target_modules: 'q_proj' matches no module; {NAMES}"
+    )
+
+
+def test_what_is_no_regular_expression_is_an_error(tiny_model: Path) -> None:
+    assert problem_of(tiny_model, lora_config={"target_modules": ".*(q_proj"}).startswith(
+        "spec.lora_config.target_modules: '.*(q_proj' is not a regular expression: "
+    )
+
+
+def test_modules_to_save_that_do_not_exist_are_an_error(tiny_model: Path) -> None:
+    assert (
+        problem_of(tiny_model, lora_config={"modules_to_save": ["score"]})
+        == f"spec.lora_config.modules_to_save: no module is called score; {NAMES}"
+    )
+
+
+def test_no_modules_to_save_are_none(tiny_model: Path) -> None:
+    assert warnings_of(tiny_model, {"modules_to_save": []}) == ()
+
+
+def test_targeted_embeddings_of_a_tied_model_are_a_warning(tiny_model: Path, tied_tiny_model: Path) -> None:
+    lora: JsonValue = {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}
+    assert warnings_of(tiny_model, lora) == ()
+    assert warnings_of(tied_tiny_model, lora) == (
+        (
+            "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties"
+            " them, and the model grows"
+        ),
+    )
+
+
+def test_defaults_that_an_api_server_has_filled_in_make_the_same_adapters(tiny_model: Path) -> None:
+    filled_in = read_spec({"model_id": "m", "train_path": "t", "lora_config": {}}).lora_config
+    assert filled_in is not None
+    written_out = {
+        name: value for name, value in filled_in.model_dump(mode="json").items() if value is not None
+    }
+
+    adapted = [
+        load_model(spec_of(tiny_model, FULL, lora_config=lora), dtype="fp32", on_gpu=False)
+        for lora in ({}, written_out)
+    ]
+
+    plain, explicit = (
+        each.peft_config["default"].to_dict() for each in adapted if isinstance(each, PeftModel)
+    )
+    assert explicit == plain
+
+
+def test_what_peft_cannot_adapt_is_an_error_in_pefts_words(tiny_model: Path) -> None:
+    assert problem_of(tiny_model, lora_config={"target_modules": ["input_layernorm"]}).startswith(
+        "spec.lora_config: Target module LlamaRMSNorm((64,), eps=1e-06) is not supported."
+    )
+
+
+def test_a_token_that_does_not_exist_is_an_error(tiny_model: Path) -> None:
+    spec = spec_of(tiny_model, FULL, lora_config={"trainable_token_indices": [99999]})
+    with pytest.raises(FineTuneError, match=r"spec.lora_config: .*99999") as raised:
+        load_model(spec, dtype="fp32", on_gpu=False)
+    assert raised.value.failure_class is FailureClass.INVALID_SPEC
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that was trained, with r 4 and lora_alpha 16."""
+    run = tmp_path_factory.mktemp("first") / "run"
+    train_here(
+        job_of(
+            tiny_model, run, FULL, lora_config={"r": 4, "lora_alpha": 16}, num_epochs=1, learning_rate=1e-2
+        )
+    )
+    return run / "epoch-0"
+
+
+def test_a_run_goes_on_from_an_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    lora: JsonValue = {"r": 4, "lora_alpha": 16}
+    job = job_of(
+        tiny_model,
+        tmp_path,
+        FULL,
+        lora_config=lora,
+        initial_adapter_model_ckpt_path=str(adapter),
+        eval_first=True,
+        num_epochs=1,
+    )
+    train_here(job)
+    assert column(tmp_path, "evalLoss")[0] == column(adapter.parent, "evalLoss")[-1]
+    assert column(tmp_path, "evalLoss")[1] != column(adapter.parent, "evalLoss")[-1]
+
+
+def test_an_adapter_of_another_rank_is_refused(tiny_model: Path, adapter: Path) -> None:
+    problem = problem_of(
+        tiny_model, lora_config={"r": 8, "lora_alpha": 16}, initial_adapter_model_ckpt_path=str(adapter)
+    )
+    assert problem.startswith("spec.initial_adapter_model_ckpt_path: ")
+    assert problem.endswith(
+        "is of shape (4, 128) in the adapter, and spec.lora_config makes it (8, 128); r must be the adapter's"
+    )
+
+
+def test_an_adapter_of_another_scale_is_refused(tiny_model: Path, adapter: Path) -> None:
+    assert (
+        problem_of(tiny_model, lora_config={"r": 4}, initial_adapter_model_ckpt_path=str(adapter))
+        == "spec.initial_adapter_model_ckpt_path: the adapter was trained with lora_alpha 16, and"
+        " spec.lora_config has 8; they must be equal"
+    )
+
+
+def test_an_adapter_of_other_modules_is_refused(tiny_model: Path, adapter: Path) -> None:
+    fewer: JsonValue = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    problem = problem_of(tiny_model, lora_config=fewer, initial_adapter_model_ckpt_path=str(adapter))
+    assert problem.startswith(
+        "spec.initial_adapter_model_ckpt_path: the adapter has base_model.model.model.layers.0."
+    )
+    assert problem.endswith(", which spec.lora_config does not ask for")
+    more: JsonValue = {
+        "r": 4,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"],
+    }
+    problem = problem_of(tiny_model, lora_config=more, initial_adapter_model_ckpt_path=str(adapter))
+    assert (
+        problem
+        == "spec.initial_adapter_model_ckpt_path: the adapter has no base_model.model.lm_head.lora_A.weight,"
+        " which spec.lora_config asks for"
+    )
+
+
+@pytest.mark.parametrize("missing", [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+def test_a_directory_without_adapter_is_refused(
+    tiny_model: Path, adapter: Path, tmp_path: Path, missing: str
+) -> None:
+    incomplete = copy_of(tiny_model, tmp_path / "model")
+    for name in {ADAPTER_CONFIG, ADAPTER_WEIGHTS} - {missing}:
+        (incomplete / name).write_bytes((adapter / name).read_bytes())
+    spec = spec_of(tiny_model, FULL, lora_config={}, initial_adapter_model_ckpt_path=str(incomplete))
+    with pytest.raises(FineTuneError) as raised:
+        shape(spec, load_config(spec))
+    assert raised.value.failure_class is FailureClass.MODEL_NOT_FOUND
+    assert (
+        str(raised.value)
+        == f"spec.initial_adapter_model_ckpt_path: {incomplete} holds no {missing}; give an adapter's"
+        " directory"
+    )
+
+
+def test_an_adapter_that_says_nothing_of_its_scale_has_pefts_defaults(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    old = copy_of(adapter, tmp_path / "adapter")
+    set_keys(old / ADAPTER_CONFIG, lora_alpha=None, alpha_pattern=None, use_rslora=None)
+    spec = spec_of(
+        tiny_model, FULL, lora_config={"r": 4, "lora_alpha": 8}, initial_adapter_model_ckpt_path=str(old)
+    )
+    assert shape(spec, load_config(spec)).trainable_parameters > 0

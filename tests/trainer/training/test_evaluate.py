@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.trainer.training_jobs import (
+    FULL,
+    LORA,
+    VALIDATION_ROWS,
+    Fields,
+    column,
+    job_of,
+    rows_of,
+    spec_of,
+    train_here,
+    train_in_processes,
+)
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from finetune_trainer.data.batches import lay_out
+from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.model.load import load_model
+from finetune_trainer.training.evaluate import Share, loss_sum, mean_loss, perplexity
+
+ALONE = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=3, length=None)
+
+
+def padded_to(length: int) -> Share:
+    return Share(
+        rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=3, length=length
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> PreTrainedModel:
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    return loaded
+
+
+def losses_by_transformers(model: PreTrainedModel, rows: TokenizedRows) -> list[tuple[float, int]]:
+    """Each row alone, without padding: transformers' own loss, and over how many tokens it is the mean."""
+    losses = []
+    for index in range(len(rows)):
+        ids, trained = (torch.tensor(part) for part in rows.row(index))
+        labels = torch.where(trained, ids.long(), -100)
+        with torch.no_grad():
+            loss = model(input_ids=ids.long()[None], labels=labels[None]).loss
+        losses.append((float(loss), int(trained[1:].sum())))
+    return losses
+
+
+def test_validation_loss_is_the_mean_over_all_trained_tokens_of_what_transformers_gives_each_row(
+    model: PreTrainedModel,
+) -> None:
+    losses = losses_by_transformers(model, VALIDATION_ROWS)
+    by_hand = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
+    assert mean_loss(model, VALIDATION_ROWS, 3, ALONE) == pytest.approx(by_hand, abs=1e-6)
+    mean_of_means = sum(loss for loss, _ in losses) / len(losses)
+    assert abs(mean_of_means - by_hand) > 1e-3
+
+
+def test_the_first_token_of_a_row_is_never_predicted(model: PreTrainedModel) -> None:
+    rows = rows_of([4, 9], share_trained=1.0)
+    sums = [loss * tokens for loss, tokens in losses_by_transformers(model, rows)]
+    assert mean_loss(model, rows, 2, ALONE) == pytest.approx(sum(sums) / (3 + 8), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("share", [ALONE, padded_to(60), padded_to(128)], ids=["longest", "60", "128"])
+def test_neither_batch_size_nor_padding_changes_the_validation_loss(
+    model: PreTrainedModel, batch_size: int, share: Share
+) -> None:
+    assert mean_loss(model, VALIDATION_ROWS, batch_size, share) == pytest.approx(
+        mean_loss(model, VALIDATION_ROWS, 1, ALONE), abs=1e-6
+    )
+
+
+def test_what_fills_short_rows_does_not_change_the_validation_loss(model: PreTrainedModel) -> None:
+    filled = Share(
+        rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=17, length=None
+    )
+    assert mean_loss(model, VALIDATION_ROWS, 7, filled) == mean_loss(model, VALIDATION_ROWS, 7, ALONE)
+
+
+def test_a_row_does_not_see_the_rows_beside_it(model: PreTrainedModel) -> None:
+    rows = rows_of([12, 20, 7])
+    together, others_changed = (
+        lay_out(rows, [0, 1, 2], pad_token_id=3),
+        lay_out(rows, [0, 1, 2], pad_token_id=3),
+    )
+    others_changed.input_ids[1:] = 5
+    with torch.no_grad():
+        before = model(input_ids=together.input_ids, attention_mask=together.attention_mask).logits
+        after = model(input_ids=others_changed.input_ids, attention_mask=together.attention_mask).logits
+    assert torch.equal(before[0], after[0])
+
+
+def test_a_batch_in_which_nothing_counts_has_a_loss_of_zero_and_gradients_of_zero(
+    model: PreTrainedModel,
+) -> None:
+    loss = loss_sum(model, lay_out(rows_of([3]), [], pad_token_id=3), torch.device("cpu"))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss == 0.0
+    assert all(
+        torch.equal(parameter.grad, torch.zeros_like(parameter))
+        for parameter in model.parameters()
+        if parameter.grad is not None
+    )
+    assert model.lm_head.weight.grad is not None
+    model.zero_grad()
+
+
+def test_dropout_is_off_in_validation_and_on_again_afterwards(tiny_model: Path) -> None:
+    adapted = load_model(
+        spec_of(tiny_model, LORA, lora_config={"lora_dropout": 0.5}), dtype="fp32", on_gpu=False
+    )
+    # A new adapter adds nothing until its second matrix has learnt something.
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert mean_loss(adapted, VALIDATION_ROWS, 7, ALONE) == mean_loss(adapted, VALIDATION_ROWS, 7, ALONE)
+    assert all(module.training for module in adapted.modules())
+
+
+def test_validation_leaves_no_gradients_behind(tiny_model: Path) -> None:
+    adapted = load_model(spec_of(tiny_model, LORA), dtype="fp32", on_gpu=False)
+    mean_loss(adapted, VALIDATION_ROWS, 7, ALONE)
+    assert all(parameter.grad is None for parameter in adapted.parameters())
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [True, False])
+def test_a_trained_checkpoint_has_the_validation_loss_that_transformers_gives_it(
+    tiny_model: Path, tmp_path: Path, gradient_checkpointing: bool
+) -> None:
+    train_here(
+        job_of(tiny_model, tmp_path, FULL, gradient_checkpointing=gradient_checkpointing, num_epochs=2)
+    )
+    for epoch, reported in enumerate(column(tmp_path, "evalLoss")):
+        trained: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tmp_path / f"epoch-{epoch}")
+        losses = losses_by_transformers(trained, VALIDATION_ROWS)
+        by_hand = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
+        assert reported == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_the_number_of_workers_does_not_change_the_validation_loss(tiny_model: Path, tmp_path: Path) -> None:
+    two: Fields = {"num_devices": 2, "eval_first": True, "num_epochs": 1}
+    jobs = [
+        job_of(tiny_model, tmp_path / str(size), two, eval_batch_size_per_device=size) for size in (1, 3, 16)
+    ]
+    train_in_processes(*jobs)
+    alone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    expected = mean_loss(alone, VALIDATION_ROWS, 1, ALONE)
+    for job in jobs:
+        assert column(job.run_directory, "evalLoss")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_perplexity_is_the_exponential_of_the_loss() -> None:
+    assert perplexity(2.0) == math.exp(2.0)
+    assert perplexity(1000.0) == math.inf
+
+
+def test_bf16_arithmetic_is_close_to_fp32_and_its_loss_is_summed_in_fp32(model: PreTrainedModel) -> None:
+    bf16 = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="bf16", pad_token_id=3, length=None)
+    loss = mean_loss(model, VALIDATION_ROWS, 7, bf16)
+    assert loss == pytest.approx(mean_loss(model, VALIDATION_ROWS, 7, ALONE), abs=0.05)
+    assert loss != mean_loss(model, VALIDATION_ROWS, 7, ALONE)

@@ -1,0 +1,1 @@
+"""What is saved of a run besides what is ready for use."""

@@ -1,0 +1,145 @@
+"""From a conversation to tokens, and which of them count in the loss.
+
+The whole conversation is written as text and tokenized once. What counts is a range of characters, found by
+position in the text and never by a token's id: a pad token that equals the end-of-turn token, or an answer
+that quotes one, changes nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.generation import GenerationConfig
+from finetune_trainer.data.chat_template import TemplateRendering
+from finetune_trainer.data.prompt_format import FormatRendering
+from finetune_trainer.data.rendering import Rendering, RenderingError, Span
+from finetune_trainer.data.rows import Message, Row
+
+Task = Literal["causal_lm", "instruction_tuning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row as tokens."""
+
+    input_ids: list[int]
+    trained: list[bool]
+    """True on tokens that count in the loss."""
+
+
+class ChatFormat:
+    """Encodes rows for one tokenizer and task."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rendering: Rendering,
+        task: Task,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._rendering = rendering
+        self._task = task
+        self.warnings = warnings
+
+    def encode(self, row: Row) -> Encoded:
+        """A row as tokens: all of them count for causal_lm, the assistant's turns with their end of turn for instruction_tuning.
+
+        Raises FineTuneError (InvalidData) with the reason; the caller knows the file.
+        """
+        try:
+            text, answers = self._written(row.messages)
+        except RenderingError as error:
+            raise FineTuneError(FailureClass.INVALID_DATA, str(error)) from error
+        tokens = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids = cast("list[int]", tokens["input_ids"])
+        if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
+            twice = (
+                f"the text begins with {self._tokenizer.bos_token} twice; take it out of the first message or"
+                " of prompt_format"
+            )
+            raise FineTuneError(FailureClass.INVALID_DATA, f"messages: {twice}")
+        if answers is None:
+            return Encoded(ids, [True] * len(ids))
+        return Encoded(ids, inside(cast("list[Span]", tokens["offset_mapping"]), answers))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that ask for an answer."""
+        return cast(
+            "list[int]",
+            self._tokenizer(self._rendering.prompt(messages), add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ],
+        )
+
+    def _written(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
+        """The text, and where in it the answers are if they alone count."""
+        return (
+            (self._rendering.text(messages), None)
+            if self._task == "causal_lm"
+            else self._rendering.answers(messages)
+        )
+
+
+def chat_format(
+    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None, task: Task, model: str
+) -> ChatFormat:
+    """The format of `prompt_format` if there is one, else of the tokenizer's chat template.
+
+    Raises FineTuneError (InvalidSpec) when there is neither, when answers count and the template cannot write
+    one, and when the tokenizer does not know which characters its tokens stand for.
+    """
+    if not tokenizer.is_fast:
+        reason = (
+            "its tokenizer does not say which characters a token stands for; use a model with a"
+            " tokenizer.json"
+        )
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {model}: {reason}")
+    prompt_format = generation_config.prompt_format if generation_config is not None else None
+    try:
+        rendering: Rendering = (
+            TemplateRendering(tokenizer, model) if prompt_format is None else FormatRendering(prompt_format)
+        )
+    except ValueError as error:
+        missing = f"is needed, since the tokenizer of {model} has no chat template of its own"
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {missing}"
+        ) from error
+    if task == "causal_lm":
+        return ChatFormat(tokenizer, rendering, task)
+    try:
+        ends = bool(rendering.end_of_turn)
+    except RenderingError as error:
+        needed = f"is needed, since a question and an answer cannot be written without it; {error}"
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {needed}"
+        ) from error
+    source = (
+        f"the chat template of {model}"
+        if prompt_format is None
+        else "spec.generation_config.prompt_format.assistant"
+    )
+    endless = f"{source}: nothing ends an answer, so the model does not learn where to stop"
+    return ChatFormat(tokenizer, rendering, task, () if ends else (endless,))
+
+
+def inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Which tokens have a part in one of the spans; both in the order of the text.
+
+    A token that a span cuts counts: in sentencepiece vocabularies a turn's first word begins with the blank
+    before it. So does one without a character inside a span: byte-level vocabularies may leave blanks out of
+    their tokens' offsets.
+    """
+    starts = [start for start, _ in offsets]
+    ends = [end for _, end in offsets]
+    marked = [False] * len(offsets)
+    for span_start, span_end in spans:
+        first, last = bisect_right(ends, span_start), bisect_left(starts, span_end)
+        marked[first:last] = [True] * (last - first)
+    return marked

@@ -1,0 +1,182 @@
+"""Reads chat rows: JSON lines of `{"messages": [{"role": ..., "content": ...}, ...]}`, every one checked before any is used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.storage.open import open_input
+
+ROLES = ("system", "user", "assistant")
+TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
+"""Message keys that a chat template may drop without a word: training on such rows would teach something
+else."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character outside the basic plane, which JSON can write and no tokenizer can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One conversation, a system message first if it has one."""
+
+    line: int
+    """1-based line of the file."""
+    messages: tuple[Message, ...]
+
+
+class _RowError(Exception):
+    """What is wrong with a row: for each problem where in it, what, and what would be right."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+
+def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
+    """All rows of a file that a spec names, and remarks about keys that are ignored.
+
+    Blank lines do not count.
+
+    A system message is moved to the front, as in LLMForge. Raises FineTuneError: InvalidData with every
+    problem of every line as `path:line: where: what`, or what `open_input` raises.
+    """
+    rows: list[Row] = []
+    problems: list[str] = []
+    ignored: dict[str, list[int]] = {}
+    with open_input(path) as stream:
+        # Not str.splitlines, which also splits at characters that JSON allows inside a string.
+        for number, raw in enumerate(stream, start=1):
+            try:
+                text = raw.decode("utf-8-sig")
+                if not text.strip():
+                    continue
+                messages, unknown = _messages(text, task)
+            except UnicodeDecodeError as error:
+                problems.append(
+                    f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as"
+                    " UTF-8 text"
+                )
+            except _RowError as bad:
+                problems += [f"{path}:{number}: {problem}" for problem in bad.problems]
+            else:
+                rows.append(Row(number, messages))
+                for key in unknown:
+                    ignored.setdefault(key, []).append(number)
+    if not rows and not problems:
+        problems.append(f'{path}: holds no rows; give one {{"messages": [...]}} a line')
+    if problems:
+        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
+    return rows, [
+        f"{path}: {key} is ignored; {len(lines)} rows have it, the first in line {lines[0]}"
+        for key, lines in ignored.items()
+    ]
+
+
+def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
+    """The messages of a row, the system message first, and the keys in it that are ignored."""
+    document = _parse(text)
+    if not isinstance(document, dict):
+        raise _RowError(f'must be an object {{"messages": [...]}}, is {_kind(document)}')
+    if "messages" not in document:
+        raise _RowError(f"messages: is missing; the row has {', '.join(document) or 'no keys'}")
+    turns = document["messages"]
+    if not isinstance(turns, list) or not turns:
+        raise _RowError(f"messages: must be a list of at least one message, is {_kind(turns)}")
+    unknown = dict.fromkeys(key for key in document if key != "messages")
+    messages: list[Message] = []
+    problems: list[str] = []
+    for index, turn in enumerate(turns):
+        try:
+            messages.append(_message(turn))
+        except _RowError as bad:
+            problems += [f"messages[{index}]{problem}" for problem in bad.problems]
+        else:
+            unknown |= dict.fromkeys(f"messages[].{key}" for key in turn if key not in ("role", "content"))
+    if problems:
+        raise _RowError(*problems)
+    _check_roles([message.role for message in messages], task)
+    messages.sort(key=lambda message: message.role != "system")
+    return tuple(messages), list(unknown)
+
+
+def _message(turn: object) -> Message:
+    if not isinstance(turn, dict):
+        raise _RowError(f': must be an object {{"role": ..., "content": ...}}, is {_kind(turn)}')
+    problems = [
+        f".{key}: tool calls are not supported; leave such rows out" for key in TOOL_KEYS if turn.get(key)
+    ]
+    role, content = turn.get("role"), turn.get("content")
+    if role not in ROLES:
+        problems.append(f".role: must be system, user or assistant, is {_kind(role)}")
+    if isinstance(content, list):
+        problems.append(".content: must be a text; lists of parts, such as images, are not supported")
+    elif not isinstance(content, str):
+        problems.append(f".content: must be a text, is {_kind(content)}")
+    elif not content.strip():
+        problems.append(".content: is empty; give it a text or leave the message out")
+    elif _SURROGATE.search(content):
+        problems.append(r".content: holds a \ud800 to \udfff that is half of a character; repair the text")
+    if problems:
+        raise _RowError(*problems)
+    return Message(str(role), str(content))
+
+
+def _check_roles(roles: list[str], task: str) -> None:
+    problems = []
+    if roles.count("system") > 1:
+        problems.append(f"messages: has {roles.count('system')} system messages; at most one is possible")
+    if "user" not in roles:
+        problems.append("messages: has no user message")
+    if task == "instruction_tuning" and "assistant" not in roles:
+        problems.append(
+            "messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm"
+            " all tokens count"
+        )
+    if problems:
+        raise _RowError(*problems)
+
+
+def _parse(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise _RowError(
+            f"is not JSON: {error.msg} at column {error.colno}; a line holds one whole object"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _RowError(f"cannot be read as JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise _RowError(*(f"{key}: is given twice in one object; keep one" for key in twice))
+    return found
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "missing or null"
+        case []:
+            return "empty"
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case str():
+            return repr(value)[:80]
+        case _:
+            return json.dumps(value)[:80]

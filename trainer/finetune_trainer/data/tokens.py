@@ -1,0 +1,133 @@
+"""Rows as tokens: flat arrays that all workers share, and truncation to the context length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.data.chat import ChatFormat
+from finetune_trainer.data.rows import Row
+
+
+@dataclass(frozen=True)
+class TokenizedRows:
+    """Rows laid end to end; row i is `offsets[i]` to `offsets[i + 1]`."""
+
+    input_ids: NDArray[np.int32]
+    """Token ids, shape (tokens,)."""
+    trained: NDArray[np.bool_]
+    """True on tokens that count in the loss, shape (tokens,)."""
+    offsets: NDArray[np.int64]
+    """Shape (rows + 1,)."""
+    lines: NDArray[np.int64]
+    """The line of its file that each row comes from, shape (rows,)."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Token ids of a row, and which of them count; views."""
+        tokens = slice(self.offsets[index], self.offsets[index + 1])
+        return self.input_ids[tokens], self.trained[tokens]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, shape (rows,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.input_ids.nbytes + self.trained.nbytes + self.offsets.nbytes + self.lines.nbytes
+
+
+def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> TokenizedRows:
+    """All rows, at least one, in full length.
+
+    Raises FineTuneError (InvalidData) with every row that the chat format cannot take, as `source:line:
+    what`.
+    """
+    input_ids: list[NDArray[np.int32]] = []
+    trained: list[NDArray[np.bool_]] = []
+    problems: list[str] = []
+    for row in rows:
+        try:
+            encoded = chat_format.encode(row)
+        except FineTuneError as error:
+            problems += [f"{source}:{row.line}: {problem}" for problem in error.problems]
+            continue
+        input_ids.append(np.array(encoded.input_ids, dtype=np.int32))
+        trained.append(np.array(encoded.trained, dtype=np.bool_))
+    if problems:
+        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
+    return TokenizedRows(
+        input_ids=np.concatenate(input_ids),
+        trained=np.concatenate(trained),
+        offsets=_offsets([len(ids) for ids in input_ids]),
+        lines=np.array([row.line for row in rows], dtype=np.int64),
+    )
+
+
+def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[TokenizedRows, int]:
+    """The first `context_length` tokens of every row, and how many rows were longer.
+
+    Raises FineTuneError (InvalidData) with every row in which nothing is left to train on, as `source:line:
+    what`.
+    """
+    position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    kept = position_in_row < context_length
+    cut = TokenizedRows(
+        input_ids=rows.input_ids[kept],
+        trained=rows.trained[kept],
+        offsets=_offsets(np.minimum(rows.lengths, context_length)),
+        lines=rows.lines,
+    )
+    without = np.flatnonzero(_predicted(cut) == 0)
+    if without.size:
+        whole = _predicted(rows)
+        problems = [
+            f"{source}:{line}: {_nothing_to_train_on(int(length), context_length, cut_off=bool(predicted))}"
+            for line, length, predicted in zip(
+                rows.lines[without], rows.lengths[without], whole[without], strict=True
+            )
+        ]
+        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
+    return cut, int((rows.lengths > context_length).sum())
+
+
+def trained_tokens(rows: TokenizedRows) -> int:
+    """Tokens that count in the loss of an epoch."""
+    return int(_predicted(rows).sum())
+
+
+def _predicted(rows: TokenizedRows) -> NDArray[np.int64]:
+    """Tokens of each row that count and that something comes before: the first of a row is never predicted.
+
+    Shape (rows,).
+    """
+    counted = np.concatenate([[0], np.cumsum(rows.trained, dtype=np.int64)])
+    after_first = np.minimum(rows.offsets[:-1] + 1, rows.offsets[1:])
+    predicted: NDArray[np.int64] = counted[rows.offsets[1:]] - counted[after_first]
+    return predicted
+
+
+def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:
+    if cut_off:
+        return (
+            f"the first {context_length} of its {length} tokens hold nothing to train on; raise"
+            " spec.context_length"
+        )
+    return f"none of its {length} tokens counts in the loss; give it an answer, or leave it out"
+
+
+def _offsets(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -1,0 +1,195 @@
+"""Merges a LoRA checkpoint into its base model, which then runs without peft."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import cast
+
+import peft
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.model.source import fetch_model
+from finetune_trainer.storage.open import Storage, open_storage
+
+TOLERANCE = 1e-3
+"""How far logits may be apart, see `_distance`. A right merge in fp32 stays below 1e-5, also in 30 layers; a
+wrong one shows from 1e-2."""
+
+PROBE_TOKENS = 64
+
+
+class _AdapterConfig(BaseModel):
+    """What is read of PEFT's adapter_config.json here."""
+
+    peft_type: str
+    base_model_name_or_path: str
+
+
+def merge(checkpoint: str, out: Path) -> None:
+    """Writes the model that the adapter in `checkpoint` and its base make together: a plain transformers model, in the base's precision.
+
+    `checkpoint` is an adapter's directory, local or in object storage; `out` must not exist or be empty. The
+    merged model must give the adapter's logits, in fp32, and so must what was written when it is loaded
+    again; on any failure nothing is left at `out`. Needs memory for the model in fp32. Raises FineTuneError:
+    InvalidSpec when `out` is not empty or the checkpoint is not an adapter that can be merged, ModelNotFound
+    when there is no checkpoint or no base model, StorageError, Unknown when the logits differ.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{out}: is there already and not empty; give a directory that is not"
+        )
+    source = open_storage(checkpoint)
+    config = _adapter_config(source)
+    base = fetch_model(
+        config.base_model_name_or_path, f"{source.path}/adapter_config.json: base_model_name_or_path"
+    )
+    target = open_storage(str(out.absolute().parent))
+    with warnings.catch_warnings(), source.local_copy() as adapter, target.staging(out.name) as staging:
+        # peft advises to untie embeddings, which is done here, and only warns of weights that are missing and
+        # stay random.
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        logits = _write_merged(base, adapter, staging, checkpoint)
+        _check(
+            _probe(_load(staging)), logits, f"{checkpoint}: the written model's logits", "the merged model's"
+        )
+        target.publish(staging, out.name, last="config.json")
+
+
+def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
+    text = checkpoint.read_text("adapter_config.json")
+    if text is None:
+        if checkpoint.read_text("config.json") is not None:
+            raise FineTuneError(
+                FailureClass.INVALID_SPEC,
+                f"{checkpoint.path}: is a full model, not an adapter; it needs no merging",
+            )
+        hint = "give the directory of a LoRA checkpoint, such as epoch-2 in a run directory"
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{checkpoint.path}: holds no adapter_config.json; {hint}"
+        )
+    try:
+        config = _AdapterConfig.model_validate_json(text)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, details['loc']))}: {details['msg']}".removeprefix(": ")
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{checkpoint.path}/adapter_config.json: {what}"
+        ) from error
+    if config.peft_type != "LORA":
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"{checkpoint.path}/adapter_config.json: peft_type is {config.peft_type}; only LORA can be"
+            " merged",
+        )
+    return config
+
+
+def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -> torch.Tensor:
+    """Writes the merged model, and gives its logits on the probe."""
+    model = _load(base)
+    dtype, tied = model.dtype, bool(model.config.get_text_config().tie_word_embeddings)
+    _convert(model, torch.float32)
+    adapted = _load_adapter(model, adapter, checkpoint)
+    expected = _probe(adapted)
+    _unshare(adapted)
+    try:
+        merged = cast("PreTrainedModel", adapted.merge_and_unload())
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{checkpoint}: peft cannot merge this adapter: {error}"
+        ) from error
+    _check(_probe(merged), expected, f"{checkpoint}: the merged model's logits", "the adapter's")
+    if tied:
+        _tie_if_equal(merged)
+    _convert(merged, dtype)
+    merged.save_pretrained(directory, max_shard_size="5GB")
+    if (adapter / "generation_config.json").is_file():
+        shutil.copy(adapter / "generation_config.json", directory)
+    tokenizer = AutoTokenizer.from_pretrained(
+        adapter if (adapter / "tokenizer_config.json").is_file() else base, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(directory)
+    return _probe(merged)
+
+
+def _load(directory: Path) -> PreTrainedModel:
+    """The model in the precision that it was saved in."""
+    try:
+        return cast(
+            "PreTrainedModel",
+            AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=False),
+        )
+    except (ValueError, OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{directory}: cannot be read as a model: {reason}"
+        ) from error
+
+
+def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Converts parameters one by one, and no buffers: those of rotary embeddings stay in fp32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _load_adapter(model: PreTrainedModel, adapter: Path, checkpoint: str) -> peft.PeftModel:
+    try:
+        return peft.PeftModel.from_pretrained(model, str(adapter))
+    except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{checkpoint}: the adapter does not fit its base model: {reason}"
+        ) from error
+
+
+def _unshare(model: torch.nn.Module) -> None:
+    """Gives every module parameters of its own.
+
+    peft adds each module's update to its weight in place. A weight that two modules share (tied embeddings,
+    replicated layers) would get both updates, and the merged model would be another one.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                setattr(module, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            seen.add(id(parameter))
+
+
+def _tie_if_equal(model: PreTrainedModel) -> None:
+    """Ties the embeddings again unless they were trained apart; the configuration says which."""
+    embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
+    head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    model.config.get_text_config().tie_word_embeddings = torch.equal(embedding.weight, head.weight)
+    model.tie_weights()
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel | peft.PeftModel) -> torch.Tensor:
+    """Logits on tokens drawn from the whole vocabulary, always the same; shape (PROBE_TOKENS, vocabulary), fp32."""
+    embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
+    tokens = torch.randint(
+        len(embedding.weight), (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0)
+    )
+    logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    return logits[0].float()
+
+
+def _check(logits: torch.Tensor, expected: torch.Tensor, what: str, whose: str) -> None:
+    distance = _distance(logits, expected)
+    if not distance <= TOLERANCE:
+        hint = "nothing is written; use the adapter with peft"
+        raise FineTuneError(FailureClass.UNKNOWN, f"{what} are {distance:.1%} away from {whose}; {hint}")
+
+
+def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """The difference relative to how much the expected logits vary over the vocabulary: 0 is equal, 1 unrelated, NaN has no answer."""
+    spread = expected - expected.mean(dim=-1, keepdim=True)
+    return float((logits - expected).norm() / spread.norm())

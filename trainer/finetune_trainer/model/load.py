@@ -1,0 +1,228 @@
+"""The model: its tokenizer, its shape without weights, and itself, with adapters or in full."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+import peft
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.fields import HubRepository
+from finetune_api.numbers import ResolvedPrecision
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.model.adapters import check_adapter, check_targets, load_adapter, with_adapters
+from finetune_trainer.model.source import fetch_model, source_name, source_revision
+
+SHOWN_WEIGHTS = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, known from its configuration without loading a weight."""
+
+    total_parameters: int
+    """Of the base model and the adapters."""
+    trainable_parameters: int
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    context_length: int | None
+    """Most tokens the model takes; None when its configuration does not say."""
+    warnings: tuple[str, ...]
+
+
+class LoadingInfo(TypedDict):
+    """What transformers says of weights that it did not find as the model needs them."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    """Names, the sizes that were found and the sizes that are needed."""
+
+
+def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
+    """The model's configuration. Raises FineTuneError (ModelNotFound) when there is none or its architecture is unknown."""
+    source, where = _base(spec)
+    path = fetch_model(source, where, weights=False)
+    try:
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
+    except (ValueError, OSError) as error:
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
+        ) from error
+
+
+def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model_id`.
+
+    A tokenizer without a pad token gets its end-of-text token as filling: padding is masked by position, so
+    the choice changes nothing. Raises FineTuneError (ModelNotFound) when there is no tokenizer, or one with
+    neither token.
+    """
+    path = fetch_model(spec.model_id, "spec.model_id", weights=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND,
+            f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {_short(error)}",
+        ) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        missing = (
+            "its tokenizer has neither a pad token nor an end-of-text token; set pad_token in its"
+            " tokenizer_config.json"
+        )
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id}: {missing}")
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills short rows."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
+    """The sizes of the model that the spec trains.
+
+    Raises FineTuneError: InvalidSpec when lora_config does not fit the model, or the adapter to go on from
+    does not fit lora_config; ModelNotFound when the model is not a causal language model.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        what = f"a {config.model_type} is not a causal language model that transformers knows"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {what}") from error
+    text = config.get_text_config()
+    warnings: list[str] = []
+    trained: torch.nn.Module = model
+    if spec.lora_config is not None:
+        warnings = check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
+        trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
+        if spec.initial_adapter_model_ckpt_path is not None:
+            check_adapter(
+                adapted,
+                fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"),
+            )
+    return Shape(
+        total_parameters=_count(trained),
+        trainable_parameters=_count(trained, trainable=True),
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        vocabulary=text.vocab_size,
+        context_length=getattr(text, "max_position_embeddings", None),
+        warnings=tuple(warnings),
+    )
+
+
+def load_model(
+    spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None = None
+) -> PreTrainedModel | peft.PeftModel:
+    """The model to train, on the CPU, in train mode.
+
+    What was trained is taken from the checkpoint `resumed`, if there is one. Frozen weights are held in
+    `dtype`; what is trained is held in fp32, since AdamW's small updates vanish in bf16. New adapters depend
+    on the spec's seed alone. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
+    """
+    source, where = _base(spec)
+    weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
+    held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
+    attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
+    model = _read_weights(weights, where, dtype=held, attention=attention)
+    if spec.recomputes_activations:
+        model.activation_checkpointing_enable()
+    if spec.lora_config is None:
+        return cast("PreTrainedModel", model.train())
+
+    adapter = resumed
+    if adapter is None and spec.initial_adapter_model_ckpt_path is not None:
+        adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
+    torch.manual_seed(spec.seed)
+    adapted = with_adapters(model, spec.lora_config)
+    if adapter is not None:
+        load_adapter(adapted, adapter)
+    _describe_base(adapted, spec)
+    return adapted.train()
+
+
+def _base(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
+    """Where the base model's weights come from, and the field that says so."""
+    if spec.initial_base_model_ckpt_path is not None:
+        return spec.initial_base_model_ckpt_path, "spec.initial_base_model_ckpt_path"
+    return spec.model_id, "spec.model_id"
+
+
+def _read_weights(path: Path, where: str, *, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """The model with all its weights; transformers itself makes up those that are not there, and only warns."""
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
+        ) from error
+    # With output_loading_info it gives a pair.
+    model, loading = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
+    absent = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if absent:
+        shown = ", ".join(absent[:SHOWN_WEIGHTS]) + (", ..." if len(absent) > SHOWN_WEIGHTS else "")
+        what = f"has no weights for {shown} in the sizes that its config.json says; give a complete model"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} {what}")
+    return model
+
+
+def uses_flash_attention(spec: FineTuneJobSpec, *, on_gpu: bool) -> bool:
+    """Whether attention comes from the flash-attn package: asked for, on a GPU, and installed."""
+    return bool(spec.flash_attention_2) and on_gpu and is_flash_attn_2_available()
+
+
+def save_weights(model: PreTrainedModel | peft.PeftModel, directory: Path, spec: FineTuneJobSpec) -> None:
+    """Writes what was trained: a PEFT adapter, or a model in shards of 5 GB; and how to generate with it."""
+    if isinstance(model, peft.PeftModel):
+        # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.
+        model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
+    else:
+        model.save_pretrained(directory, max_shard_size="5GB")
+    generation = copy.deepcopy(model.generation_config)
+    if generation is not None:
+        if spec.generation_config is not None and spec.generation_config.stopping_sequences:
+            generation.stop_strings = spec.generation_config.stopping_sequences
+        generation.save_pretrained(directory)
+
+
+def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
+    config = cast("peft.LoraConfig", model.peft_config["default"])
+    source, _ = _base(spec)
+    config.base_model_name_or_path, config.revision = source_name(source), source_revision(source)
+    # PEFT expands all-linear into a set; its order, and with it the file, would differ from run to run.
+    if isinstance(config.target_modules, set | list):
+        config.target_modules = sorted(config.target_modules)
+
+
+def _count(model: torch.nn.Module, *, trainable: bool = False) -> int:
+    return sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable
+    )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

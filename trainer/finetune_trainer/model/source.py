@@ -1,0 +1,172 @@
+"""Where a model comes from: a directory, object storage or the hub, always brought to a local directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from fnmatch import fnmatchcase
+from http import HTTPStatus
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.fields import HubRepository, scheme
+from finetune_trainer.storage.mounts import mounted_here
+from finetune_trainer.storage.open import open_storage
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_WEIGHT_FILES = ["*.safetensors"]
+_SAME_WEIGHTS = ["consolidated*.safetensors"]
+"""Mistral's models hold their weights once more, in a form that transformers does not read."""
+
+
+def hub_name(source: str) -> str | None:
+    """The hub's name for a model (`organisation/name`, perhaps with `@revision`), or None when `source` is a path."""
+    if scheme(source) == "hf":
+        return source.removeprefix("hf://")
+    if scheme(source) or Path(source).expanduser().exists() or not _HUB_NAME.fullmatch(source):
+        return None
+    return source
+
+
+def source_name(source: str | HubRepository) -> str:
+    """What a checkpoint names as its base model: the hub's name, or a path that works from anywhere, as far as that can be."""
+    if isinstance(source, HubRepository):
+        return source.repo_id
+    name = hub_name(source)
+    if name is not None:
+        return name.partition("@")[0]
+    return source if scheme(source) in ("s3", "gs", "pvc", "configmap") else str(_local(source))
+
+
+def source_revision(source: str | HubRepository) -> str | None:
+    """The revision on the hub that `source` asks for, if it does."""
+    name = hub_name(source) if isinstance(source, str) else None
+    return (name or "").partition("@")[2] or None
+
+
+def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
+    """A local directory with the model or adapter: config and tokenizer, and the weights if asked for.
+
+    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError,
+    beginning with `where`, such as `spec.model_id`.
+    """
+    if isinstance(source, HubRepository):
+        return _from_hub(source.repo_id, where, weights=weights)
+    name = hub_name(source)
+    if name is not None:
+        return _from_hub(name, where, weights=weights)
+    if scheme(source) in ("s3", "gs"):
+        return _from_storage(source, where, weights=weights)
+    on_mount = mounted_here(source)
+    if on_mount is None and scheme(source) in ("pvc", "configmap"):
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND,
+            f"{where}: {source} is mounted on a cluster only; give a path on this machine",
+        )
+    path = on_mount or _local(source)
+    if not path.is_dir():
+        what = (
+            "is a file, not a model's directory"
+            if path.exists()
+            else "is not there; give a model's directory or organisation/name on the hub"
+        )
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} {what}")
+    for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
+        if not any(path.glob(pattern)):
+            raise FineTuneError(
+                FailureClass.MODEL_NOT_FOUND,
+                f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
+            )
+    return path
+
+
+def _local(source: str) -> Path:
+    return Path(source.removeprefix("file://")).expanduser().absolute()
+
+
+def _from_hub(name: str, where: str, *, weights: bool) -> Path:
+    name, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=_patterns(weights=weights),
+                ignore_patterns=_SAME_WEIGHTS,
+            )
+        )
+    except GatedRepoError as error:
+        asked = "ask for access to it on the hub, and set HF_TOKEN to a token that has it"
+        raise FineTuneError(FailureClass.ACCESS_DENIED, f"{where}: {name} is gated; {asked}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        hint = "check the name, or set HF_TOKEN if it is private"
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND,
+            f"{where}: {name} is neither a directory here nor a model on the hub; {hint}",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {name} has no revision {revision} on the hub"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        if isinstance(answer, HfHubHTTPError) and answer.response.status_code == HTTPStatus.FORBIDDEN:
+            refused = f"{where}: the hub refuses {name}; HF_TOKEN must be one that may read it"
+            raise FineTuneError(FailureClass.ACCESS_DENIED, refused) from error
+        hint = "give a model's directory, or try again with a network"
+        # Where it is not to be asked, it will not answer another time.
+        failure_class = (
+            FailureClass.MODEL_NOT_FOUND if constants.HF_HUB_OFFLINE else FailureClass.STORAGE_ERROR
+        )
+        raise FineTuneError(
+            failure_class,
+            f"{where}: {name} is not a directory here, and the hub cannot be reached ({_first_line(error)});"
+            f" {hint}",
+        ) from error
+
+
+def _from_storage(source: str, where: str, *, weights: bool) -> Path:
+    storage = open_storage(source)
+    files = storage.files()
+    for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
+        if not any(_fits(file, [pattern]) for file in files if "/" not in file):
+            raise FineTuneError(
+                FailureClass.MODEL_NOT_FOUND,
+                f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
+            )
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
+    target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
+    storage.download(
+        [
+            file
+            for file in files
+            if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)
+        ],
+        target,
+    )
+    return target
+
+
+def _patterns(*, weights: bool) -> list[str]:
+    return _DESCRIPTION_FILES + (_WEIGHT_FILES if weights else [])
+
+
+def _fits(file: str, patterns: list[str]) -> bool:
+    """As the hub takes patterns: of the whole name, with its directories."""
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

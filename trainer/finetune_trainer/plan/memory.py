@@ -1,0 +1,61 @@
+"""An estimate of the memory that one device needs.
+
+An estimate: the allocator and temporary tensors come on top.
+"""
+
+from __future__ import annotations
+
+from finetune_api.numbers import ResolvedPrecision
+from finetune_api.status import StatusModel
+from finetune_trainer.plan.prepare import Prepared
+
+_BYTES = {"bf16": 2, "fp32": 4}
+_ACTIVATION_VALUES_PER_HIDDEN = 17
+"""Values a transformer layer keeps for the backward pass, per token and hidden unit: 34 bytes in 16 bits,
+without the attention matrix, which PyTorch's attention does not keep (Korthikanti et al. 2022, "Reducing
+Activation Recomputation", section 4.1)."""
+
+
+class MemoryEstimate(StatusModel):
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """What the layers keep for the backward pass."""
+    logits: int
+    """The scores over the vocabulary, in the arithmetic's precision and in fp32, and their gradient."""
+    total: int
+
+
+def estimate(prepared: Prepared, dtype: ResolvedPrecision) -> MemoryEstimate:
+    """The memory of a training step on one device, for a micro-batch of rows of full context length or the longest row's."""
+    shape = prepared.shape
+    value = _BYTES[dtype]
+    frozen = shape.total_parameters - shape.trainable_parameters
+    # What is trained is held in fp32; see finetune_trainer.model.load.load_model.
+    weights = frozen * value + shape.trainable_parameters * 4
+
+    longest = (
+        prepared.numbers.context_length
+        if prepared.spec.padding == "max_length"
+        else min(prepared.numbers.context_length, prepared.train.longest)
+    )
+    tokens = prepared.numbers.train_batch_size_per_device * longest
+    of_layer = tokens * shape.hidden_size * _ACTIVATION_VALUES_PER_HIDDEN * value
+    inputs = tokens * shape.hidden_size * value * shape.layers
+    activations = inputs + of_layer if prepared.spec.recomputes_activations else shape.layers * of_layer
+
+    gradients = shape.trainable_parameters * 4
+    optimizer = shape.trainable_parameters * 8
+    logits = tokens * shape.vocabulary * (2 * value + 8)
+    return MemoryEstimate(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        total=weights + gradients + optimizer + activations + logits,
+    )

@@ -1,0 +1,175 @@
+"""Everything that is known before a device is used: rows read, checked and tokenized, the model's shape, the numbers, the plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.numbers import Numbers, numbers
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Plan, StatusModel
+from finetune_trainer.data.chat import ChatFormat, chat_format
+from finetune_trainer.data.rows import read_rows
+from finetune_trainer.data.tokens import TokenizedRows, tokenize_rows, trained_tokens, truncate
+from finetune_trainer.model.load import Shape, load_config, load_tokenizer, pad_token_id, shape
+from finetune_trainer.report.trackers.tracking import check_tracker
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TokenStatistics(StatusModel):
+    """Lengths of the training rows in tokens, before truncation."""
+
+    rows: int
+    tokens: int
+    """All tokens."""
+    trained_tokens: int
+    """Tokens that count in the loss, in an epoch, after truncation."""
+    shortest: int
+    median: int
+    percentile95: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is ready to train."""
+
+    spec: FineTuneJobSpec
+    numbers: Numbers
+    plan: Plan
+    shape: Shape
+    train: TokenizedRows
+    validation: TokenizedRows | None
+    token_statistics: TokenStatistics
+    warnings: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the training rows as tokens: the same rows with the same tokenizer and truncation give the same one."""
+        digest = hashlib.sha256()
+        for array in (self.train.input_ids, self.train.trained, self.train.offsets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def prepare(spec: FineTuneJobSpec) -> Prepared:
+    """Reads and checks everything, and trains nothing.
+
+    Raises FineTuneError with every problem found: of the model, of the rows of both files, of the numbers.
+    """
+    check_tracker(spec)
+    config = load_config(spec)
+    tokenizer = load_tokenizer(spec)
+    model_shape = shape(spec, config)
+    chat = chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
+    warnings = [*model_shape.warnings, *chat.warnings]
+
+    paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
+    tokenized = _all_or_every_problem(lambda path: _tokenize(path, spec, chat, warnings), paths)
+    largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max()) for rows in tokenized))
+    if largest_token >= model_shape.vocabulary:
+        what = (
+            f"its tokenizer gives token {largest_token}, and the model knows {model_shape.vocabulary}; they"
+            " do not belong together"
+        )
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {spec.model_id}: {what}")
+    computed = numbers(
+        spec,
+        rows=len(tokenized[0]),
+        longest_row=max(rows.longest for rows in tokenized),
+        model_context_length=model_shape.context_length,
+    )
+    cut = _all_or_every_problem(
+        lambda pair: truncate(pair[0], computed.context_length, pair[1]),
+        list(zip(tokenized, paths, strict=True)),
+    )
+    train = cut[0][0]
+    validation = cut[1][0] if len(cut) > 1 else None
+    truncated = sum(count for _, count in cut)
+    if truncated:
+        warnings.append(
+            f"{truncated} rows are longer than {computed.context_length} tokens and are truncated"
+        )
+    if validation is not None:
+        warnings += _shared_rows(train, validation)
+
+    return Prepared(
+        spec=spec,
+        numbers=computed,
+        plan=Plan(
+            rows=len(train),
+            validation_rows=0 if validation is None else len(validation),
+            tokens=len(train.input_ids),
+            truncated_rows=truncated,
+            context_length=computed.context_length,
+            effective_batch_size=computed.effective_batch_size,
+            steps_per_epoch=computed.steps_per_epoch,
+            total_epochs=computed.total_epochs,
+            total_steps=computed.total_steps,
+            checkpoint_epochs=list(computed.checkpoint_epochs),
+            trainable_parameters=model_shape.trainable_parameters,
+            total_parameters=model_shape.total_parameters,
+        ),
+        shape=model_shape,
+        train=train,
+        validation=validation,
+        token_statistics=_statistics(tokenized[0], train),
+        warnings=(*computed.warnings, *warnings),
+    )
+
+
+def _tokenize(path: str, spec: FineTuneJobSpec, chat: ChatFormat, warnings: list[str]) -> TokenizedRows:
+    rows, remarks = read_rows(path, spec.trained_task)
+    warnings += remarks
+    return tokenize_rows(rows, chat, path)
+
+
+def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
+    """`check` of every item; when some fail, one error with the problems of all."""
+    results: list[R] = []
+    errors: list[FineTuneError] = []
+    for item in items:
+        try:
+            results.append(check(item))
+        except FineTuneError as error:
+            errors.append(error)
+    if errors:
+        raise FineTuneError(
+            errors[0].failure_class, *(problem for error in errors for problem in error.problems)
+        ) from errors[0]
+    return results
+
+
+def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
+    seen = {train.row(index)[0].tobytes() for index in range(len(train))}
+    shared = sum(validation.row(index)[0].tobytes() in seen for index in range(len(validation)))
+    return (
+        [
+            (
+                f"{shared} of {len(validation)} validation rows are also training rows: the validation loss"
+                " flatters"
+            )
+        ]
+        if shared
+        else []
+    )
+
+
+def _statistics(untruncated: TokenizedRows, train: TokenizedRows) -> TokenStatistics:
+    lengths = untruncated.lengths
+    return TokenStatistics(
+        rows=len(untruncated),
+        tokens=int(lengths.sum()),
+        trained_tokens=trained_tokens(train),
+        shortest=int(lengths.min()),
+        median=int(np.median(lengths)),
+        percentile95=int(np.percentile(lengths, 95)),
+        longest=untruncated.longest,
+    )

@@ -1,0 +1,177 @@
+"""What rank 0 does besides training: it writes metrics and checkpoints, feeds the experiment tracker, and reports progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from finetune_api.numbers import Numbers
+from finetune_api.retention import flagged, kept
+from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
+from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.pace import Pace
+from finetune_trainer.report.trackers.tracking import Tracker
+from finetune_trainer.storage.run_directory import RunDirectory
+
+
+class Scribe(Protocol):
+    """Who is told what happens in training; every rank has one, so that the loop is the same on all."""
+
+    def step_done(self, step: int, *, loss: float, grad_norm: float, tokens: int) -> None:
+        """Optimizer step `step` (counted from 1) on `tokens` tokens is done."""
+
+    def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
+        """The model after `step` steps was validated; `checkpoint` is the one that is about to hold it."""
+
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
+        """Saves what `write` puts into a directory as a checkpoint, or as a snapshot when there is no name."""
+
+    def tell(self, step: int, evaluation: Evaluation | None) -> None:
+        """Reports where the run is after `step` steps. The time since the last step counts as a pause."""
+
+    def finish(self, step: int, evaluation: Evaluation | None) -> None:
+        """Training is done: writes the result, and keeps the checkpoints that stay."""
+
+
+class Follower:
+    """Ranks other than 0: they write and report nothing."""
+
+    def step_done(self, step: int, *, loss: float, grad_norm: float, tokens: int) -> None:
+        """Nothing."""
+
+    def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
+        """Nothing."""
+
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
+        """Nothing."""
+
+    def tell(self, step: int, evaluation: Evaluation | None) -> None:
+        """Nothing."""
+
+    def finish(self, step: int, evaluation: Evaluation | None) -> None:
+        """Nothing."""
+
+
+class Lead:
+    """Rank 0."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        numbers: Numbers,
+        run: RunDirectory,
+        *,
+        to_keep: int,
+        tokens_trained: int,
+        tracker: Tracker,
+        report: Callable[[ProgressRecord], None],
+    ) -> None:
+        self._plan = plan
+        self._numbers = numbers
+        self._run = run
+        self._to_keep = to_keep
+        self._tokens_trained = tokens_trained
+        self._tracker = tracker
+        self._report = report
+        self._checkpoints = run.checkpoints()
+        self._last_step: StepLine | None = None
+        self._pace = Pace(numbers.total_steps)
+
+    def step_done(self, step: int, *, loss: float, grad_norm: float, tokens: int) -> None:
+        """A line in metrics.jsonl and for the tracker."""
+        self._pace.add(tokens)
+        self._tokens_trained += tokens
+        self._last_step = StepLine(
+            step=step,
+            epoch=round(step / self._numbers.steps_per_epoch, 4),
+            loss=loss,
+            learning_rate=self._numbers.learning_rate_at(step - 1),
+            grad_norm=grad_norm,
+            tokens=tokens,
+            tokens_per_second=self._pace.tokens_per_second,
+            time=datetime.now(UTC),
+        )
+        self._write(self._last_step)
+
+    def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
+        """A line in metrics.jsonl and for the tracker."""
+        self._write(
+            EvaluationLine(
+                step=step,
+                epoch=evaluation.epoch,
+                eval_loss=evaluation.loss,
+                perplexity=evaluation.perplexity,
+                checkpoint=checkpoint,
+                time=datetime.now(UTC),
+            )
+        )
+
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
+        """A checkpoint or a snapshot; only when it is complete do those go that are no longer kept, and when that was reported."""
+        with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
+            write(staging)
+            if checkpoint:
+                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation))
+            else:
+                self._run.commit_snapshot(step, staging)
+        complete = self._run.checkpoints()
+        keep = kept(complete, self._to_keep, finished=False)
+        self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]
+        if len(keep) < len(complete):
+            self._report(self._progress_record(step, evaluation))
+        self._run.prune(keep)
+
+    def tell(self, step: int, evaluation: Evaluation | None) -> None:
+        """A progress record."""
+        self._report(self._progress_record(step, evaluation))
+        self._pace.resume()
+
+    def finish(self, step: int, evaluation: Evaluation | None) -> None:
+        """The result is written before the last checkpoints go: whoever finds it need not look for what to go on from."""
+        keep = kept(self._checkpoints, self._to_keep, finished=True)
+        self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
+        self._run.finish(self._progress_record(step, evaluation))
+        self.tell(step, evaluation)
+        self._run.prune(keep)
+
+    def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:
+        return Checkpoint(
+            name=name,
+            path=self._run.checkpoint_path(name),
+            epoch=step // self._numbers.steps_per_epoch,
+            step=step,
+            eval_loss=evaluation.loss if evaluation else None,
+            perplexity=evaluation.perplexity if evaluation else None,
+            time=datetime.now(UTC),
+        )
+
+    def _progress_record(self, step: int, evaluation: Evaluation | None) -> ProgressRecord:
+        last = self._last_step
+        progress = Progress(
+            epoch=round(step / self._numbers.steps_per_epoch, 2),
+            epochs=f"{step // self._numbers.steps_per_epoch}/{self._numbers.total_epochs}",
+            step=step,
+            percent=100 * step // self._numbers.total_steps,
+            train_loss=last.loss if last else None,
+            learning_rate=last.learning_rate if last else None,
+            grad_norm=last.grad_norm if last else None,
+            tokens_per_second=self._pace.tokens_per_second,
+            tokens_trained=self._tokens_trained,
+            estimated_completion_time=self._pace.estimated_completion(step),
+            last_update_time=datetime.now(UTC),
+        )
+        return ProgressRecord(
+            plan=self._plan, progress=progress, evaluation=evaluation, checkpoints=flagged(self._checkpoints)
+        )
+
+    def _write(self, line: StepLine | EvaluationLine) -> None:
+        self._run.append_metrics(line)
+        self._tracker.log(line)

@@ -1,0 +1,72 @@
+"""A run at Weights & Biases, or on disk with WANDB_MODE=offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.spec import FineTuneJobSpec, LoggerConfig
+from finetune_trainer.report.metrics import EvaluationLine, StepLine, numbers_of
+from finetune_trainer.report.trackers.published_fields import published_fields
+
+if TYPE_CHECKING:
+    import wandb
+
+PROJECT = "llmforge"
+"""LLMForge's default project."""
+
+LONGEST_TAG = 64
+"""What wandb takes, in characters."""
+
+
+class WandbRun:
+    """A run that numbers can be added to."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self._run = run
+
+    def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
+        """Adds the lines' numbers under their names in metrics.jsonl."""
+        for line in lines:
+            self._run.log(numbers_of(line), step=line.step)
+
+    def end(self, *, failed: bool) -> None:
+        """Marks the run as finished or failed, and waits until wandb has all numbers."""
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+def start_wandb_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> WandbRun:
+    """A new run with the spec's fields as its configuration, and LLMForge's defaults.
+
+    Raises FineTuneError: AccessDenied when wandb refuses the key, StorageError when it cannot be reached,
+    InvalidSpec for a project, name or tag that it does not take.
+    """
+    import wandb
+
+    fields = published_fields(spec)
+    model = str(fields["model_id"])
+    tag = spec.custom_model_tag or name
+    try:
+        run = wandb.init(
+            project=config.project or PROJECT,
+            group=config.group or model,
+            name=config.name or tag,
+            tags=list(dict.fromkeys([*(config.tags or []), model[-LONGEST_TAG:], tag[-LONGEST_TAG:]])),
+            config=fields,
+            settings=wandb.Settings(console="off", quiet=True),
+        )
+    except wandb.errors.AuthenticationError as error:
+        raise FineTuneError(
+            FailureClass.ACCESS_DENIED, f"spec.logger: wandb does not accept WANDB_API_KEY: {error}"
+        ) from error
+    except wandb.errors.CommError as error:
+        raise FineTuneError(
+            FailureClass.STORAGE_ERROR,
+            f"spec.logger: wandb cannot be reached; try again, or set WANDB_MODE=offline: {error}",
+        ) from error
+    except (wandb.errors.Error, ValueError) as error:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"spec.logger.provider_config: wandb says: {error}"
+        ) from error
+    return WandbRun(run)

@@ -1,0 +1,126 @@
+"""Storage in a directory of this machine, where a rename makes what was written beside appear whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune_trainer.storage.failure import explained, explained_writing
+
+
+class LocalStorage:
+    """A `Storage` on this machine. What is unfinished is called `.NAME.partial`.
+
+    `shown` is the path as users see it where that is not the directory's own: `pvc://CLAIM/path`.
+    """
+
+    def __init__(self, root: Path, *, shown: str | None = None) -> None:
+        self._root = root
+        self._shown = shown
+
+    @property
+    def path(self) -> str:
+        """The absolute path, or the one that is shown instead."""
+        return self._shown or str(self._root)
+
+    def child(self, name: str) -> LocalStorage:
+        """A directory in it."""
+        return LocalStorage(self._root / name, shown=f"{self._shown}/{name}" if self._shown else None)
+
+    def files(self) -> dict[str, int]:
+        """The names of all files with their sizes, unfinished ones as well."""
+        with explained(self._root):
+            return {
+                file.relative_to(self._root).as_posix(): file.stat().st_size
+                for file in self._root.rglob("*")
+                if file.is_file()
+            }
+
+    def read_text(self, name: str) -> str | None:
+        """A file's text; bytes that are not UTF-8, which a crash of the machine can leave, become U+FFFD."""
+        file = self._root / name
+        with explained(file):
+            return file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes beside, waits for the disk, and renames."""
+        file = self._root / name
+        partial = file.with_name(f".{file.name}.partial")
+        with explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            _sync(partial)
+            partial.replace(file)
+            _sync(file.parent)
+
+    def append_text(self, name: str, text: str) -> None:
+        """Adds to the end of a file, at once."""
+        file = self._root / name
+        with explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(text)
+
+    def flush(self) -> None:
+        """Nothing to do: `append_text` has written."""
+
+    def delete(self, name: str) -> None:
+        """Deletes a file or a directory."""
+        target = self._root / name
+        with explained(target):
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def download(self, names: Iterable[str], directory: Path) -> None:
+        """Copies files."""
+        for name in names:
+            target = directory / name
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self._root / name, target)
+
+    @contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """The directory itself."""
+        yield self._root
+
+    @contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """A directory beside `name`, on the same file system."""
+        directory = self._root / f".{name}.partial"
+        self.delete(directory.name)
+        with explained(directory):
+            directory.mkdir(parents=True)
+        try:
+            with explained_writing(directory):
+                yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def publish(self, staging: Path, name: str, *, last: str) -> None:
+        """Waits for the disk and renames, so that all files appear at once and `last` needs no care."""
+        del last
+        with explained(staging):
+            for entry in (*staging.rglob("*"), staging):
+                _sync(entry)
+            staging.rename(self._root / name)
+            _sync(self._root)
+
+    def clear_partial(self) -> None:
+        """Removes files and directories that were being written."""
+        for entry in self._root.glob(".*.partial"):
+            self.delete(entry.name)
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content, or a directory's entries, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,211 @@
+"""Storage in S3 or GCS, where a single file appears whole and nothing can be renamed.
+
+S3 is found as the AWS command finds it: credentials from the environment, a profile or the machine, the
+endpoint from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, the region from `AWS_REGION` or
+`AWS_DEFAULT_REGION`, and only without any of these by asking AWS. GCS takes the application default
+credentials; `gs://anonymous@bucket/…` takes none. Options at a path's end go before all of that:
+`?endpoint_override=…&scheme=…`, and for S3 `region=…`, for GCS `retry_limit_seconds=…`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.paths import child
+from finetune_trainer.storage.failure import explained, explained_writing
+
+GCS_RETRY_SECONDS = 60
+"""How long a request to GCS is tried again; its client would go on for a quarter of an hour. S3's gives up
+after three tries."""
+CHUNK_BYTES = 32 * 2**20
+"""How much of a file one request brings."""
+FLUSH_SECONDS = 60
+"""How far behind a file that is appended to may be."""
+
+_log = logging.getLogger(__name__)
+
+
+def connect(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of an `s3://` or `gs://` path, and the path inside it (`bucket/key`).
+
+    Raises FineTuneError (InvalidSpec) when the path is not one that can be used, OSError when the region of a
+    bucket cannot be found.
+    """
+    parts = urlsplit(path)
+    if parts.password:
+        shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{shown}: credentials do not belong in a path; use the environment"
+        )
+    if parts.scheme not in ("s3", "gs"):
+        hint = " (it is mounted on a cluster only)" if parts.scheme in ("pvc", "configmap") else ""
+        what = f"{parts.scheme}:// cannot be used here{hint}; give a plain path, s3:// or gs://"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {what}")
+    if not parts.netloc:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"{path}: has no bucket; write {parts.scheme}://BUCKET/PATH"
+        )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    default = {"s3": f"region={region}" if region else "", "gs": f"retry_limit_seconds={GCS_RETRY_SECONDS}"}[
+        parts.scheme
+    ]
+    given = default.partition("=")[0] + "=" in parts.query
+    options = [parts.query] if given else [parts.query, default]
+    try:
+        filesystem, key = fs.FileSystem.from_uri(
+            parts._replace(query="&".join(filter(None, options))).geturl()
+        )
+    except ValueError as error:
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error}") from error
+    return filesystem, key
+
+
+class ObjectStorage:
+    """A `Storage` of the keys with a common prefix."""
+
+    def __init__(self, path: str, filesystem: fs.FileSystem, root: str) -> None:
+        self._path = path
+        self._filesystem = filesystem
+        self._root = root
+        self._appended: dict[str, list[str]] = {}
+        self._flushed_at = time.monotonic()
+
+    @property
+    def path(self) -> str:
+        """The path with its options."""
+        return self._path
+
+    def child(self, name: str) -> ObjectStorage:
+        """The keys below `name`."""
+        return ObjectStorage(child(self._path, name), self._filesystem, self._key(name))
+
+    def files(self) -> dict[str, int]:
+        """The names of all files with their sizes; objects that only stand for a directory are none."""
+        with explained(self._path):
+            entries = self._filesystem.get_file_info(
+                fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+            )
+        return {
+            entry.path.removeprefix(f"{self._root}/"): entry.size
+            for entry in entries
+            if entry.type == fs.FileType.File
+        }
+
+    def read_text(self, name: str) -> str | None:
+        """A file's text, from memory if it was appended to."""
+        if name in self._appended:
+            return "".join(self._appended[name])
+        with explained(child(self._path, name)):
+            try:
+                with self._filesystem.open_input_file(self._key(name)) as stream:
+                    return stream.read().decode("utf-8", errors="replace")
+            except FileNotFoundError:
+                return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces the object."""
+        self._appended.pop(name, None)
+        self._put(name, text)
+
+    def append_text(self, name: str, text: str) -> None:
+        """Adds to a text in memory, which replaces the object once a minute; when that fails, it is tried again a minute later."""
+        if name not in self._appended:
+            self._appended[name] = [self.read_text(name) or ""]
+        self._appended[name].append(text)
+        if time.monotonic() - self._flushed_at < FLUSH_SECONDS:
+            return
+        try:
+            self.flush()
+        except FineTuneError as error:
+            _log.warning("%s; it is tried again in %d s", error, FLUSH_SECONDS)
+
+    def flush(self) -> None:
+        """Replaces the objects that were appended to."""
+        self._flushed_at = time.monotonic()
+        for name, parts in self._appended.items():
+            self._put(name, "".join(parts))
+
+    def delete(self, name: str) -> None:
+        """Deletes an object, or all below a prefix."""
+        key = self._key(name)
+        with explained(child(self._path, name)):
+            kind = self._filesystem.get_file_info(key).type
+            if kind == fs.FileType.File:
+                self._filesystem.delete_file(key)
+            elif kind == fs.FileType.Directory:
+                # On GCS, once all is deleted, the directory itself is looked for in vain.
+                with suppress(FileNotFoundError):
+                    self._filesystem.delete_dir(key)
+
+    def download(self, names: Iterable[str], directory: Path) -> None:
+        """Copies objects. Each file appears whole, so that several processes may download to the same directory at once."""
+        for name in names:
+            target = directory / name
+            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with explained(child(self._path, name)):
+                try:
+                    fs.copy_files(
+                        self._key(name),
+                        str(partial),
+                        source_filesystem=self._filesystem,
+                        destination_filesystem=fs.LocalFileSystem(),
+                        chunk_size=CHUNK_BYTES,
+                    )
+                    partial.replace(target)
+                finally:
+                    partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """A temporary directory with all objects."""
+        with tempfile.TemporaryDirectory(prefix="finetune-") as directory:
+            self.download(self.files(), Path(directory))
+            yield Path(directory)
+
+    @contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """A temporary directory."""
+        with (
+            tempfile.TemporaryDirectory(prefix=f"finetune-{name}-") as directory,
+            explained_writing(directory),
+        ):
+            yield Path(directory)
+
+    def publish(self, staging: Path, name: str, *, last: str) -> None:
+        """Puts the files one by one, `last` at the end."""
+        files = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: (file == last, file)):
+            target = f"{name}/{file}"
+            with explained(child(self._path, target)):
+                fs.copy_files(
+                    str(staging / file),
+                    self._key(target),
+                    source_filesystem=fs.LocalFileSystem(),
+                    destination_filesystem=self._filesystem,
+                    chunk_size=CHUNK_BYTES,
+                )
+
+    def clear_partial(self) -> None:
+        """Nothing to do: an upload that was broken off leaves no object."""
+
+    def _key(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _put(self, name: str, text: str) -> None:
+        with (
+            explained(child(self._path, name)),
+            self._filesystem.open_output_stream(self._key(name)) as stream,
+        ):
+            stream.write(text.encode("utf-8"))

@@ -1,0 +1,260 @@
+"""The directory of one run: its checkpoints and snapshots, its metrics, and the manifest it was made from.
+
+    <storage>/<namespace>/<name>-<uid>/
+        job.yaml            the manifest; its first line says whose run this is
+        epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, and complete.json, written last
+        snapshot-1234/      what to resume from between checkpoints, of the same shape; at most one
+        checkpoints.json    the complete checkpoints, the best and the latest marked
+        metrics.jsonl       a line for each optimizer step and each validation
+        result.json         the last progress record of a run that has finished
+
+A checkpoint without a complete.json that agrees with its files does not exist. A complete one is never
+written to again, and nothing is deleted before what takes its place is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.retention import flagged
+from finetune_api.status import Checkpoint, ProgressRecord
+from finetune_trainer.storage.open import Storage, open_storage
+
+JOB = "job.yaml"
+CHECKPOINTS = "checkpoints.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+COMPLETE = "complete.json"
+
+_SAVED = re.compile(r"(epoch|snapshot)-\d+")
+
+_log = logging.getLogger(__name__)
+
+
+class Completion(BaseModel):
+    """The content of complete.json."""
+
+    step: int
+    """Optimizer steps done."""
+    checkpoint: Checkpoint | None
+    """None in a snapshot."""
+    files: dict[str, int]
+    """All other files, with their sizes in bytes."""
+
+
+class RunDirectory:
+    """The run directory as the one process that writes to it sees it; others may read.
+
+    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason when storage
+    fails.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    @classmethod
+    def open(cls, path: str) -> RunDirectory:
+        """The run directory at a local path, `s3://` or `gs://`. It need not exist."""
+        return cls(open_storage(path))
+
+    @property
+    def path(self) -> str:
+        """As users see it."""
+        return self._storage.path
+
+    def checkpoint_path(self, name: str) -> str:
+        """Where a checkpoint is, as users see it."""
+        return self._storage.child(name).path
+
+    def claim(self, job_yaml: str, identity: str) -> None:
+        """Makes the directory this job's, or finds that it is, and removes what a run that died left unfinished.
+
+        `identity` is a line that is the same whenever the job runs. Raises FineTuneError (InvalidSpec), and
+        writes nothing, when the directory is another job's.
+        """
+        mark = f"# {identity}"
+        existing = self._storage.read_text(JOB)
+        if existing is None:
+            self._storage.write_text(JOB, f"{mark}\n{job_yaml}")
+        elif existing.partition("\n")[0] != mark:
+            owner = existing.partition("\n")[0].removeprefix("# ")
+            raise FineTuneError(
+                FailureClass.INVALID_SPEC,
+                f"{self.path}: holds the run of {owner}, and this is {identity}; give another storage path",
+            )
+        self._storage.clear_partial()
+        self._clear_incomplete()
+        self._write_index()
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The complete checkpoints in the order in which they were saved, the best and the latest marked."""
+        found = self._complete()
+        return flagged(
+            [
+                completion.checkpoint.model_copy(update={"path": self.checkpoint_path(name)})
+                for name, completion in found.items()
+                if completion.checkpoint is not None
+            ]
+        )
+
+    def newest(self) -> str | None:
+        """The name of what to resume from: the complete checkpoint or snapshot with the most steps, a checkpoint before a snapshot."""
+        found = self._complete()
+        return max(
+            found, key=lambda name: (found[name].step, found[name].checkpoint is not None), default=None
+        )
+
+    def local_copy(self, name: str) -> AbstractContextManager[Path]:
+        """A directory on this machine with the files of a checkpoint or snapshot, to be read until the `with` block ends."""
+        return self._storage.child(name).local_copy()
+
+    def staging(self, name: str) -> AbstractContextManager[Path]:
+        """A new empty directory on this machine in which to write a checkpoint or snapshot, before it is committed in the `with` block."""
+        return self._storage.staging(name)
+
+    def commit(self, name: str, staging: Path, record: Checkpoint) -> None:
+        """Makes the staged files the checkpoint `name`. Snapshots are then of no use and go.
+
+        Raises ValueError when there is a complete checkpoint of that name.
+        """
+        self._commit(name, staging, step=record.step, checkpoint=record)
+        self._write_index()
+        self._delete_snapshots(but=None)
+
+    def snapshot_name(self, step: int) -> str:
+        """The name of the snapshot after `step` optimizer steps."""
+        return f"snapshot-{step}"
+
+    def commit_snapshot(self, step: int, staging: Path) -> None:
+        """Makes the staged files the one snapshot."""
+        name = self.snapshot_name(step)
+        self._commit(name, staging, step=step, checkpoint=None)
+        self._delete_snapshots(but=name)
+
+    def prune(self, keep: set[str]) -> None:
+        """Deletes all complete checkpoints but the ones named."""
+        gone = [checkpoint.name for checkpoint in self.checkpoints() if checkpoint.name not in keep]
+        # Nobody shall find a checkpoint in the index that is no more.
+        self._write_index(without=gone)
+        for name in gone:
+            self._delete(name)
+
+    def append_metrics(self, line: BaseModel) -> None:
+        """Adds a line to metrics.jsonl: at once on this machine; in an object store within a minute, and at every commit."""
+        self._storage.append_text(METRICS, line.model_dump_json(by_alias=True) + "\n")
+
+    def flush_metrics(self) -> None:
+        """Stores all lines that were added so far."""
+        self._storage.flush()
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the lines of what happens again when training goes on after `step` optimizer steps; -1 drops all.
+
+        These are the lines of later steps, of validations whose checkpoint did not become complete, and
+        half-written ones.
+        """
+        text = self._storage.read_text(METRICS) or ""
+        lines = text.splitlines(keepends=True)
+        complete = set(self._complete())
+        remaining = "".join(line for line in lines if _stays(line, step, complete))
+        if remaining != text:
+            self._storage.write_text(METRICS, remaining)
+
+    def finish(self, record: ProgressRecord) -> None:
+        """Notes that the run has finished, and how."""
+        self._storage.flush()
+        self._storage.write_text(
+            RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+        )
+
+    def result(self) -> ProgressRecord | None:
+        """The last record of a run that has finished; None of one that has not."""
+        text = self._storage.read_text(RESULT)
+        return None if text is None else ProgressRecord.model_validate_json(text)
+
+    def delete(self) -> None:
+        """Deletes the run, all of it."""
+        self._storage.delete("")
+
+    def _clear_incomplete(self) -> None:
+        files = self._storage.files()
+        for name in set(_saved_names(files)) - set(self._complete()):
+            if f"{name}/{COMPLETE}" in files:
+                _log.warning(
+                    "%s is ignored: its files are not those that its %s lists",
+                    self.checkpoint_path(name),
+                    COMPLETE,
+                )
+            else:
+                self._storage.delete(name)
+
+    def _complete(self) -> dict[str, Completion]:
+        files = self._storage.files()
+        found = {}
+        for name in _saved_names(files):
+            completion = self._read_completion(name)
+            if completion and all(
+                files.get(f"{name}/{file}") == size for file, size in completion.files.items()
+            ):
+                found[name] = completion
+        return found
+
+    def _read_completion(self, name: str) -> Completion | None:
+        text = self._storage.read_text(f"{name}/{COMPLETE}")
+        try:
+            return None if text is None else Completion.model_validate_json(text)
+        except ValidationError:
+            return None
+
+    def _commit(self, name: str, staging: Path, *, step: int, checkpoint: Checkpoint | None) -> None:
+        if name in self._complete():
+            raise ValueError(f"{self.checkpoint_path(name)} is complete and must not change")
+        self._delete(name)
+        files = {
+            file.relative_to(staging).as_posix(): file.stat().st_size
+            for file in sorted(staging.rglob("*"))
+            if file.is_file()
+        }
+        completion = Completion(step=step, checkpoint=checkpoint, files=files)
+        (staging / COMPLETE).write_text(completion.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
+        self._storage.publish(staging, name, last=COMPLETE)
+        self._storage.flush()
+
+    def _write_index(self, without: list[str] | None = None) -> None:
+        listed = [checkpoint for checkpoint in self.checkpoints() if checkpoint.name not in (without or [])]
+        entries = [checkpoint.model_dump(mode="json", by_alias=True) for checkpoint in flagged(listed)]
+        self._storage.write_text(CHECKPOINTS, json.dumps(entries, indent=2) + "\n")
+
+    def _delete_snapshots(self, but: str | None) -> None:
+        for name in _saved_names(self._storage.files()):
+            if name.startswith("snapshot-") and name != but:
+                self._delete(name)
+
+    def _delete(self, name: str) -> None:
+        # The marker first, so that what is half deleted is plainly no checkpoint.
+        self._storage.delete(f"{name}/{COMPLETE}")
+        self._storage.delete(name)
+
+
+def _saved_names(files: dict[str, int]) -> list[str]:
+    """The directories of checkpoints and snapshots, complete or not, that hold these files."""
+    return sorted({top for top, _, _ in (file.partition("/") for file in files) if _SAVED.fullmatch(top)})
+
+
+def _stays(line: str, step: int, complete: set[str]) -> bool:
+    if not line.endswith("\n"):
+        return False
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    if entry["step"] == step:
+        return entry.get("checkpoint") is None or entry["checkpoint"] in complete
+    return bool(entry["step"] < step)

@@ -1,0 +1,1 @@
+"""How workers are started and followed: in this process, or by Ray Train."""
