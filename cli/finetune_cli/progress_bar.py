@@ -25,7 +25,7 @@ SHORTEST_BAR = 10
 
 
 class TerminalProgress:
-    """Shows a run on a terminal from `with` on, and takes the bar away at the end; a `finetune_trainer.local.Listener`."""
+    """Shows a run on a terminal from `with` on, and takes the bar away at the end; a `finetune_trainer.attempt.Observer`."""
 
     def __init__(self, console: Console, doing: str) -> None:
         self._console = console

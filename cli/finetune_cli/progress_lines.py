@@ -21,7 +21,7 @@ SECONDS_BETWEEN_STEPS = 10.0
 
 
 class LineProgress:
-    """Writes a line at a time; a `finetune_trainer.local.Listener`."""
+    """Writes a line at a time; a `finetune_trainer.attempt.Observer`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

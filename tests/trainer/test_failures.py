@@ -19,7 +19,8 @@ from tests.trainer.training_jobs import LORA, Course, in_processes, job_of
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.failures import LESS_MEMORY, failure_of, failure_of_run
-from finetune_trainer.training.loop import TrainingJob, train
+from finetune_trainer.training.job import TrainingJob
+from finetune_trainer.training.loop import train
 
 
 def test_what_a_person_can_act_on_stays_as_it_was_said() -> None:

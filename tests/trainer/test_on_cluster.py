@@ -23,8 +23,8 @@ from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer import on_cluster
+from finetune_trainer.model.attention import NO_FLASH_ATTENTION
 from finetune_trainer.on_cluster import FAILED, FINISHED, STOPPED, main, run_attempt
-from finetune_trainer.plan.machine import NO_FLASH_ATTENTION
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.workers.ray_train import TAKEN_AWAY
 
