@@ -52,7 +52,7 @@ class TerminalProgress:
     def prepared(self, prepared: Prepared) -> None:
         """What is going to be trained."""
         self._console.print(sizes(prepared.plan))
-        self._line.doing = "starting workers, loading the model"
+        self._line.doing = "loading the model"
 
     def progress(self, record: ProgressRecord) -> None:
         """Moves the bar; a validation gets a line of its own."""
