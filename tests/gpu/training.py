@@ -11,10 +11,11 @@ from pydantic import JsonValue
 from tests.trainer.training_jobs import Fields, column, spec_of
 from torch.multiprocessing.spawn import spawn
 
+from finetune_api.numbers import resolved_dtype
 from finetune_trainer.plan.prepare import Prepared, prepare
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.training.loop import Outcome, TrainingJob, Worker, train
-from finetune_trainer.workers.ray_train import job_to_train
+from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
+from finetune_trainer.training.loop import train
 
 
 def prepared_job(model: Path, rows: Path, way: Fields, **fields: JsonValue) -> Prepared:
@@ -55,4 +56,5 @@ def _rank(rank: int, job: TrainingJob, backend: str, devices: list[str], port: i
 def _job(prepared: Prepared, run_directory: Path) -> TrainingJob:
     run = RunDirectory.open(str(run_directory))
     run.claim("kind: FineTuneJob", "a test")
-    return job_to_train("test", prepared, run, on_gpu=True)
+    start = Start(prepared.spec, resolved_dtype(prepared.spec, on_gpu=True), run.path, run.newest())
+    return TrainingJob("test", start, prepared)
