@@ -105,7 +105,7 @@ class RayGroup:
             return Ended(notice.record, outcome, lost)
         if error is None:
             return Ended(notice.record, outcome)
-        from finetune_trainer.failures import failure_of_run
+        from finetune_trainer.workers.ray_failures import failure_of_run
 
         failure = notice.failure or failure_of_run(error)
         if failure.failure_class is FailureClass.UNKNOWN:
