@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
+from tests.cli.command_line import FINETUNE, Ended, json_of, make_tiny_rows, process, small_job
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 from tests.trainer.training_jobs import column
 
@@ -214,6 +214,24 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
             f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
         )
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
+
+
+@pytest.mark.parametrize("devices", [[], ["--devices", "2"]], ids=["in this process", "on Ray"])
+def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(
+    devices: list[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    job = small_job(tmp_path, tiny_model, eval_first=True)
+    # What comes before the first step takes long enough to be interrupted.
+    make_tiny_rows(tmp_path / "valid.jsonl", 4000, seed=1)
+    with Terminal("run", job, "--storage", "runs", *devices, cwd=tmp_path, columns=100) as terminal:
+        terminal.read_until("rows with")
+        terminal.press(CTRL_C)
+        code, shown = terminal.exit_code(), screen(terminal.seen)
+
+    assert code == 130
+    assert "Suspended: stopped before a step was trained; run again to train" in shown
+    assert not any("snapshot" in line or "Traceback" in line for line in shown)
+    assert list(tmp_path.glob("runs/*/*/snapshot-*")) == []
 
 
 def test_two_workers_see_the_same_losses_as_one(tmp_path: Path, tiny_model: Path) -> None:
