@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from finetune_api.crd import crd_yaml
-from finetune_operator.configuration import Configuration
+from finetune_operator.settings.configuration import Configuration
 
 CHART = Path(__file__).parent / "finetune-operator"
 CRD = Path("files/finetunejobs.yaml")

@@ -20,9 +20,9 @@ def run() -> None:
 
     import finetune_operator.main  # noqa: F401 - registers the handlers
     from finetune_api.failure import FineTuneError
-    from finetune_operator.configuration import load_configuration
-    from finetune_operator.kubernetes_api import COMPONENT
-    from finetune_operator.logs import configure
+    from finetune_operator.cluster.kubernetes_api import COMPONENT
+    from finetune_operator.settings.configuration import load_configuration
+    from finetune_operator.telemetry.logs import configure
 
     try:
         configuration = load_configuration()

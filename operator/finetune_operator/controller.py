@@ -14,16 +14,22 @@ from pydantic import JsonValue
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.manifest import KIND
 from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.children import CONFIG_MAP, RAY_JOB
-from finetune_operator.configuration import Configuration
-from finetune_operator.event_limit import EventLimit
-from finetune_operator.freshness import Freshness
-from finetune_operator.kubernetes_api import Body, KubernetesApi, RefusedError
-from finetune_operator.logs import job_logger
-from finetune_operator.metrics import DEVICE_SECONDS, EVENTS_LOST, PROGRESS_LAG, RECONCILES, TIME_TO_RUNNING
+from finetune_operator.children.objects import CONFIG_MAP, RAY_JOB
+from finetune_operator.cluster.freshness import Freshness
+from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.decide.event_limit import EventLimit
+from finetune_operator.decide.reconcile import ENDED, Decision, reconcile, refused, release
 from finetune_operator.names import JOB_UID, child_name, ray_job_name
-from finetune_operator.reconcile import ENDED, Decision, reconcile, refused, release
-from finetune_operator.seen import Job, Metadata, Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.observed import Job, Metadata, Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.settings.configuration import Configuration
+from finetune_operator.telemetry.logs import job_logger
+from finetune_operator.telemetry.metrics import (
+    DEVICE_SECONDS,
+    EVENTS_LOST,
+    PROGRESS_LAG,
+    RECONCILES,
+    TIME_TO_RUNNING,
+)
 
 FINAL = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 """What the API server says of an object that it will never take."""

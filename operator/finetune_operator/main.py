@@ -17,16 +17,16 @@ from prometheus_client import REGISTRY
 from finetune_api.crd import PLURAL
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import GROUP, VERSION
-from finetune_operator.configuration import load_configuration
+from finetune_operator.cluster.freshness import Freshness
+from finetune_operator.cluster.kubernetes_api import KubernetesApi, RefusedError
+from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Controller, Key, NotOursError
-from finetune_operator.freshness import Freshness
-from finetune_operator.health import serve
-from finetune_operator.kubernetes_api import KubernetesApi, RefusedError
-from finetune_operator.logs import job_logger
-from finetune_operator.metrics import RECONCILE_ERRORS, WATCH_STALE, JobCollector
 from finetune_operator.names import JOB_NAME, JOB_UID
-from finetune_operator.seen import Job, Metadata, Pod, RayCluster, read_job
-from finetune_operator.work_queue import WorkQueue
+from finetune_operator.observed import Job, Metadata, Pod, RayCluster, read_job
+from finetune_operator.settings.configuration import load_configuration
+from finetune_operator.telemetry.health import serve
+from finetune_operator.telemetry.logs import job_logger
+from finetune_operator.telemetry.metrics import RECONCILE_ERRORS, WATCH_STALE, JobCollector
 
 RAY_JOBS = ("ray.io", "v1", "rayjobs")
 RAY_CLUSTERS = ("ray.io", "v1", "rayclusters")

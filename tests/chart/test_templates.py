@@ -16,7 +16,7 @@ from tests.cluster.failure import ClusterError
 from chart_files import generated
 from finetune_api.crd import crd
 from finetune_api.manifest import GROUP, read_spec
-from finetune_operator.configuration import FILE, load_configuration
+from finetune_operator.settings.configuration import FILE, load_configuration
 
 ROOT = CHART.parents[1]
 NAME = "finetune-operator"

@@ -19,14 +19,14 @@ from typing import cast
 from pydantic import JsonValue
 
 from finetune_api.yaml_text import parse
-from finetune_operator.configuration import Configuration
+from finetune_operator.decide.reconcile import Decision, reconcile
 from finetune_operator.names import ATTEMPT
-from finetune_operator.reconcile import Decision, reconcile
-from finetune_operator.seen import Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.observed import Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.settings.configuration import Configuration
 
 Json = dict[str, JsonValue]
 
-FOLDER = Path(__file__).parent / "reconcile"
+FOLDER = Path(__file__).parent / "decide/reconcile"
 UID = "11111111-1111-4111-8111-111111111111"
 RUN = f"s3://runs/team/tune-{UID}"
 

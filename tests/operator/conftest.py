@@ -22,7 +22,7 @@ from tests.cluster.waiting import wait_for
 
 from finetune_api.crd import crd
 from finetune_api.manifest import API_VERSION, KIND
-from finetune_operator.kubernetes_api import KubernetesApi
+from finetune_operator.cluster.kubernetes_api import KubernetesApi
 
 # A machine that is busy with other tests is no failure.
 settings.register_profile("unhurried", deadline=None)

@@ -8,9 +8,9 @@ from pydantic import JsonValue
 from tests.operator.cases import UID, Json, configuration
 
 from finetune_api.manifest import read_spec
-from finetune_operator.placement import placement
-from finetune_operator.pods import PodSource
-from finetune_operator.seen import Metadata
+from finetune_operator.children.placement import placement
+from finetune_operator.children.pods import PodSource
+from finetune_operator.observed import Metadata
 
 
 def source(

@@ -31,14 +31,14 @@ from finetune_api.assignment import RECORD_KEY
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
-from finetune_operator import event_limit
-from finetune_operator.configuration import Configuration
+from finetune_operator.cluster.freshness import STALE_SECONDS, Freshness
+from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
 from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key
-from finetune_operator.freshness import STALE_SECONDS, Freshness
-from finetune_operator.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.decide import event_limit
+from finetune_operator.decide.reconcile import RELEASE_AFTER
 from finetune_operator.names import JOB_UID, child_name
-from finetune_operator.reconcile import RELEASE_AFTER
-from finetune_operator.seen import Pod, RayCluster
+from finetune_operator.observed import Pod, RayCluster
+from finetune_operator.settings.configuration import Configuration
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 CONFIGURATION = Configuration(trainer_image="registry.test/trainer:1.0")

@@ -1,0 +1,97 @@
+"""Tries an installation: makes a FineTuneJob, says what becomes of it, and takes it away again.
+
+    python -m finetune_operator.helm_test JOB_FILE SECONDS
+
+Exit code 0 when it has succeeded in so many seconds, else 1. `helm test` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from finetune_api.failure import FineTuneError
+from finetune_api.manifest import KIND
+from finetune_api.status import Phase
+from finetune_api.yaml_text import parse
+from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.observed import Job, Metadata, read_job
+
+LOOK_SECONDS = 2.0
+
+
+async def try_job(api: KubernetesApi, manifest: Body, seconds: float, say: Callable[[str], None]) -> bool:
+    """Whether the job of this manifest succeeds in so many seconds; a job of its name that is there already is taken away first.
+
+    Raises RefusedError or OSError where the API server does not do as it should.
+    """
+    metadata = Metadata.model_validate({"uid": "", **cast("Body", manifest["metadata"])})
+    deadline = time.monotonic() + seconds
+    await _take_away(api, metadata, deadline)
+    await api.create(manifest)
+    say(f"made FineTuneJob {metadata.namespace}/{metadata.name}")
+    try:
+        return await _follow(api, metadata, deadline, say)
+    finally:
+        await _take_away(api, metadata, deadline)
+
+
+async def _follow(
+    api: KubernetesApi, metadata: Metadata, deadline: float, say: Callable[[str], None]
+) -> bool:
+    said = ""
+    while time.monotonic() < deadline:
+        job = await _job(api, metadata)
+        if job is None:
+            say("it is gone: somebody has deleted it")
+            return False
+        line = f"{job.status.phase or 'no operator has seen it yet'}: {job.status.message or ''}".rstrip(": ")
+        if line != said:
+            say(line)
+            said = line
+        if job.status.phase in (Phase.SUCCEEDED, Phase.FAILED):
+            return job.status.phase is Phase.SUCCEEDED
+        await asyncio.sleep(LOOK_SECONDS)
+    say("it has taken too long")
+    return False
+
+
+async def _take_away(api: KubernetesApi, metadata: Metadata, deadline: float) -> None:
+    while (job := await _job(api, metadata)) is not None and time.monotonic() < deadline + LOOK_SECONDS:
+        await api.delete(KIND, metadata.namespace, metadata.name, job.metadata.uid)
+        await asyncio.sleep(0.2)
+
+
+async def _job(api: KubernetesApi, metadata: Metadata) -> Job | None:
+    body = await api.get(KIND, metadata.namespace, metadata.name)
+    return read_job(body) if body is not None else None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+async def _run(file: Path, seconds: float) -> bool:
+    manifest, _ = parse(file.read_text(), str(file))
+    api = await KubernetesApi.connect()
+    try:
+        return await try_job(api, manifest, seconds, _say)
+    finally:
+        await api.close()
+
+
+def main() -> None:
+    """Reads the command line, and runs."""
+    try:
+        succeeded = asyncio.run(_run(Path(sys.argv[1]), float(sys.argv[2])))
+    except (RefusedError, FineTuneError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(not succeeded)
+
+
+if __name__ == "__main__":
+    main()

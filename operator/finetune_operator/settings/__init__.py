@@ -1,0 +1,1 @@
+"""What whoever installs the operator decides, and the page about it."""

@@ -1,0 +1,108 @@
+"""What Prometheus is told of the operator and of the jobs."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from finetune_api.status import Phase
+from finetune_operator.children.placement import held_devices
+from finetune_operator.decide.conditions import condition
+from finetune_operator.observed import Job
+
+MOST_JOBS = 200
+"""Unfinished jobs that have series of their own; of more, the ones that began first."""
+
+RECONCILES = Histogram(
+    "finetune_reconcile_duration_seconds",
+    "Time to look at a job once",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+RECONCILE_ERRORS = Counter(
+    "finetune_reconcile_errors", "Looks at a job that failed and are tried again", ["kind"]
+)
+API_CALLS = Counter("finetune_api_calls", "Calls to the Kubernetes API", ["verb", "resource", "code"])
+PROGRESS_LAG = Histogram(
+    "finetune_progress_lag_seconds",
+    "From a progress record's time to its being in the status",
+    buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 300),
+)
+TIME_TO_RUNNING = Histogram(
+    "finetune_time_to_running_seconds",
+    "From a job's creation to its first training step",
+    buckets=(15, 30, 60, 120, 300, 600, 1800, 3600, 14400),
+)
+DEVICE_SECONDS = Counter(
+    "finetune_device_seconds", "Devices times the seconds that they were held", ["accelerator"]
+)
+EVENTS_LOST = Counter("finetune_events_lost", "Kubernetes events that could not be posted, or were too many")
+WATCH_STALE = Gauge("finetune_watch_stale_seconds", "For how long a watch has owed an event; 0 is healthy")
+
+_LABELS = ["namespace", "name"]
+
+
+class JobCollector(Collector):
+    """The jobs as they are at the moment they are asked for."""
+
+    def __init__(self, jobs: Callable[[], Iterable[Job]]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Jobs by phase, and the progress of those that have not ended."""
+        known = sorted(self._jobs(), key=lambda job: job.metadata.creation_timestamp or datetime.now(UTC))
+        # The newest of a name: that an older one is gone may not have been told.
+        jobs = list({(job.metadata.namespace, job.metadata.name): job for job in known}.values())
+        phases = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase", labels=["phase"])
+        count = Count(job.status.phase or Phase.PENDING for job in jobs)
+        for phase in Phase:
+            phases.add_metric([phase.value], count[phase])
+        yield phases
+        unfinished = [job for job in jobs if job.status.phase not in (Phase.SUCCEEDED, Phase.FAILED)]
+        oldest = unfinished[:MOST_JOBS]
+        yield _series("finetune_job_step", "Optimizer steps done", oldest, _step)
+        yield _series("finetune_job_steps", "Optimizer steps of the run", oldest, _steps)
+        yield _series("finetune_job_train_loss", "Loss of the last optimizer step", oldest, _train_loss)
+        yield _series("finetune_job_eval_loss", "Loss of the last validation", oldest, _eval_loss)
+        yield _series("finetune_job_tokens_per_second", "Tokens of all devices", oldest, _tokens_per_second)
+        yield _series("finetune_job_devices", "Devices that the job holds", oldest, _devices)
+
+
+def _series(
+    name: str, text: str, jobs: Iterable[Job], value: Callable[[Job], float | None]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=_LABELS)
+    for job in jobs:
+        number = value(job)
+        if number is not None:
+            family.add_metric([job.metadata.namespace, job.metadata.name], number)
+    return family
+
+
+def _step(job: Job) -> float | None:
+    return job.status.progress.step if job.status.progress else None
+
+
+def _steps(job: Job) -> float | None:
+    return job.status.plan.total_steps if job.status.plan else None
+
+
+def _train_loss(job: Job) -> float | None:
+    return job.status.progress.train_loss if job.status.progress else None
+
+
+def _eval_loss(job: Job) -> float | None:
+    return job.status.evaluation.loss if job.status.evaluation else None
+
+
+def _tokens_per_second(job: Job) -> float | None:
+    return job.status.progress.tokens_per_second if job.status.progress else None
+
+
+def _devices(job: Job) -> float | None:
+    ready = condition(job.status.conditions, "ClusterReady")
+    return float(held_devices(job.spec)) if ready is not None and ready.status == "True" else 0.0
