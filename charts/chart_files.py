@@ -1,6 +1,6 @@
-"""Writes what the chart takes over from the models: the FineTuneJob's definition, and the schema of `config` in the values.
+"""Writes what the chart takes from the models: the CRD, and the schema of `config` in its values.
 
-python charts/chart_files.py
+Run it as `python charts/chart_files.py`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,21 @@ def values_schema(text: str) -> str:
 
 
 def _plain(schema: JsonValue) -> JsonValue:
-    """The schema with its bounds in JSON Schema's own words, which pydantic does not use where a number may be written as text."""
+    """The schema in JSON Schema's own words, each description on one line.
+
+    Where a number may be written as text, pydantic leaves its bounds in words of its own.
+    """
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    return {_BOUNDS.get(key, key): _plain(value) for key, value in schema.items() if key != _SERVERS_RULES}
+    return {
+        _BOUNDS.get(key, key): " ".join(value.split())
+        if key == "description" and isinstance(value, str)
+        else _plain(value)
+        for key, value in schema.items()
+        if key != _SERVERS_RULES
+    }
 
 
 if __name__ == "__main__":
