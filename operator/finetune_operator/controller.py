@@ -16,11 +16,23 @@ from finetune_api.manifest import KIND
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.children.objects import CONFIG_MAP, RAY_JOB
 from finetune_operator.cluster.freshness import Freshness
-from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.decide.cleanup import release
+from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.event_limit import EventLimit
-from finetune_operator.decide.reconcile import ENDED, Decision, reconcile, refused, release
+from finetune_operator.decide.phases import ENDED
+from finetune_operator.decide.reconcile import reconcile, refused
 from finetune_operator.names import JOB_UID, child_name, ray_job_name
-from finetune_operator.observed import Job, Metadata, Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.observed import (
+    Job,
+    KubernetesObject,
+    ObjectMeta,
+    Observed,
+    Pod,
+    RayCluster,
+    RayJob,
+    read_job,
+)
 from finetune_operator.settings.configuration import Configuration
 from finetune_operator.telemetry.logs import job_logger
 from finetune_operator.telemetry.metrics import (
@@ -82,7 +94,7 @@ class Controller:
     async def look(self, key: Key) -> timedelta | None:
         """Looks at a job once; returns when to look again.
 
-        Raises RefusedError or OSError where the API server does not do as it should.
+        Raises ApiRefusedError or OSError where the API server does not do as it should.
         """
         with RECONCILES.time():
             body = await self._api.get(KIND, key.namespace, key.name)
@@ -116,7 +128,7 @@ class Controller:
         if job.status.phase not in ENDED:
             config_map = await self._api.get(CONFIG_MAP, namespace, child_name(job.metadata.name, uid))
         for found in (ray_job, config_map):
-            metadata = Metadata.model_validate(found["metadata"]) if found is not None else None
+            metadata = ObjectMeta.model_validate(found["metadata"]) if found is not None else None
             # Whoever takes the label away hides the object from the watch.
             if metadata is not None and JOB_UID in metadata.labels:
                 self._freshness.expect(metadata.uid, metadata.resource_version)
@@ -138,7 +150,7 @@ class Controller:
             record=str(record) if record is not None else None,
         )
 
-    async def _carry_out(self, body: Body, job: Job, decision: Decision) -> timedelta | None:
+    async def _carry_out(self, body: KubernetesObject, job: Job, decision: Decision) -> timedelta | None:
         body = await self._show(body, job, decision)
         for deletion in decision.delete:
             job_logger(job.metadata).info("deleting %s %s", deletion.kind, deletion.name)
@@ -147,7 +159,7 @@ class Controller:
             metadata = cast("dict[str, str]", manifest["metadata"])
             try:
                 made = await self._api.create(manifest)
-            except RefusedError as refusal:
+            except ApiRefusedError as refusal:
                 if (
                     refusal.status == HTTPStatus.CONFLICT
                 ):  # of something that the server counts: it is to be tried again
@@ -155,9 +167,9 @@ class Controller:
                 return await self._show_refusal(body, job, decision.status, manifest, refusal)
             if made:
                 job_logger(job.metadata).info("made %s %s", manifest["kind"], metadata["name"])
-        return decision.look_again
+        return decision.requeue_after
 
-    async def _show(self, body: Body, job: Job, decision: Decision) -> Body:
+    async def _show(self, body: KubernetesObject, job: Job, decision: Decision) -> KubernetesObject:
         """Writes the status, if it has changed, and tells the turns; returns the object as it is then."""
         before, after = job.status, decision.status
         if after == before:
@@ -176,19 +188,19 @@ class Controller:
         for event in events:
             job_logger(job.metadata).info("%s: %s", event.reason, event.message)
             try:
-                await self._api.tell(job.metadata, event)
-            except (RefusedError, OSError) as error:  # nothing depends on an event
+                await self._api.post_event(job.metadata, event)
+            except (ApiRefusedError, OSError) as error:  # nothing depends on an event
                 EVENTS_LOST.inc()
                 job_logger(job.metadata).warning("the event %s could not be posted: %s", event.reason, error)
         return written
 
     async def _show_refusal(
         self,
-        body: Body,
+        body: KubernetesObject,
         job: Job,
         status: FineTuneJobStatus,
-        manifest: Body,
-        refusal: RefusedError,
+        manifest: KubernetesObject,
+        refusal: ApiRefusedError,
     ) -> timedelta | None:
         name = cast("dict[str, str]", manifest["metadata"])["name"]
         what = f"the API server refuses {manifest['kind']} {name}: {refusal.message}"
@@ -247,7 +259,7 @@ def _may_wait_in_vain(seen: Observed) -> bool:
     return ended and seen.job.status.phase not in ENDED and bool(seen.pods or seen.ray_clusters)
 
 
-def _is_owned(body: Body, uid: str) -> bool:
+def _is_owned(body: KubernetesObject, uid: str) -> bool:
     owners = cast("dict[str, list[dict[str, str]]]", body["metadata"]).get("ownerReferences") or []
     return any(owner["uid"] == uid for owner in owners)
 

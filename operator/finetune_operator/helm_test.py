@@ -18,18 +18,20 @@ from finetune_api.failure import FineTuneError
 from finetune_api.manifest import KIND
 from finetune_api.status import Phase
 from finetune_api.yaml_text import parse
-from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
-from finetune_operator.observed import Job, Metadata, read_job
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.observed import Job, KubernetesObject, ObjectMeta, read_job
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
-async def try_job(api: KubernetesApi, manifest: Body, seconds: float, say: Callable[[str], None]) -> bool:
+async def try_job(
+    api: KubernetesApi, manifest: KubernetesObject, seconds: float, say: Callable[[str], None]
+) -> bool:
     """Whether the job of this manifest succeeds in so many seconds; a job of its name that is there already is taken away first.
 
-    Raises RefusedError or OSError where the API server does not do as it should.
+    Raises ApiRefusedError or OSError where the API server does not do as it should.
     """
-    metadata = Metadata.model_validate({"uid": "", **cast("Body", manifest["metadata"])})
+    metadata = ObjectMeta.model_validate({"uid": "", **cast("KubernetesObject", manifest["metadata"])})
     deadline = time.monotonic() + seconds
     await _take_away(api, metadata, deadline)
     await api.create(manifest)
@@ -41,7 +43,7 @@ async def try_job(api: KubernetesApi, manifest: Body, seconds: float, say: Calla
 
 
 async def _follow(
-    api: KubernetesApi, metadata: Metadata, deadline: float, say: Callable[[str], None]
+    api: KubernetesApi, metadata: ObjectMeta, deadline: float, say: Callable[[str], None]
 ) -> bool:
     said = ""
     while time.monotonic() < deadline:
@@ -55,18 +57,18 @@ async def _follow(
             said = line
         if job.status.phase in (Phase.SUCCEEDED, Phase.FAILED):
             return job.status.phase is Phase.SUCCEEDED
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
     say("it has taken too long")
     return False
 
 
-async def _take_away(api: KubernetesApi, metadata: Metadata, deadline: float) -> None:
-    while (job := await _job(api, metadata)) is not None and time.monotonic() < deadline + LOOK_SECONDS:
+async def _take_away(api: KubernetesApi, metadata: ObjectMeta, deadline: float) -> None:
+    while (job := await _job(api, metadata)) is not None and time.monotonic() < deadline + POLL_SECONDS:
         await api.delete(KIND, metadata.namespace, metadata.name, job.metadata.uid)
         await asyncio.sleep(0.2)
 
 
-async def _job(api: KubernetesApi, metadata: Metadata) -> Job | None:
+async def _job(api: KubernetesApi, metadata: ObjectMeta) -> Job | None:
     body = await api.get(KIND, metadata.namespace, metadata.name)
     return read_job(body) if body is not None else None
 
@@ -88,7 +90,7 @@ def main() -> None:
     """Reads the command line, and runs."""
     try:
         succeeded = asyncio.run(_run(Path(sys.argv[1]), float(sys.argv[2])))
-    except (RefusedError, FineTuneError, OSError) as error:
+    except (ApiRefusedError, FineTuneError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     sys.exit(not succeeded)
 

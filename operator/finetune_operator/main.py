@@ -18,11 +18,11 @@ from finetune_api.crd import PLURAL
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import GROUP, VERSION
 from finetune_operator.cluster.freshness import Freshness
-from finetune_operator.cluster.kubernetes_api import KubernetesApi, RefusedError
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Controller, Key, NotOursError
 from finetune_operator.names import JOB_NAME, JOB_UID
-from finetune_operator.observed import Job, Metadata, Pod, RayCluster, read_job
+from finetune_operator.observed import Job, ObjectMeta, Pod, RayCluster, read_job
 from finetune_operator.settings.configuration import load_configuration
 from finetune_operator.telemetry.health import serve
 from finetune_operator.telemetry.logs import job_logger
@@ -61,7 +61,7 @@ async def start(
     """
     try:
         await _start(memo, settings, indexes)
-    except (FineTuneError, RefusedError, OSError) as error:
+    except (FineTuneError, ApiRefusedError, OSError) as error:
         memo.failure = str(error) or repr(error)
         await _close(memo)  # kopf calls `stop` only of what has started
         raise kopf.PermanentError(memo.failure) from error
@@ -140,7 +140,7 @@ async def job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: o
 @kopf.on.event("", "v1", "configmaps", labels=OURS)
 async def child_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
     """A RayJob or a progress record has changed."""
-    metadata = Metadata.model_validate(dict(body.metadata))
+    metadata = ObjectMeta.model_validate(dict(body.metadata))
     _seen(memo, type, metadata)
     _wake_owner(memo, metadata)
 
@@ -149,7 +149,7 @@ async def child_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_:
 @kopf.on.event("", "v1", "pods", labels=OURS)
 async def part_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
     """A Ray cluster or a pod of it has changed."""
-    _wake_owner(memo, Metadata.model_validate(dict(body.metadata)))
+    _wake_owner(memo, ObjectMeta.model_validate(dict(body.metadata)))
 
 
 def _settle(settings: kopf.OperatorSettings) -> None:
@@ -170,14 +170,14 @@ def _settle(settings: kopf.OperatorSettings) -> None:
         settings.watching.label_selectors[resource] = JOB_UID
 
 
-def _seen(memo: kopf.Memo, event: str | None, metadata: Metadata) -> None:
+def _seen(memo: kopf.Memo, event: str | None, metadata: ObjectMeta) -> None:
     if event == "DELETED":
         memo.freshness.forget(metadata.uid)
     else:
         memo.freshness.watched(metadata.uid, metadata.resource_version)
 
 
-def _wake_owner(memo: kopf.Memo, child: Metadata) -> None:
+def _wake_owner(memo: kopf.Memo, child: ObjectMeta) -> None:
     uid = child.labels[JOB_UID]
     job = memo.jobs.get(uid)
     name = job.metadata.name if job is not None else child.annotations.get(JOB_NAME)
@@ -191,7 +191,7 @@ def _key(job: Job) -> Key:
 
 def _say(key: Key, error: Exception) -> None:
     RECONCILE_ERRORS.labels(kind=type(error).__name__).inc()
-    logger = job_logger(Metadata(name=key.name, namespace=key.namespace, uid=key.uid))
+    logger = job_logger(ObjectMeta(name=key.name, namespace=key.namespace, uid=key.uid))
     told = None if isinstance(error, OSError | NotOursError) or _is_passing(error) else error
     logger.warning(
         "looking at the job failed and is tried again: %s: %s", type(error).__name__, error, exc_info=told
@@ -200,7 +200,7 @@ def _say(key: Key, error: Exception) -> None:
 
 def _is_passing(error: Exception) -> bool:
     """Whether a refusal is one that comes and goes: an object was overtaken, or the API server is starting or busy."""
-    if not isinstance(error, RefusedError):
+    if not isinstance(error, ApiRefusedError):
         return False
     return (
         error.status in (*_OVERTAKEN, HTTPStatus.TOO_MANY_REQUESTS)

@@ -11,12 +11,15 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.status import FineTuneJobStatus
 
+KubernetesObject = dict[str, JsonValue]
+"""A Kubernetes object as the API server reads and writes it."""
+
 
 def _absent_is_empty(value: object) -> object:
     return {} if value is None else value
 
 
-class Seen(BaseModel):
+class ObservedPart(BaseModel):
     """Base of what is read: camelCase outside, and unknown fields are left alone."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
@@ -25,7 +28,7 @@ class Seen(BaseModel):
 Texts = Annotated[dict[str, str], BeforeValidator(_absent_is_empty)]
 
 
-class Metadata(Seen):
+class ObjectMeta(ObservedPart):
     """metav1.ObjectMeta."""
 
     name: str
@@ -40,21 +43,21 @@ class Metadata(Seen):
     """When it is, or was, to be gone: for pods the end of their grace."""
 
 
-class ContainerState(Seen):
+class ContainerState(ObservedPart):
     """Why a container waits, or how it ended."""
 
     reason: str = ""
     message: str = ""
 
 
-class ContainerStates(Seen):
+class ContainerStates(ObservedPart):
     """The state of a container: one of these, or neither while it runs."""
 
     waiting: ContainerState | None = None
     terminated: ContainerState | None = None
 
 
-class ContainerStatus(Seen):
+class ContainerStatus(ObservedPart):
     """corev1.ContainerStatus."""
 
     image: str = ""
@@ -62,7 +65,7 @@ class ContainerStatus(Seen):
     last_state: ContainerStates = ContainerStates()
 
 
-class SeenCondition(Seen):
+class ObservedCondition(ObservedPart):
     """A condition of somebody else's object."""
 
     type: str
@@ -71,19 +74,19 @@ class SeenCondition(Seen):
     message: str = ""
 
 
-class PodStatus(Seen):
+class PodStatus(ObservedPart):
     """corev1.PodStatus."""
 
     phase: str = ""
-    conditions: list[SeenCondition] = []
+    conditions: list[ObservedCondition] = []
     init_container_statuses: list[ContainerStatus] = []
     container_statuses: list[ContainerStatus] = []
 
 
-class Pod(Seen):
+class Pod(ObservedPart):
     """A pod of a job: of its Ray cluster, or the client that submits the program."""
 
-    metadata: Metadata
+    metadata: ObjectMeta
     status: PodStatus = PodStatus()
 
     @property
@@ -119,16 +122,16 @@ class Pod(Seen):
         return [*self.status.init_container_statuses, *self.status.container_statuses]
 
 
-class RayClusterStatus(Seen):
+class RayClusterStatus(ObservedPart):
     """rayv1.RayClusterStatus."""
 
-    conditions: list[SeenCondition] = []
+    conditions: list[ObservedCondition] = []
 
 
-class RayCluster(Seen):
+class RayCluster(ObservedPart):
     """A job's Ray cluster."""
 
-    metadata: Metadata
+    metadata: ObjectMeta
     status: RayClusterStatus = RayClusterStatus()
 
 
@@ -136,7 +139,7 @@ OUT_OF_SIGHT = ("JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCh
 """KubeRay's reasons for giving up a RayJob whose program it cannot ask about."""
 
 
-class RayJobStatus(Seen):
+class RayJobStatus(ObservedPart):
     """rayv1.RayJobStatus."""
 
     job_status: str = ""
@@ -149,16 +152,16 @@ class RayJobStatus(Seen):
     end_time: datetime | None = None
 
 
-class RayJobSpec(Seen):
+class RayJobSpec(ObservedPart):
     """What Kueue writes into a RayJob."""
 
     suspend: bool = False
 
 
-class RayJob(Seen):
+class RayJob(ObservedPart):
     """The RayJob of an attempt."""
 
-    metadata: Metadata
+    metadata: ObjectMeta
     spec: RayJobSpec = RayJobSpec()
     status: RayJobStatus = RayJobStatus()
 
@@ -188,10 +191,10 @@ class RayJob(Seen):
         return self.status.job_deployment_status == "Running"
 
 
-class Job(Seen):
+class Job(ObservedPart):
     """A FineTuneJob as it is stored; its spec is not validated yet."""
 
-    metadata: Metadata
+    metadata: ObjectMeta
     spec: dict[str, JsonValue] = {}
     status: FineTuneJobStatus = FineTuneJobStatus()
 

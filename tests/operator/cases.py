@@ -19,7 +19,8 @@ from typing import cast
 from pydantic import JsonValue
 
 from finetune_api.yaml_text import parse
-from finetune_operator.decide.reconcile import Decision, reconcile
+from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.reconcile import reconcile
 from finetune_operator.names import ATTEMPT
 from finetune_operator.observed import Observed, Pod, RayCluster, RayJob, read_job
 from finetune_operator.settings.configuration import Configuration

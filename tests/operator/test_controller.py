@@ -32,12 +32,12 @@ from finetune_api.failure import FailureClass
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
 from finetune_operator.cluster.freshness import STALE_SECONDS, Freshness
-from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key
 from finetune_operator.decide import event_limit
-from finetune_operator.decide.reconcile import RELEASE_AFTER
+from finetune_operator.decide.cleanup import RELEASE_AFTER
 from finetune_operator.names import JOB_UID, child_name
-from finetune_operator.observed import Pod, RayCluster
+from finetune_operator.observed import KubernetesObject, Pod, RayCluster
 from finetune_operator.settings.configuration import Configuration
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -102,13 +102,13 @@ class Telling(KubernetesApi):
         """Called with whether the call was carried out."""
 
     async def _request(
-        self, method: str, path: str, verb: str, resource: str, body: Body | None = None
-    ) -> Body:
+        self, method: str, path: str, verb: str, resource: str, body: KubernetesObject | None = None
+    ) -> KubernetesObject:
         call = f"{verb} {resource}"
         self.before(call)
         try:
             answer = await super()._request(method, path, verb, resource, body)
-        except RefusedError:
+        except ApiRefusedError:
             self.after(call, False)
             raise
         self.done.append(call)
@@ -356,9 +356,9 @@ def test_looking_again_writes_nothing_and_is_no_event(operator: Operator, inside
 def test_everything_that_is_made_has_only_fields_that_the_server_knows(
     operator: Operator, inside: Namespace, monkeypatch: pytest.MonkeyPatch, spec: dict[str, JsonValue]
 ) -> None:
-    made: list[Body] = []
+    made: list[KubernetesObject] = []
 
-    async def noted(manifest: Body) -> bool:
+    async def noted(manifest: KubernetesObject) -> bool:
         made.append(manifest)
         return True
 
@@ -709,7 +709,7 @@ def test_somebody_elses_write_between_reading_and_writing_is_not_lost(
             inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}}, spec={"suspend": True})
 
     operator.api.before = patch
-    with pytest.raises(RefusedError, match="409"):
+    with pytest.raises(ApiRefusedError, match="409"):
         operator.look(job)
     assert inside.children(job["metadata"]["uid"]) == [], "nothing is made that the status does not tell of"
 
@@ -726,10 +726,10 @@ def test_a_conflict_while_something_is_made_is_tried_again(operator: Operator, i
     def conflict(call: str) -> None:
         if call == "create roles":
             operator.api.before = lambda _: None
-            raise RefusedError(409, "Operation cannot be fulfilled on resourcequotas", "Conflict")
+            raise ApiRefusedError(409, "Operation cannot be fulfilled on resourcequotas", "Conflict")
 
     operator.api.before = conflict
-    with pytest.raises(RefusedError, match="resourcequotas"):
+    with pytest.raises(ApiRefusedError, match="resourcequotas"):
         operator.look(job)
 
     assert operator.settle(job).phase is Phase.PENDING

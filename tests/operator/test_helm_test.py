@@ -17,19 +17,20 @@ from tests.operator.conftest import SPEC, Namespace
 
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator import helm_test
-from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi
+from finetune_operator.cluster.kubernetes_api import KubernetesApi
+from finetune_operator.observed import KubernetesObject
 
 Act = Callable[[], None]
 
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helm_test, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(helm_test, "POLL_SECONDS", 0.1)
 
 
-def manifest(namespace: str) -> Body:
+def manifest(namespace: str) -> KubernetesObject:
     return cast(
-        "Body",
+        "KubernetesObject",
         {
             "apiVersion": API_VERSION,
             "kind": KIND,

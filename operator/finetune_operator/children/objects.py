@@ -16,13 +16,10 @@ from pydantic import JsonValue
 from finetune_api.accelerators import ACCELERATOR_TYPE
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.crd import unchecked_fields
-from finetune_api.manifest import API_VERSION, KIND
-from finetune_api.manifest import Manifest as JobManifest
-from finetune_api.manifest import Metadata as JobMetadata
+from finetune_api.manifest import API_VERSION, KIND, Manifest, Metadata
 from finetune_api.paths import JOB_FILE
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.children.pods import (
-    Manifest,
     PodSource,
     head_pod,
     submitter_pod,
@@ -39,6 +36,8 @@ from finetune_operator.names import (
     child_name,
     ray_job_name,
 )
+from finetune_operator.observed import KubernetesObject
+from finetune_operator.settings.configuration import JsonObject
 
 ENTRYPOINT = "python -m finetune_trainer.on_cluster"
 RAY_JOB = "RayJob"
@@ -52,7 +51,7 @@ DASHBOARD_PORT = 8265
 UNCHECKED = tuple(unchecked_fields())
 
 
-def children(source: PodSource, *, deadline_seconds: int | None) -> list[Manifest]:
+def children(source: PodSource, *, deadline_seconds: int | None) -> list[KubernetesObject]:
     """All of an attempt's objects in the order in which they must be made; those that are there stay as they are.
 
     `deadline_seconds` is what is left of `active_deadline_seconds`.
@@ -75,16 +74,16 @@ def unchecked_hash(spec: FineTuneJobSpec) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _config_map(source: PodSource, name: str) -> Manifest:
+def _config_map(source: PodSource, name: str) -> KubernetesObject:
     """Holds the job for the trainer to read, and the progress record that it writes."""
-    job = JobManifest(
-        metadata=JobMetadata(name=source.metadata.name, namespace=source.metadata.namespace), spec=source.spec
+    job = Manifest(
+        metadata=Metadata(name=source.metadata.name, namespace=source.metadata.namespace), spec=source.spec
     )
     return {**_object(source, "v1", CONFIG_MAP, name), "data": {JOB_FILE: job.to_yaml()}}
 
 
-def _role(source: PodSource, name: str) -> Manifest:
-    rule: Manifest = {
+def _role(source: PodSource, name: str) -> KubernetesObject:
+    rule: JsonObject = {
         "apiGroups": [""],
         "resources": ["configmaps"],
         "resourceNames": [name],
@@ -93,7 +92,7 @@ def _role(source: PodSource, name: str) -> Manifest:
     return {**_object(source, "rbac.authorization.k8s.io/v1", ROLE, name), "rules": [rule]}
 
 
-def _role_binding(source: PodSource, name: str, account: str) -> Manifest:
+def _role_binding(source: PodSource, name: str, account: str) -> KubernetesObject:
     return {
         **_object(source, "rbac.authorization.k8s.io/v1", ROLE_BINDING, name),
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": ROLE, "name": name},
@@ -101,17 +100,17 @@ def _role_binding(source: PodSource, name: str, account: str) -> Manifest:
     }
 
 
-def _network_policy(source: PodSource, name: str) -> Manifest:
+def _network_policy(source: PodSource, name: str) -> KubernetesObject:
     """Ray's ports are for the job's own pods; the dashboard, which asks for the token, is for whoever the configuration says."""
-    pods: Manifest = {"matchLabels": {JOB_UID: source.metadata.uid}}
+    pods: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid}}
     clients = [
         peer.model_dump(mode="json", exclude_none=True) for peer in source.configuration.dashboard_clients
     ]
-    dashboard: Manifest = {
+    dashboard: JsonObject = {
         "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}],
         **({"from": list[JsonValue](clients)} if clients else {}),
     }
-    spec: Manifest = {
+    spec: JsonObject = {
         "podSelector": pods,
         "policyTypes": ["Ingress"],
         "ingress": [{"from": [{"podSelector": pods}]}, dashboard],
@@ -119,7 +118,9 @@ def _network_policy(source: PodSource, name: str) -> Manifest:
     return {**_object(source, "networking.k8s.io/v1", NETWORK_POLICY, name), "spec": spec}
 
 
-def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds: int | None) -> Manifest:
+def _ray_job(
+    source: PodSource, config_map: str, account: str, deadline_seconds: int | None
+) -> KubernetesObject:
     placement, profile = source.placement, source.placement.profile
     accelerator = f"{ACCELERATOR_TYPE}{placement.accelerator_type}"
     processors, devices = worker_processors(source), placement.devices_per_pod
@@ -143,7 +144,7 @@ def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds:
         ray_job_name(source.metadata.name, source.metadata.uid, source.attempt),
         labels,
     )
-    spec: Manifest = {
+    spec: JsonObject = {
         "entrypoint": ENTRYPOINT,
         "submissionMode": "K8sJobMode",
         # The client would submit the program again on a cluster that has lost it: trying again is the
@@ -182,14 +183,14 @@ def _ray_job(source: PodSource, config_map: str, account: str, deadline_seconds:
 
 def _object(
     source: PodSource, api_version: str, kind: str, name: str, labels: Mapping[str, str] | None = None
-) -> Manifest:
-    owner: Manifest = {
+) -> KubernetesObject:
+    owner: JsonObject = {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "name": source.metadata.name,
         "uid": source.metadata.uid,
     }
-    metadata: Manifest = {
+    metadata: JsonObject = {
         "name": name,
         "namespace": source.metadata.namespace,
         "labels": {**(labels or {}), **MANAGED_BY, JOB_UID: source.metadata.uid},

@@ -25,10 +25,8 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.children.placement import Placement
 from finetune_operator.children.quantities import in_bytes, times, whole_processors
 from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY
-from finetune_operator.observed import Metadata
-from finetune_operator.settings.configuration import Configuration
-
-Manifest = dict[str, JsonValue]
+from finetune_operator.observed import ObjectMeta
+from finetune_operator.settings.configuration import Configuration, JsonObject
 
 USER = 1000
 """The user of the trainer's image."""
@@ -59,7 +57,7 @@ _EMPTY_DIRECTORIES = {"finetune-home": HOME, "finetune-tmp": "/tmp"}
 class PodSource:
     """What all pods of a job are made from."""
 
-    metadata: Metadata
+    metadata: ObjectMeta
     """The FineTuneJob's."""
     attempt: int
     spec: FineTuneJobSpec
@@ -70,11 +68,11 @@ class PodSource:
 
     @property
     def cluster(self) -> Cluster:
-        """The spec's wishes for pods."""
+        """What the spec asks for its pods: `spec.cluster`, empty where the spec has none."""
         return self.spec.cluster or Cluster()
 
 
-def worker_resources(source: PodSource) -> Manifest:
+def worker_resources(source: PodSource) -> JsonObject:
     """Requests and limits of a worker pod: its devices' share of the profile, or what the spec asks for.
 
     All workers are alike, and any may be rank 0: `trainer_resources` is added to each.
@@ -86,8 +84,8 @@ def worker_resources(source: PodSource) -> Manifest:
     if "memory" in extra:
         memory = in_bytes(memory) + _whole(extra["memory"])
     cpu: int | str = times(str(asked["CPU"]) if "CPU" in asked else profile.cpu, devices)
-    device: Manifest = {profile.resource: str(devices)} if profile.resource else {}
-    default: Manifest = {
+    device: JsonObject = {profile.resource: str(devices)} if profile.resource else {}
+    default: JsonObject = {
         "requests": {"cpu": str(cpu), "memory": str(memory)},
         "limits": {"memory": str(memory), **device},
     }
@@ -106,10 +104,10 @@ def worker_processors(source: PodSource) -> int:
 
 def head_pod(
     source: PodSource, service_account: str, job_config_map: str, environment: Mapping[str, str]
-) -> Manifest:
+) -> JsonObject:
     """The head's pod template: it runs the driver, trains nothing, and alone has an API token."""
     size = source.configuration.head
-    default: Manifest = {
+    default: JsonObject = {
         "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
         "limits": {"memory": str(size.memory)},
     }
@@ -130,11 +128,11 @@ def head_pod(
     return _with_account(template, service_account, token=True)
 
 
-def worker_pod(source: PodSource, service_account: str) -> Manifest:
+def worker_pod(source: PodSource, service_account: str) -> JsonObject:
     """A worker's pod template, where the accelerator is."""
     profile = source.placement.profile
     template = _ray_pod(source, "worker", worker_resources(source), {})
-    spec = cast("Manifest", template["spec"])
+    spec = cast("JsonObject", template["spec"])
     selector = {**profile.node_selector, **(source.cluster.node_selector or {})}
     tolerations = [
         each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in profile.tolerations
@@ -149,25 +147,27 @@ def worker_pod(source: PodSource, service_account: str) -> Manifest:
     return _with_account(template, service_account, token=False)
 
 
-def submitter_pod(source: PodSource, service_account: str) -> Manifest:
+def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
     """The pod template of the client that hands the trainer's program to Ray and follows its log."""
     size = source.configuration.submitter
-    resources: Manifest = {
+    resources: JsonObject = {
         "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
         "limits": {"memory": str(size.memory)},
     }
     template = _pod(source, "submitter", resources, {}, mounts=False)
-    cast("Manifest", template["spec"])["restartPolicy"] = "Never"
+    cast("JsonObject", template["spec"])["restartPolicy"] = "Never"
     return _with_account(template, service_account, token=False)
 
 
-def _ray_pod(source: PodSource, role: str, resources: Manifest, environment: Mapping[str, str]) -> Manifest:
+def _ray_pod(
+    source: PodSource, role: str, resources: JsonObject, environment: Mapping[str, str]
+) -> JsonObject:
     return _pod(source, role, resources, {**RAY_SETTINGS, **environment}, mounts=True)
 
 
 def _pod(
-    source: PodSource, role: str, resources: Manifest, environment: Mapping[str, str], *, mounts: bool
-) -> Manifest:
+    source: PodSource, role: str, resources: JsonObject, environment: Mapping[str, str], *, mounts: bool
+) -> JsonObject:
     cluster, configuration = source.cluster, source.configuration
     claims, config_maps = _mounted(source) if mounts else ([], [])
     volumes: list[JsonValue] = [{"name": name, "emptyDir": {}} for name in _EMPTY_DIRECTORIES]
@@ -190,7 +190,7 @@ def _pod(
         volumes += cluster.volumes or []
         volume_mounts += cluster.volume_mounts or []
 
-    container: Manifest = {
+    container: JsonObject = {
         "name": role,
         "image": cluster.image or configuration.trainer_image,
         "imagePullPolicy": cluster.image_pull_policy or configuration.image_pull_policy,
@@ -205,7 +205,7 @@ def _pod(
     }
     if cluster.env_from:
         container["envFrom"] = list(cluster.env_from)
-    spec: Manifest = {
+    spec: JsonObject = {
         "containers": [container],
         "securityContext": {
             "runAsNonRoot": True,
@@ -218,7 +218,7 @@ def _pod(
         "volumes": volumes,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
     }
-    optional: Manifest = {
+    optional: JsonObject = {
         "imagePullSecrets": [{"name": secret.name} for secret in cluster.image_pull_secrets or []],
         "nodeSelector": cast("JsonValue", cluster.node_selector),
         "tolerations": cast("JsonValue", cluster.tolerations),
@@ -234,7 +234,7 @@ def _variables(environment: Mapping[str, str]) -> list[JsonValue]:
     return [{"name": name, "value": value.replace("$", "$$")} for name, value in environment.items()]
 
 
-def _pod_metadata(source: PodSource) -> Manifest:
+def _pod_metadata(source: PodSource) -> JsonObject:
     ours = {**MANAGED_BY, JOB_UID: source.metadata.uid, ATTEMPT: str(source.attempt)}
     return {
         "labels": {**(source.cluster.labels or {}), **ours},
@@ -242,8 +242,8 @@ def _pod_metadata(source: PodSource) -> Manifest:
     }
 
 
-def _with_account(template: Manifest, service_account: str, *, token: bool) -> Manifest:
-    cast("Manifest", template["spec"]).update(
+def _with_account(template: JsonObject, service_account: str, *, token: bool) -> JsonObject:
+    cast("JsonObject", template["spec"]).update(
         serviceAccountName=service_account, automountServiceAccountToken=token
     )
     return template
@@ -266,32 +266,32 @@ def _each_once(names: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _merged(default: Manifest, group: NodeGroup | None) -> Manifest:
+def _merged(default: JsonObject, group: NodeGroup | None) -> JsonObject:
     """The default resources with the spec's laid over them, name by name."""
     if group is None or group.resources is None:
         return default
-    wished = group.resources.model_dump(exclude_none=True)
-    merged: Manifest = {
-        kind: {**cast("Manifest", default.get(kind, {})), **wished.get(kind, {})}
+    asked = group.resources.model_dump(exclude_none=True)
+    merged: JsonObject = {
+        kind: {**cast("JsonObject", default.get(kind, {})), **asked.get(kind, {})}
         for kind in ("requests", "limits")
     }
-    requests, limits = cast("Manifest", merged["requests"]), cast("Manifest", merged["limits"])
-    # A wish for one of the two is a wish for both: a request above the limit would be refused.
+    requests, limits = cast("JsonObject", merged["requests"]), cast("JsonObject", merged["limits"])
+    # Who asks for one of the two asks for both: a request above the limit would be refused.
     for name in ("cpu", "memory"):
-        if name in wished.get("limits", {}) and name not in wished.get("requests", {}):
+        if name in asked.get("limits", {}) and name not in asked.get("requests", {}):
             requests[name] = limits[name]
-        if name in wished.get("requests", {}) and name not in wished.get("limits", {}) and name in limits:
+        if name in asked.get("requests", {}) and name not in asked.get("limits", {}) and name in limits:
             limits[name] = requests[name]
     return merged
 
 
 def _with_node_labels(
     affinity: Mapping[str, JsonValue], alternatives: list[dict[str, list[str]]]
-) -> Manifest:
-    """The affinity with a node required that has the labels of one of the alternatives, besides what was required before.
+) -> JsonObject:
+    """The affinity that also requires a node with the labels of one of the alternatives.
 
-    Node selector terms are alternatives, and the expressions of one hold together: two lists of alternatives
-    are multiplied.
+    Node selector terms are alternatives, and all expressions of a term must hold: so each term that is there
+    is combined with each of the new alternatives.
     """
     if not alternatives:
         return dict(affinity)
@@ -303,15 +303,15 @@ def _with_node_labels(
     required = (
         node.get("requiredDuringSchedulingIgnoredDuringExecution") or {} if isinstance(node, dict) else None
     )
-    wished = required.get("nodeSelectorTerms") or [{}] if isinstance(required, dict) else None
-    if not isinstance(node, dict) or not isinstance(wished, list) or not all(map(_is_term, wished)):
+    existing = required.get("nodeSelectorTerms") or [{}] if isinstance(required, dict) else None
+    if not isinstance(node, dict) or not isinstance(existing, list) or not all(map(_is_term, existing)):
         return dict(affinity)  # it is no affinity: the API server says so of the RayJob
     terms: list[JsonValue] = [
         {
             **term,
             "matchExpressions": [*cast("list[JsonValue]", term.get("matchExpressions") or []), *expressions],
         }
-        for term in cast("list[Manifest]", wished)
+        for term in cast("list[JsonObject]", existing)
         for expressions in ours
     ]
     return {

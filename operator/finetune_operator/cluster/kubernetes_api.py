@@ -13,17 +13,14 @@ from urllib.parse import quote, urlencode
 from aiohttp import ClientError
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient
-from pydantic import JsonValue
 
 from finetune_api.crd import PLURAL
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import API_VERSION, GROUP, KIND, VERSION
 from finetune_operator.decide.events import Event
 from finetune_operator.names import JOB_UID
-from finetune_operator.observed import Metadata
+from finetune_operator.observed import KubernetesObject, ObjectMeta
 from finetune_operator.telemetry.metrics import API_CALLS
-
-Body = dict[str, JsonValue]
 
 COMPONENT = "finetune-operator"
 SECONDS = 20
@@ -61,7 +58,7 @@ _ALLOW = (
 )
 
 
-class RefusedError(Exception):
+class ApiRefusedError(Exception):
     """What the API server would not do; `status` is HTTP's, `reason` Kubernetes' own word."""
 
     def __init__(self, status: int, message: str, reason: str = "") -> None:
@@ -75,7 +72,7 @@ class RefusedError(Exception):
 
 
 class KubernetesApi:
-    """A client of the cluster. All methods raise RefusedError for what the API server refuses, OSError where it cannot be reached."""
+    """A client of the cluster. All methods raise ApiRefusedError for what the API server refuses, OSError where it cannot be reached."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
@@ -115,7 +112,7 @@ class KubernetesApi:
             for namespace in namespaces or [""]:
                 try:
                     await self._call("list", kind, namespace, query={"limit": "1"})
-                except RefusedError as refusal:
+                except ApiRefusedError as refusal:
                     if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
                         raise
                     problems.append(
@@ -126,32 +123,32 @@ class KubernetesApi:
         if problems:
             raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(problems))
 
-    async def get(self, kind: str, namespace: str, name: str) -> Body | None:
+    async def get(self, kind: str, namespace: str, name: str) -> KubernetesObject | None:
         """An object; None when there is none."""
         try:
             return await self._call("get", kind, namespace, name)
-        except RefusedError as refusal:
+        except ApiRefusedError as refusal:
             if refusal.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
-    async def of_job(self, kind: str, namespace: str, uid: str) -> list[Body]:
+    async def of_job(self, kind: str, namespace: str, uid: str) -> list[KubernetesObject]:
         """The objects of a kind that belong to the job with this UID, as etcd has them."""
         found = await self._call("list", kind, namespace, query={"labelSelector": f"{JOB_UID}={uid}"})
-        return cast("list[Body]", found.get("items") or [])
+        return cast("list[KubernetesObject]", found.get("items") or [])
 
-    async def create(self, manifest: Body) -> bool:
+    async def create(self, manifest: KubernetesObject) -> bool:
         """Makes an object; says whether it was not there already."""
         metadata = cast("dict[str, str]", manifest["metadata"])
         try:
             await self._call("create", str(manifest["kind"]), metadata["namespace"], body=manifest)
-        except RefusedError as refusal:
+        except ApiRefusedError as refusal:
             if refusal.reason != "AlreadyExists":  # a quota that is being counted is a conflict as well
                 raise
             return False
         return True
 
-    async def replace_status(self, body: Body) -> Body:
+    async def replace_status(self, body: KubernetesObject) -> KubernetesObject:
         """Writes a FineTuneJob's status; refused (409) when somebody wrote the object since `body` was read."""
         metadata = cast("dict[str, str]", body["metadata"])
         return await self._call(
@@ -160,17 +157,17 @@ class KubernetesApi:
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Deletes an object with what belongs to it, unless it is gone, or is another one of that name."""
-        options: Body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        options: KubernetesObject = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
             await self._call("delete", kind, namespace, name, body=options)
-        except RefusedError as refusal:
+        except ApiRefusedError as refusal:
             if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
 
-    async def tell(self, job: Metadata, event: Event) -> None:
+    async def post_event(self, job: ObjectMeta, event: Event) -> None:
         """Posts an event about a FineTuneJob."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        reference: Body = {
+        reference: KubernetesObject = {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "name": job.name,
@@ -178,7 +175,7 @@ class KubernetesApi:
             "uid": job.uid,
             "resourceVersion": job.resource_version,
         }
-        posted: Body = {
+        posted: KubernetesObject = {
             "apiVersion": "v1",
             "kind": "Event",
             # As client-go names them: kubectl shows those of one second in the order of their names.
@@ -204,8 +201,8 @@ class KubernetesApi:
         *,
         subresource: str = "",
         query: Mapping[str, str] | None = None,
-        body: Body | None = None,
-    ) -> Body:
+        body: KubernetesObject | None = None,
+    ) -> KubernetesObject:
         api, plural = _PLURALS[kind]
         scope = ["namespaces", quote(namespace)] if namespace else []
         parts = [api, *scope, plural, quote(name), subresource]
@@ -214,8 +211,8 @@ class KubernetesApi:
         return await self._request(method, path, verb, plural, body)
 
     async def _request(
-        self, method: str, path: str, verb: str, resource: str, body: Body | None = None
-    ) -> Body:
+        self, method: str, path: str, verb: str, resource: str, body: KubernetesObject | None = None
+    ) -> KubernetesObject:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         _, url, headers, content, _ = await self._client.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -229,13 +226,13 @@ class KubernetesApi:
         document = _object(text)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             message, reason = document.get("message") or answer.reason, document.get("reason") or ""
-            raise RefusedError(answer.status, str(message), str(reason))
+            raise ApiRefusedError(answer.status, str(message), str(reason))
         if not document:
             raise ConnectionError(f"{method} {path} was answered with something else than an object")
         return document
 
 
-def _object(text: bytes) -> Body:
+def _object(text: bytes) -> KubernetesObject:
     """The object in an answer; an empty one when there is none, as in a proxy's page."""
     try:
         document = json.loads(text)

@@ -12,7 +12,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 FIRST_RETRY = timedelta(milliseconds=200)
 LONGEST_RETRY = timedelta(seconds=60)
-BETWEEN_LOOKS = timedelta(milliseconds=200)
+BETWEEN_RECONCILES = timedelta(milliseconds=200)
 """Between the beginnings of two looks at a key, so that a pod that writes all the time does not keep the API
 server busy."""
 
@@ -86,7 +86,7 @@ class WorkQueue(Generic[Key]):
             await asyncio.sleep(entry.rested_at - loop.time())
             async with self._slots:
                 entry.woken = False
-                entry.rested_at = loop.time() + BETWEEN_LOOKS.total_seconds()
+                entry.rested_at = loop.time() + BETWEEN_RECONCILES.total_seconds()
                 delay = await self._look_once(key, entry)
             again = entry.woken and entry.failures == 0
         entry.task = None

@@ -30,7 +30,7 @@ Reason = Literal[
     "Progressing",
     "Succeeded",
 ]
-"""Reasons of conditions, besides what keeps the cluster and why a job failed."""
+"""Reasons of conditions, besides the obstacles of a cluster and the classes of failures."""
 
 LONGEST_MESSAGE = 32768
 """Characters of a message in a status."""
@@ -49,16 +49,16 @@ class Finding:
 
 
 def conditions(
-    before: Sequence[Condition], now_true: Mapping[ConditionType, Finding], generation: int, now: datetime
+    before: Sequence[Condition], findings: Mapping[ConditionType, Finding], generation: int, now: datetime
 ) -> list[Condition]:
-    """The conditions with new findings; the others stay.
+    """The conditions with new findings; those without a new finding stay.
 
-    The time of transition changes with `status` alone (metav1.Condition).
+    `last_transition_time` changes only when `status` does, as metav1.Condition has it.
     """
     known = {condition.type: condition for condition in before}
     result: list[Condition] = []
     for kind in TYPES:
-        old, finding = known.get(kind), now_true.get(kind)
+        old, finding = known.get(kind), findings.get(kind)
         if finding is None:
             if old is not None:
                 result.append(old.model_copy(update={"observed_generation": generation}))
@@ -78,10 +78,10 @@ def conditions(
 
 
 def condition(among: Sequence[Condition], kind: ConditionType) -> Condition | None:
-    """The condition of a type, if it is there."""
+    """The condition of this type; None when there is none."""
     return next((each for each in among if each.type == kind), None)
 
 
 def shortened(message: str) -> str:
-    """A message that a status takes: other programs' words, and keys of a spec, can be of any length."""
+    """The message, cut to the length that a status takes: what other programs say can be of any length."""
     return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}..."

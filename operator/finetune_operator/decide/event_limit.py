@@ -1,4 +1,4 @@
-"""How many events a job may cause: what a trainer tells becomes events, and it runs whatever its user likes."""
+"""How many events a job may cause: its trainer's reports become events, and runs whatever its user likes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from finetune_operator.decide.events import Event, Reason
 
 OF_THE_TRAINER: frozenset[Reason] = frozenset(("CheckpointSaved", "NewBest", "RecordInvalid"))
-"""Those that a trainer can cause as often as it likes. The others are turns that this operator takes."""
+"""Those that a trainer can cause as often as it likes. The others are decisions of this operator."""
 BURST = 100
 REFILL = timedelta(seconds=10)
-"""A job has so many at once, and one more each time: about what events there are of an hour, after which
-Kubernetes deletes them."""
+"""A job may cause `BURST` events at once, and one more after each `REFILL`: about as many as there are of an
+hour, after which Kubernetes deletes events."""
 
 
 class EventLimit:
@@ -26,7 +26,7 @@ class EventLimit:
         return [event for event in events if event.reason not in OF_THE_TRAINER or self._take(uid, now)]
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
+        """Drops what is remembered of a job that is gone."""
         self._full_at.pop(uid, None)
 
     def _take(self, uid: str, now: datetime) -> bool:

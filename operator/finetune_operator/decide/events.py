@@ -1,4 +1,4 @@
-"""Kubernetes events: what `kubectl describe` tells of a job's turns, read off two statuses."""
+"""Kubernetes events about a job, as `kubectl describe` shows them: what changed between two statuses."""
 
 from __future__ import annotations
 
@@ -32,21 +32,29 @@ Reason = Literal[
 
 @dataclass(frozen=True)
 class Event:
-    """One turn."""
+    """A Kubernetes event about a FineTuneJob."""
 
     type: Literal["Normal", "Warning"]
     reason: Reason
     message: str
 
 
-def turns(before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequence[str] = ()) -> list[Event]:
-    """The events between two statuses of a job; `remarks` are warnings about its spec, told once when it is accepted."""
+def transitions(
+    before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequence[str] = ()
+) -> list[Event]:
+    """The events between two statuses of a job.
+
+    `remarks` are warnings about its spec, which become events once, when the job is accepted.
+    """
     return [
-        Event(event.type, event.reason, _short(event.message)) for event in _turns(before, after, remarks)
+        Event(event.type, event.reason, _short(event.message))
+        for event in _transitions(before, after, remarks)
     ]
 
 
-def _turns(before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequence[str]) -> Iterator[Event]:
+def _transitions(
+    before: FineTuneJobStatus, after: FineTuneJobStatus, remarks: Sequence[str]
+) -> Iterator[Event]:
     accepted = condition(after.conditions, "Accepted")
     if accepted is not None and accepted.status == "True" and _status(before, "Accepted") != "True":
         yield Event("Normal", "Accepted", accepted.message)

@@ -1,4 +1,4 @@
-"""What a Ray cluster that is not ready waits for, in words: a node with room, an image, a quota."""
+"""What a Ray cluster that is not ready waits for: KubeRay, a node with room, an image, a quota."""
 
 from __future__ import annotations
 
@@ -39,28 +39,40 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """What is waited for."""
+    """What a cluster waits for."""
 
     obstacle: Obstacle
     message: str
+    """For people: what is waited for, with the names of pods and images."""
 
 
-def waiting(seen: Observed, pods_desired: int) -> Wait:
-    """The first thing in the way, the gravest first; `pods_desired` counts workers."""
-    if seen.ray_job is None or not seen.ray_job.status.job_deployment_status:
-        name = seen.ray_job.metadata.name if seen.ray_job else "of this attempt"
+def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
+    """What the cluster waits for; of several things the gravest.
+
+    `workers_desired` is the number of worker pods that there should be.
+    """
+    if observed.ray_job is None or not observed.ray_job.status.job_deployment_status:
+        name = observed.ray_job.metadata.name if observed.ray_job else "of this attempt"
         return Wait(Obstacle.KUBERAY, f"waiting for KubeRay to take up RayJob {name}")
-    pods = [pod for pod in seen.pods if pod.metadata.deletion_timestamp is None]
-    for found in (out_of_memory(pods), _refused(seen), _unschedulable(pods), _image(pods), _container(pods)):
+    pods = [pod for pod in observed.pods if pod.metadata.deletion_timestamp is None]
+    for found in (
+        out_of_memory(pods),
+        _refused(observed),
+        _unschedulable(pods),
+        _image(pods),
+        _container(pods),
+    ):
         if found is not None:
             return found
     ready = sum(pod.is_worker and pod.is_ready for pod in pods)
     head = "the head is ready" if any(pod.is_head and pod.is_ready for pod in pods) else "the head starts"
-    return Wait(Obstacle.STARTING, f"waiting for the Ray cluster: {head}, worker pods {ready}/{pods_desired}")
+    return Wait(
+        Obstacle.STARTING, f"waiting for the Ray cluster: {head}, worker pods {ready}/{workers_desired}"
+    )
 
 
 def out_of_memory(pods: Iterable[Pod]) -> Wait | None:
-    """A pod whose container was killed for want of memory."""
+    """The first pod with a container that was killed for want of memory, and what to raise."""
     for pod in pods:
         for container in pod.containers:
             for state in (container.state, container.last_state):
@@ -79,9 +91,9 @@ def out_of_memory(pods: Iterable[Pod]) -> Wait | None:
     return None
 
 
-def _refused(seen: Observed) -> Wait | None:
+def _refused(observed: Observed) -> Wait | None:
     """KubeRay was not allowed to make a pod: a quota, a policy, a missing service account."""
-    for condition in seen.ray_cluster.status.conditions if seen.ray_cluster else ():
+    for condition in observed.ray_cluster.status.conditions if observed.ray_cluster else ():
         if condition.type == "ReplicaFailure" and condition.status == "True":
             return Wait(
                 Obstacle.REFUSED, _short(f"a pod cannot be made ({condition.reason}): {condition.message}")

@@ -1,4 +1,4 @@
-"""Reads a progress record. It was written in a pod that runs whatever its user likes: nothing in it is taken on trust."""
+"""Reads a progress record. The pod that wrote it runs whatever its user likes: nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SHOWN = 3
 
 
 class RecordError(ValueError):
-    """A record that must not be shown; says why."""
+    """Why a record must not be shown."""
 
 
 def read_record(text: str, run_directory: str, run_name: str) -> ProgressRecord:
-    """The record of the run `run_name` (`namespace/name-uid`), with paths in `run_directory`, the best and the latest checkpoint marked.
+    """The record of the run `run_name` (`namespace/name-uid`), its paths spelt below `run_directory`.
 
-    Raises RecordError when it is too large, is no record, contradicts itself, or names a path outside of the
-    run.
+    The best and the latest checkpoint are marked. Raises RecordError when the text is too large, is no record,
+    contradicts itself, or names a path outside of the run.
     """
     written = text.encode(errors="replace")
     if len(written) > LARGEST_RECORD:

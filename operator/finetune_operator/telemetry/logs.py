@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-from finetune_operator.observed import Metadata
+from finetune_operator.observed import ObjectMeta
 
 _FIELDS = ("namespace", "name", "uid")
 _UTC = "%Y-%m-%dT%H:%M:%SZ"
@@ -40,7 +40,7 @@ class _Text(logging.Formatter):
         return f"{self.formatTime(record, self.datefmt)} {record.levelname}{where} {super().format(record)}"
 
 
-def job_logger(job: Metadata) -> logging.LoggerAdapter[logging.Logger]:
+def job_logger(job: ObjectMeta) -> logging.LoggerAdapter[logging.Logger]:
     """A logger whose lines are about a job."""
     return _JobLogger(
         logging.getLogger("finetune_operator"), {field: getattr(job, field) for field in _FIELDS}

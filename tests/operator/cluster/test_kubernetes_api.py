@@ -22,10 +22,10 @@ from tests.operator.conftest import SPEC, Namespace, Object
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.cluster import kubernetes_api
-from finetune_operator.cluster.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.decide.events import LONGEST_MESSAGE, Event
 from finetune_operator.names import JOB_UID
-from finetune_operator.observed import Metadata
+from finetune_operator.observed import KubernetesObject, ObjectMeta
 
 Run = Callable[..., Any]
 
@@ -35,18 +35,20 @@ def run(runner: asyncio.Runner) -> Run:
     return runner.run
 
 
-def config_map(namespace: str, name: str, data: dict[str, str] | None = None, **metadata: object) -> Body:
+def config_map(
+    namespace: str, name: str, data: dict[str, str] | None = None, **metadata: object
+) -> KubernetesObject:
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, "namespace": namespace, **metadata},
         "data": data or {"key": "value"},
     }
-    return cast("Body", body)
+    return cast("KubernetesObject", body)
 
 
-def metadata_of(body: Object) -> Metadata:
-    return Metadata.model_validate(body["metadata"])
+def metadata_of(body: Object) -> ObjectMeta:
+    return ObjectMeta.model_validate(body["metadata"])
 
 
 def test_an_object_is_got_as_it_is_and_one_that_is_not_there_is_none(
@@ -69,9 +71,9 @@ def test_what_is_made_twice_is_made_once(api: KubernetesApi, run: Run, inside: N
 def test_what_the_server_refuses_to_make_is_refused_in_its_words(
     api: KubernetesApi, run: Run, inside: Namespace
 ) -> None:
-    with pytest.raises(RefusedError) as invalid:
+    with pytest.raises(ApiRefusedError) as invalid:
         run(api.create(config_map(inside.name, "Not_A_Name")))
-    with pytest.raises(RefusedError) as nowhere:
+    with pytest.raises(ApiRefusedError) as nowhere:
         run(api.create(config_map("no-such-namespace", "made")))
 
     assert invalid.value.status == 422
@@ -100,7 +102,7 @@ def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
     job = inside.create_job()
     inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}})
 
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(ApiRefusedError) as refused:
         run(api.replace_status({**job, "status": {"phase": "Running"}}))
 
     assert refused.value.status == 409
@@ -123,7 +125,7 @@ def test_the_status_of_a_job_that_is_gone_is_refused(api: KubernetesApi, run: Ru
     job = inside.create_job()
     inside.delete(KIND, "job")
 
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(ApiRefusedError) as refused:
         run(api.replace_status({**job, "status": {"phase": "Running"}}))
 
     assert refused.value.status == 404
@@ -175,8 +177,8 @@ def test_the_objects_of_a_job_are_found_by_its_uid(api: KubernetesApi, run: Run,
 def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Namespace) -> None:
     job = inside.create_job()
 
-    run(api.tell(metadata_of(job), Event("Warning", "Retrying", "attempt 1 failed")))
-    run(api.tell(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_MESSAGE)))
+    run(api.post_event(metadata_of(job), Event("Warning", "Retrying", "attempt 1 failed")))
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_MESSAGE)))
 
     core = CoreV1Api(inside.dynamic.client)
     # What `kubectl describe` asks for.
@@ -200,7 +202,7 @@ def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Nam
 def test_a_job_of_any_name_has_events(api: KubernetesApi, run: Run, inside: Namespace, name: str) -> None:
     job = inside.create_job(name)
 
-    run(api.tell(metadata_of(job), Event("Normal", "Running", "on its way")))
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "on its way")))
 
     assert [event["involvedObject"]["name"] for event in inside.all("Event")] == [name]
 
@@ -228,7 +230,7 @@ def test_a_cluster_without_kuberay_is_an_error_that_says_what_to_install(
     assert kuberays.startswith(
         "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer"
     )
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(ApiRefusedError) as refused:
         run(
             api.create(
                 {
@@ -270,7 +272,7 @@ def test_a_service_account_is_known_by_its_token_and_may_only_do_what_it_is_allo
         "configmaps",
     ]
     assert all("bind the roles of the operator's chart" in problem for problem in missing.value.problems)
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(ApiRefusedError) as refused:
         run(api.get(KIND, inside.name, "job"))
 
     assert refused.value.status == 403
@@ -324,7 +326,7 @@ def http(status: str, body: str, *, length: int | None = None) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n{body}".encode()
 
 
-async def get(answer: bytes, *, hang: bool = False) -> Body | None:
+async def get(answer: bytes, *, hang: bool = False) -> KubernetesObject | None:
     async with answering(answer, hang=hang) as api:
         return await api.get("ConfigMap", "default", "a")
 
@@ -375,7 +377,7 @@ def test_a_server_that_does_not_go_on_could_not_be_reached(
     ],
 )
 def test_an_error_is_refused_in_the_words_of_whoever_answered(run: Run, answer: bytes, told: str) -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(ApiRefusedError) as refused:
         run(get(answer))
 
     assert str(refused.value) == told
@@ -396,5 +398,5 @@ def test_a_quota_that_is_being_counted_does_not_pass_for_an_object_that_is_there
     if reason == "AlreadyExists":
         assert run(make()) is False
     else:
-        with pytest.raises(RefusedError, match="409: Operation cannot be fulfilled on resourcequotas"):
+        with pytest.raises(ApiRefusedError, match="409: Operation cannot be fulfilled on resourcequotas"):
             run(make())

@@ -20,7 +20,7 @@ SECONDS = 5
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries after 1 ms, 2 ms, ... 8 ms, and no rest."""
-    monkeypatch.setattr(work_queue, "BETWEEN_LOOKS", timedelta())
+    monkeypatch.setattr(work_queue, "BETWEEN_RECONCILES", timedelta())
     monkeypatch.setattr(work_queue, "FIRST_RETRY", timedelta(milliseconds=1))
     monkeypatch.setattr(work_queue, "LONGEST_RETRY", timedelta(milliseconds=8))
 
@@ -168,7 +168,7 @@ async def test_a_key_that_is_woken_all_the_time_does_not_keep_the_worker_from_ot
 async def test_a_key_that_is_woken_all_the_time_is_looked_at_seldom_and_once_more_after_the_last_wake() -> (
     None
 ):
-    work_queue.BETWEEN_LOOKS = timedelta(milliseconds=50)
+    work_queue.BETWEEN_RECONCILES = timedelta(milliseconds=50)
     looks = Looks()
     looks.gate.set()
     loop = asyncio.get_running_loop()
@@ -191,7 +191,7 @@ async def test_a_key_that_is_woken_all_the_time_is_looked_at_seldom_and_once_mor
 
 @in_a_loop
 async def test_the_first_look_does_not_wait_and_a_key_that_rests_keeps_no_worker_from_others() -> None:
-    work_queue.BETWEEN_LOOKS = timedelta(hours=1)
+    work_queue.BETWEEN_RECONCILES = timedelta(hours=1)
     looks = Looks(workers=1)
     looks.gate.set()
     looks.answers = [timedelta(hours=1), None]

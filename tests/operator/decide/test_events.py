@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from tests.operator.cases import RUN, Json, observed
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.decide.events import turns
+from finetune_operator.decide.events import transitions
 
 
 def status(state: str | None = None, **changes: JsonValue) -> FineTuneJobStatus:
@@ -15,7 +15,7 @@ def status(state: str | None = None, **changes: JsonValue) -> FineTuneJobStatus:
 
 
 def told(before: FineTuneJobStatus, after: FineTuneJobStatus, *remarks: str) -> list[str]:
-    return [f"{event.type} {event.reason}" for event in turns(before, after, remarks)]
+    return [f"{event.type} {event.reason}" for event in transitions(before, after, remarks)]
 
 
 def saved(epoch: int, loss: float | None = None, *, best: bool = False) -> Json:
@@ -55,7 +55,7 @@ def test_turn_of_a_job_is_told(before: str | None, after: str, events: list[str]
 
 def test_cluster_of_each_attempt_is_told() -> None:
     second = status("retrying", attempts=2, rayJobName="tune-11111111-2")
-    assert [event.message for event in turns(status("retrying"), second)] == [
+    assert [event.message for event in transitions(status("retrying"), second)] == [
         "RayJob tune-11111111-2: 1 worker pod with CPU"
     ]
 
@@ -63,7 +63,7 @@ def test_cluster_of_each_attempt_is_told() -> None:
 def test_every_new_checkpoint_is_told_and_no_old_one() -> None:
     before = status("running", checkpoints=[saved(0)], latestCheckpoint=saved(0))
     after = status("running", checkpoints=[saved(0), saved(1), saved(2)], latestCheckpoint=saved(2))
-    assert [event.message for event in turns(before, after)] == [
+    assert [event.message for event in transitions(before, after)] == [
         "epoch-1 after epoch 2",
         "epoch-2 after epoch 3",
     ]
@@ -77,11 +77,13 @@ def test_newest_is_no_news_as_the_best_without_validation() -> None:
 
 
 def test_failure_is_told_with_its_class() -> None:
-    (event,) = turns(status("running"), status("failed"))
+    (event,) = transitions(status("running"), status("failed"))
     assert event.message == "InvalidData: train.jsonl:17: messages is missing"
 
 
 def test_message_is_no_longer_than_an_event_takes() -> None:
-    (event,) = turns(status("running"), status("failed", failure={"class": "Unknown", "message": "x" * 5000}))
+    (event,) = transitions(
+        status("running"), status("failed", failure={"class": "Unknown", "message": "x" * 5000})
+    )
     assert len(event.message) == 1024
     assert event.message.endswith("x...")

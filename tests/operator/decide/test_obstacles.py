@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.operator.cases import Json, observed
 
-from finetune_operator.decide.obstacles import Obstacle, Wait, out_of_memory, waiting
+from finetune_operator.decide.obstacles import Obstacle, Wait, first_obstacle, out_of_memory
 
 
 def stuck(message: str) -> Json:
@@ -54,7 +54,7 @@ def wait(*pods: Json, clusters: list[Json] | None = None) -> Wait:
             "pods": list(pods),
         }
     )
-    return waiting(seen, 2)
+    return first_obstacle(seen, 2)
 
 
 MEMORY: Json = {"worker": "a", "status": killed("lastState")}

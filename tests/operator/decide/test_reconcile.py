@@ -18,9 +18,12 @@ from pydantic import JsonValue
 from tests.operator.cases import FOLDER, UID, Json, configuration, observed, read_case, record_text
 
 from finetune_api.status import Condition, Failure, FineTuneJobStatus, Phase
+from finetune_operator.decide.cleanup import release
+from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import Event
-from finetune_operator.decide.reconcile import ENDED, Decision, reconcile, refused, release
-from finetune_operator.observed import Metadata, Observed, RayCluster, RayJob
+from finetune_operator.decide.phases import ENDED
+from finetune_operator.decide.reconcile import reconcile, refused
+from finetune_operator.observed import ObjectMeta, Observed, RayCluster, RayJob
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
@@ -43,8 +46,8 @@ def shown(decision: Decision, wanted: Json) -> Json:
     }
     result: Json = {"phase": status.get("phase"), "message": decision.status.message}
     result |= {key: cast("JsonValue", value) for key, value in done.items() if value}
-    if decision.look_again is not None:
-        result["look_again"] = decision.look_again / timedelta(seconds=1)
+    if decision.requeue_after is not None:
+        result["requeue_after"] = decision.requeue_after / timedelta(seconds=1)
     if "conditions" in wanted:
         named = cast("Json", wanted["conditions"])
         result["conditions"] = {
@@ -248,7 +251,7 @@ def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -
     own = {UID} | ({seen.ray_job.metadata.uid} if seen.ray_job else set())
     assert {each.uid for each in decision.delete} <= own
     assert decision.status.phase is not Phase.FAILED or decision.status.failure is not None
-    assert decision.look_again is None or decision.look_again > timedelta()
+    assert decision.requeue_after is None or decision.requeue_after > timedelta()
 
 
 @given(SEEN, NOW)
@@ -348,8 +351,8 @@ def test_refusal_of_any_length_is_shown(final: bool) -> None:
 
 
 DELETED = datetime(2026, 1, 1, 12, tzinfo=UTC)
-CLUSTER = RayCluster(metadata=Metadata(name="c", uid="the-ray-cluster"))
-GOING = RayJob(metadata=Metadata(name="j", uid="the-ray-job", deletion_timestamp=DELETED))
+CLUSTER = RayCluster(metadata=ObjectMeta(name="c", uid="the-ray-cluster"))
+GOING = RayJob(metadata=ObjectMeta(name="j", uid="the-ray-job", deletion_timestamp=DELETED))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +362,7 @@ GOING = RayJob(metadata=Metadata(name="j", uid="the-ray-job", deletion_timestamp
         ([GOING], [CLUSTER], 10, ["the-ray-cluster"], 10),
         ([GOING], [], 10, [], math.inf),
         ([], [CLUSTER], 10, [], math.inf),
-        ([RayJob(metadata=Metadata(name="j", uid="the-ray-job"))], [CLUSTER], 10, [], math.inf),
+        ([RayJob(metadata=ObjectMeta(name="j", uid="the-ray-job"))], [CLUSTER], 10, [], math.inf),
     ],
     ids=[
         "KubeRay has 10 s",
@@ -372,6 +375,6 @@ GOING = RayJob(metadata=Metadata(name="j", uid="the-ray-job", deletion_timestamp
 def test_cluster_of_a_deleted_job_is_deleted_when_kuberay_does_not(
     ray_jobs: list[RayJob], clusters: list[RayCluster], seconds: int, deleted: list[str], again: float
 ) -> None:
-    deletions, look_again = release(ray_jobs, clusters, DELETED + timedelta(seconds=seconds))
+    deletions, requeue_after = release(ray_jobs, clusters, DELETED + timedelta(seconds=seconds))
     assert [each.uid for each in deletions] == deleted
-    assert (look_again.total_seconds() if look_again else math.inf) == again
+    assert (requeue_after.total_seconds() if requeue_after else math.inf) == again

@@ -12,10 +12,10 @@ import kopf
 import pytest
 from kopf._core.actions.loggers import ObjectLogger
 
-from finetune_operator.observed import Metadata
+from finetune_operator.observed import ObjectMeta
 from finetune_operator.telemetry.logs import configure, job_logger
 
-JOB = Metadata(name="quickstart", namespace="team", uid="0f0e")
+JOB = ObjectMeta(name="quickstart", namespace="team", uid="0f0e")
 BODY = kopf.Body(
     {
         "apiVersion": "finetune.dev/v1alpha1",

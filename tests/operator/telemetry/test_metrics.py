@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from finetune_api.status import Condition, Evaluation, FineTuneJobStatus, Phase, Plan, Progress
-from finetune_operator.observed import Job, Metadata
+from finetune_operator.observed import Job, ObjectMeta
 from finetune_operator.telemetry import metrics
 from finetune_operator.telemetry.metrics import MOST_JOBS, JobCollector
 
@@ -56,7 +56,7 @@ def job(
     created: datetime | None = NOON,
     **status: Any,  # noqa: ANN401
 ) -> Job:
-    metadata = Metadata(name=name, namespace="team", uid=name, creation_timestamp=created)
+    metadata = ObjectMeta(name=name, namespace="team", uid=name, creation_timestamp=created)
     return Job(metadata=metadata, spec={"num_devices": 4}, status=FineTuneJobStatus(phase=phase, **status))
 
 
