@@ -1,8 +1,8 @@
-"""Tries an installation: makes a FineTuneJob, says what becomes of it, and takes it away again.
+"""What `helm test` runs: creates a FineTuneJob, prints what becomes of it, and deletes it again.
 
     python -m finetune_operator.helm_test JOB_FILE SECONDS
 
-Exit code 0 when it has succeeded in so many seconds, else 1. `helm test` runs it.
+Exit code 0 when the job has succeeded within so many seconds, else 1.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ POLL_SECONDS = 2.0
 async def try_job(
     api: KubernetesApi, manifest: KubernetesObject, seconds: float, say: Callable[[str], None]
 ) -> bool:
-    """Whether the job of this manifest succeeds in so many seconds; a job of its name that is there already is taken away first.
+    """Whether the job of this manifest succeeds within so many seconds; `say` gets each line to print.
 
-    Raises ApiRefusedError or OSError where the API server does not do as it should.
+    A job of its name that exists already is deleted first. Raises ApiRefusedError or OSError when a call to
+    the API server fails.
     """
     metadata = ObjectMeta.model_validate({"uid": "", **cast("KubernetesObject", manifest["metadata"])})
     deadline = time.monotonic() + seconds
-    await _take_away(api, metadata, deadline)
+    await _delete(api, metadata, deadline)
     await api.create(manifest)
     say(f"made FineTuneJob {metadata.namespace}/{metadata.name}")
     try:
         return await _follow(api, metadata, deadline, say)
     finally:
-        await _take_away(api, metadata, deadline)
+        await _delete(api, metadata, deadline)
 
 
 async def _follow(
@@ -62,7 +63,7 @@ async def _follow(
     return False
 
 
-async def _take_away(api: KubernetesApi, metadata: ObjectMeta, deadline: float) -> None:
+async def _delete(api: KubernetesApi, metadata: ObjectMeta, deadline: float) -> None:
     while (job := await _job(api, metadata)) is not None and time.monotonic() < deadline + POLL_SECONDS:
         await api.delete(KIND, metadata.namespace, metadata.name, job.metadata.uid)
         await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""What the operator reads of Kubernetes objects: the parts that decide, and nothing else."""
+"""What the operator reads of Kubernetes objects: the fields that decisions depend on, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _absent_is_empty(value: object) -> object:
 
 
 class ObservedPart(BaseModel):
-    """Base of what is read: camelCase outside, and unknown fields are left alone."""
+    """Base of what is read: fields are camelCase in Kubernetes, and all other fields are ignored."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
@@ -91,17 +91,17 @@ class Pod(ObservedPart):
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The pod's name."""
         return self.metadata.name
 
     @property
     def is_worker(self) -> bool:
-        """Whether it trains."""
+        """Whether it is a worker of the Ray cluster."""
         return self.metadata.labels.get("ray.io/node-type") == "worker"
 
     @property
     def is_head(self) -> bool:
-        """Whether the driver runs there."""
+        """Whether it is the head of the Ray cluster, where the driver runs."""
         return self.metadata.labels.get("ray.io/node-type") == "head"
 
     @property
@@ -118,7 +118,7 @@ class Pod(ObservedPart):
 
     @property
     def containers(self) -> list[ContainerStatus]:
-        """Of both kinds, in the order in which they start."""
+        """Its containers with the init containers before them, in the order in which they start."""
         return [*self.status.init_container_statuses, *self.status.container_statuses]
 
 
@@ -167,17 +167,17 @@ class RayJob(ObservedPart):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more comes of it. KubeRay has no way out of ValidationFailed either."""
+        """Whether it has ended, well or not. KubeRay has no way out of ValidationFailed either."""
         return self.status.job_deployment_status in ("Complete", "Failed", "ValidationFailed")
 
     @property
     def has_succeeded(self) -> bool:
-        """Complete alone does not say so: a job that was stopped is Complete as well."""
+        """Whether its program ended well. A job that was stopped is Complete as well, but not SUCCEEDED."""
         return self.status.job_deployment_status == "Complete" and self.status.job_status == "SUCCEEDED"
 
     @property
     def is_out_of_sight(self) -> bool:
-        """Whether KubeRay gave it up without having learnt how it ended, as after an API server was away when it did."""
+        """Whether KubeRay gave up on it without having learnt how its program ended."""
         return self.status.job_deployment_status == "Failed" and self.status.reason in OUT_OF_SIGHT
 
     @property
@@ -205,7 +205,7 @@ class Job(ObservedPart):
 
 
 def read_job(body: dict[str, JsonValue]) -> Job:
-    """A FineTuneJob; parts of its status that are not as they should be are left out, since a status can be rewritten."""
+    """Reads a FineTuneJob; fields of its status that are not valid are left out, since it is written anew."""
     status = body.get("status")
     known = _readable_status(status) if isinstance(status, dict) else FineTuneJobStatus()
     return Job.model_validate({**body, "status": known})
@@ -223,7 +223,7 @@ def _readable_status(stored: dict[str, JsonValue]) -> FineTuneJobStatus:
 
 @dataclass(frozen=True)
 class Observed:
-    """All that is known of a job at one moment."""
+    """All that is known of a job at one moment, as the cluster has it."""
 
     job: Job
     ray_job: RayJob | None = None
@@ -237,6 +237,6 @@ class Observed:
 
     @property
     def ray_cluster(self) -> RayCluster | None:
-        """The current RayJob's."""
+        """The Ray cluster of the current RayJob; None before there is one."""
         name = self.ray_job.status.ray_cluster_name if self.ray_job else ""
         return next((cluster for cluster in self.ray_clusters if cluster.metadata.name == name), None)

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules of the chart: they ask for what the operator exports, and Prometheus takes them."""
+"""The chart's dashboard and alerts ask for what the operator exports, and Prometheus takes them."""
 
 from __future__ import annotations
 

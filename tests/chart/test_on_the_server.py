@@ -1,4 +1,4 @@
-"""Whatever the switches: a real API server takes what the chart makes, by the schemas of its version and with no unknown field."""
+"""With all of its switches, the chart makes what a real API server takes, with no unknown field."""
 
 from __future__ import annotations
 

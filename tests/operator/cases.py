@@ -1,4 +1,4 @@
-"""Reads cases: two YAML documents, what is seen of a job at a moment, and what is expected of the operator then.
+"""Reads cases: two YAML documents, what is observed of a job at a moment, and what the operator is to decide.
 
 What is seen is written as it is on the wire, less what does not matter: each object is laid over one of
 `objects.yaml`, where null takes a field away. `12:34:56` is a time of the one day on which all happens;

@@ -1,4 +1,4 @@
-"""A real Kubernetes API with the definitions of FineTuneJobs and of KubeRay, and what tests do there besides the operator."""
+"""A real Kubernetes API that knows FineTuneJobs and KubeRay's kinds, and what tests do there themselves."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Namespace:
 
 @pytest.fixture(scope="session")
 def served(api_server: ControlPlane) -> ControlPlane:
-    """The API server of this run with the definitions of FineTuneJobs, RayJobs and RayClusters; KubeRay itself does not run there."""
+    """The API server, with the definitions of FineTuneJobs and KubeRay's kinds; KubeRay does not run."""
     bases = kuberay_manifests(print) / "crd/bases"
     definitions = [
         crd(),

@@ -1,7 +1,7 @@
-"""What the operator makes for a job: where the progress record goes, who may write it, and the RayJob of an attempt.
+"""The objects that the operator creates for a job: a RayJob for each attempt, and what that needs to report.
 
-Everything is owned by the FineTuneJob, so that deleting it deletes all, and is made once: nothing here is
-ever written again.
+The FineTuneJob owns all of them, so that deleting it deletes them. Each is created once and never written
+again.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ UNCHECKED = tuple(unchecked_fields())
 
 
 def children(source: PodSource, *, deadline_seconds: int | None) -> list[KubernetesObject]:
-    """All of an attempt's objects in the order in which they must be made; those that are there stay as they are.
+    """All objects of an attempt, in the order in which they must be created.
 
-    `deadline_seconds` is what is left of `active_deadline_seconds`.
+    `deadline_seconds` is what is left of `active_deadline_seconds`; None sets no limit.
     """
     name = child_name(source.metadata.name, source.metadata.uid)
     account = source.cluster.service_account_name or name
@@ -69,7 +69,7 @@ def children(source: PodSource, *, deadline_seconds: int | None) -> list[Kuberne
 
 
 def unchecked_hash(spec: FineTuneJobSpec) -> str:
-    """A hash of the fields that must not change and whose change the API server may let pass."""
+    """A hash of the fields that must not change, but whose change the API server cannot refuse."""
     fields = spec.model_dump(mode="json", include=set(UNCHECKED))
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -101,7 +101,7 @@ def _role_binding(source: PodSource, name: str, account: str) -> KubernetesObjec
 
 
 def _network_policy(source: PodSource, name: str) -> KubernetesObject:
-    """Ray's ports are for the job's own pods; the dashboard, which asks for the token, is for whoever the configuration says."""
+    """Opens the job's pods to each other, and Ray's dashboard to the clients that the configuration names."""
     pods: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid}}
     clients = [
         peer.model_dump(mode="json", exclude_none=True) for peer in source.configuration.dashboard_clients

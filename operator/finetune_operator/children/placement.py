@@ -1,4 +1,4 @@
-"""On what a job's workers run: the accelerator's profile, and how many devices a pod has."""
+"""Where the workers of a job go: the accelerator's profile, how many pods, and how many devices in each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class Placement:
 
 
 def placement(spec: FineTuneJobSpec, configuration: Configuration) -> Placement:
-    """The workers' placement. Raises FineTuneError (InvalidSpec) for an accelerator type that no profile knows."""
+    """Where the workers of a job with this spec go.
+
+    Raises FineTuneError (InvalidSpec) for an accelerator type that no profile knows.
+    """
     resources = spec.worker_resources or {}
     named = spec.accelerator_types
     accelerator_type = named[0] if named else configuration.default_accelerator
@@ -54,7 +57,7 @@ def placement(spec: FineTuneJobSpec, configuration: Configuration) -> Placement:
 
 
 def held_devices(spec: Mapping[str, JsonValue]) -> int:
-    """Devices that a job's pods hold, by its spec as it is stored: whole machines where a shape was asked for."""
+    """How many devices the pods of a job with this spec hold: for a shape, those of whole machines."""
     devices, resources = spec.get("num_devices", 1), spec.get("worker_resources")
     each = _devices_of_shape(resources) if isinstance(resources, dict) else 1
     return math.ceil(devices / each) * each if isinstance(devices, int) else 0

@@ -1,4 +1,4 @@
-"""Whether the watches still tell what happens: a version that was read or written must come by on its watch."""
+"""Whether the watches still report what happens: what is read or written must come on a watch as well."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Expected:
 
 
 class Freshness:
-    """Versions of objects that were seen otherwise and not yet on a watch.
+    """Versions of objects that were read or written, and that their watch has not reported yet.
 
     Resource versions are compared as numbers, which Kubernetes guarantees for its own storage (KEP-5504).
     """
@@ -27,10 +27,10 @@ class Freshness:
         self._expected: dict[str, _Expected] = {}
         self._watched: dict[str, int] = {}
         self._gone: dict[str, float] = {}
-        """Since when; an answer about them may still be under way."""
+        """Objects that are gone, and since when: an answer about them may still be under way."""
 
     def expect(self, uid: str, resource_version: str) -> None:
-        """The object has this version, as a read or a write has shown."""
+        """Notes that a read or a write has shown this version of an object."""
         version = _number(resource_version)
         if version <= self._watched.get(uid, -1) or uid in self._gone:
             return
@@ -38,7 +38,7 @@ class Freshness:
         self._expected[uid] = _Expected(version, before.since if before else self._clock())
 
     def watched(self, uid: str, resource_version: str) -> None:
-        """A watch has told of this version."""
+        """Notes that a watch has reported this version of an object."""
         version = _number(resource_version)
         self._gone.pop(uid, None)
         self._watched[uid] = max(version, self._watched.get(uid, -1))
@@ -47,7 +47,7 @@ class Freshness:
             del self._expected[uid]
 
     def forget(self, uid: str) -> None:
-        """The object is gone."""
+        """Notes that an object is gone."""
         self._expected.pop(uid, None)
         self._watched.pop(uid, None)
         now = self._clock()
@@ -55,7 +55,7 @@ class Freshness:
         self._gone[uid] = now
 
     def stale_seconds(self) -> float:
-        """For how long a watch has owed a version; 0 when none does."""
+        """For how many seconds the longest awaited version has not come; 0 when none is awaited."""
         now = self._clock()
         return max((now - expected.since for expected in self._expected.values()), default=0.0)
 

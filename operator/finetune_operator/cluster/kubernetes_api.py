@@ -59,7 +59,7 @@ _ALLOW = (
 
 
 class ApiRefusedError(Exception):
-    """What the API server would not do; `status` is HTTP's, `reason` Kubernetes' own word."""
+    """The API server refused a call; `status` is HTTP's, `reason` Kubernetes' own word."""
 
     def __init__(self, status: int, message: str, reason: str = "") -> None:
         super().__init__(status, message)
@@ -72,16 +72,19 @@ class ApiRefusedError(Exception):
 
 
 class KubernetesApi:
-    """A client of the cluster. All methods raise ApiRefusedError for what the API server refuses, OSError where it cannot be reached."""
+    """A client of the cluster.
+
+    All methods raise ApiRefusedError for what the API server refuses, and OSError where it cannot be reached.
+    """
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
     @classmethod
     async def connect(cls) -> KubernetesApi:
-        """With the pod's service account, or else the kubeconfig in use: as kopf does.
+        """A client with the pod's service account, or else the kubeconfig in use, as kopf has it.
 
-        Raises FineTuneError where there is neither.
+        Raises FineTuneError (AccessDenied) where there is neither.
         """
         try:
             config.load_incluster_config()
@@ -103,9 +106,10 @@ class KubernetesApi:
         await self._client.close()
 
     async def check(self, namespaces: Sequence[str]) -> None:
-        """Raises FineTuneError unless the cluster serves what the operator watches, and lets it; in all namespaces, if none is named.
+        """Checks that the cluster serves what the operator watches, and lets it.
 
-        Every reason at once, each with what to do about it.
+        Without `namespaces` that is checked for all. Raises FineTuneError (AccessDenied) with all that
+        is missing, and what to do about each.
         """
         problems: list[str] = []
         for kind in WATCHED:
@@ -133,12 +137,12 @@ class KubernetesApi:
             raise
 
     async def of_job(self, kind: str, namespace: str, uid: str) -> list[KubernetesObject]:
-        """The objects of a kind that belong to the job with this UID, as etcd has them."""
+        """All objects of a kind that belong to the job with this UID."""
         found = await self._call("list", kind, namespace, query={"labelSelector": f"{JOB_UID}={uid}"})
         return cast("list[KubernetesObject]", found.get("items") or [])
 
     async def create(self, manifest: KubernetesObject) -> bool:
-        """Makes an object; says whether it was not there already."""
+        """Creates an object; returns False when there is one of its name already, which stays as it is."""
         metadata = cast("dict[str, str]", manifest["metadata"])
         try:
             await self._call("create", str(manifest["kind"]), metadata["namespace"], body=manifest)
@@ -149,14 +153,17 @@ class KubernetesApi:
         return True
 
     async def replace_status(self, body: KubernetesObject) -> KubernetesObject:
-        """Writes a FineTuneJob's status; refused (409) when somebody wrote the object since `body` was read."""
+        """Writes the status of a FineTuneJob; returns the object as it is then.
+
+        It is refused with status 409 when somebody has written the object since `body` was read.
+        """
         metadata = cast("dict[str, str]", body["metadata"])
         return await self._call(
             "update", KIND, metadata["namespace"], metadata["name"], subresource="status", body=body
         )
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Deletes an object with what belongs to it, unless it is gone, or is another one of that name."""
+        """Deletes an object and what it owns; does nothing when it is gone, or has another UID."""
         options: KubernetesObject = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
             await self._call("delete", kind, namespace, name, body=options)

@@ -32,6 +32,6 @@ class Decision:
     """When to reconcile the job again even if nothing happens."""
 
     def requeued(self, after: timedelta | None) -> Decision:
-        """The same decision, with the job reconciled again after this time at the latest; None sets no time."""
+        """The decision, with the job reconciled again after this time at the latest; None sets no time."""
         times = [each for each in (self.requeue_after, after) if each is not None]
         return replace(self, requeue_after=min(times, default=None))

@@ -106,7 +106,10 @@ def starting(
 
 
 def before_training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None) -> FineTuneJobStatus:
-    """The trainer's program runs and does not train yet; `wait` is what a cluster with missing workers waits for."""
+    """The trainer's program runs and does not train yet.
+
+    `wait` is what a cluster that lacks workers waits for.
+    """
     record = situation.own_record
     message = "the trainer reads and tokenizes the data"
     if record is not None and record.plan is not None:
@@ -121,7 +124,7 @@ def before_training(situation: Situation, status: FineTuneJobStatus, wait: Wait 
 
 
 def training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None) -> FineTuneJobStatus:
-    """The trainer trains; `wait` is what a cluster that has lost workers waits for."""
+    """The trainer trains; `wait` is what a cluster that lacks workers waits for."""
     progress, plan, problem = status.progress, status.plan, situation.record_problem
     message = "training"
     if progress is not None and plan is not None:
@@ -220,7 +223,7 @@ def _cluster_ready(wait: Wait | None) -> Finding:
 
 
 def _not_training(situation: Situation, reason: Reason, cluster: Finding) -> dict[ConditionType, Finding]:
-    """The findings about a job that does not train for this reason and may yet; `cluster` is ClusterReady's."""
+    """The findings about a job that does not train, for this reason; `cluster` is that of ClusterReady."""
     return {
         "Accepted": acceptance(situation),
         "ClusterReady": cluster,

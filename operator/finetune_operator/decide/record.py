@@ -23,8 +23,8 @@ class RecordError(ValueError):
 def read_record(text: str, run_directory: str, run_name: str) -> ProgressRecord:
     """The record of the run `run_name` (`namespace/name-uid`), its paths spelt below `run_directory`.
 
-    The best and the latest checkpoint are marked. Raises RecordError when the text is too large, is no record,
-    contradicts itself, or names a path outside of the run.
+    The best and the latest checkpoint are marked. Raises RecordError when the text is too large, is no
+    record, contradicts itself, or names a path outside of the run.
     """
     written = text.encode(errors="replace")
     if len(written) > LARGEST_RECORD:

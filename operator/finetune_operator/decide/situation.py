@@ -38,7 +38,7 @@ class Situation:
 
     @property
     def trains(self) -> bool:
-        """Whether the current attempt has shown progress; a record that becomes unreadable does not undo that."""
+        """Whether the current attempt has begun to train, also if its record has become unreadable since."""
         if self.record_problem is not None:
             return self.job.status.phase is Phase.RUNNING
         return self.own_record is not None and self.own_record.progress is not None

@@ -21,7 +21,7 @@ def updated(
 ) -> FineTuneJobStatus:
     """The status with these changes, conditions by these findings, and the generation of the job's spec.
 
-    When the cluster ceases to be ready, the time for which its devices were held is added to `device_seconds`.
+    When the cluster ceases to be ready, the time for which devices were held is added to `device_seconds`.
     """
     if "message" in changes:
         changes["message"] = shortened(changes["message"])

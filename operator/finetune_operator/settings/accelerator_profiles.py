@@ -262,5 +262,5 @@ _DEFAULTS = {
 
 
 def effective_profiles(overrides: Mapping[str, AcceleratorProfile | None]) -> dict[str, AcceleratorProfile]:
-    """The default profiles by type with others laid over them: a type's profile is replaced whole, and None removes it."""
+    """The default profiles by type, with these over them: one replaces a profile whole, None removes it."""
     return {name: profile for name, profile in {**_DEFAULTS, **overrides}.items() if profile is not None}

@@ -186,7 +186,7 @@ class Configuration(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What it is made with, and nothing from around it: `load_configuration` reads the rest."""
+        """The arguments alone: `load_configuration` reads environment and file, for better messages."""
         return (init_settings,)
 
     @property
@@ -196,7 +196,9 @@ class Configuration(BaseSettings):
 
 
 def load_configuration(environ: Mapping[str, str] | None = None) -> Configuration:
-    """The configuration from environment variables (`os.environ`, if left out) over the file that FINETUNE_OPERATOR_CONFIG names.
+    """The configuration from environment variables (default: `os.environ`) over the file that they name.
+
+    That file is FINETUNE_OPERATOR_CONFIG's; without it there is none.
 
     Raises FineTuneError (InvalidSpec) with every mistake, each as `source: field: what is wrong`.
     """
@@ -220,7 +222,7 @@ def load_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
 
 
 class _Sources:
-    """What the environment and the file say, and who said what."""
+    """What the environment and the file set, and which of them set what."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         ours = {name: text for name, text in environ.items() if name.startswith(PREFIX) and name != FILE}
@@ -243,7 +245,10 @@ class _Sources:
             self.problems += error.problems
 
     def document(self) -> dict[str, JsonValue]:
-        """The file's fields with the environment's over them; of a pod's resources each one, of other fields the whole."""
+        """The fields of the file with those of the environment over them.
+
+        Of a pod's resources each is replaced by itself, all other fields are replaced whole.
+        """
         merged: dict[str, JsonValue] = {}
         for layer in (self._from_file, self._from_environment):
             for key, value in layer.items():
@@ -278,7 +283,7 @@ class _Environment(EnvSettingsSource):
         self.env_vars = {name.lower(): text for name, text in variables.items()}
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ANN401 - as overridden
-        """The value of JSON; a text that is none stays a text, which the field then refuses with all other mistakes."""
+        """The value of a JSON text; any other text stays one, which validation reports with all mistakes."""
         try:
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
@@ -326,7 +331,7 @@ def _read(path: str) -> dict[str, JsonValue]:
 
 
 def _holds(layer: Mapping[str, JsonValue], path: list[str]) -> bool:
-    """Whether a layer says something at a path; what is below a text or in a list is said with it."""
+    """Whether a layer sets a value at a path; a text or list sets all that is below it."""
     current: JsonValue = dict(layer)
     for part in path:
         if not isinstance(current, dict):

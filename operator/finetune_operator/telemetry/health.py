@@ -1,4 +1,4 @@
-"""What Kubernetes and Prometheus ask over HTTP: `/livez`, `/readyz` and `/metrics`."""
+"""The HTTP server that Kubernetes and Prometheus ask: `/livez`, `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 Check = Callable[[], str | None]
-"""What is wrong; None when nothing is."""
+"""Returns what is wrong, in words; None when nothing is."""
 
 
 async def serve(port: int, *, live: Check, ready: Check) -> web.AppRunner:

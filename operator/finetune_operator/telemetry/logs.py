@@ -59,13 +59,13 @@ def configure(log_format: Literal["json", "text"], level: str) -> None:
     else:
         handler.setFormatter(_Text("%(message)s", datefmt=_UTC))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # What every request and every ignored event looks like is for those who ask for it.
+    # A line for every request and every ignored event is for those who ask for it.
     for chatty in ("asyncio", "kopf.objects", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
 
 
 def _job_of(record: logging.LogRecord) -> dict[str, str]:
-    """The job that a line is about: ours says `job`, kopf's `k8s_ref`."""
+    """The job that a line is about: it is in `job` of our own lines, in `k8s_ref` of kopf's."""
     about = getattr(record, "job", None) or getattr(record, "k8s_ref", None)
     return (
         {field: str(about[field]) for field in _FIELDS if about.get(field)} if isinstance(about, dict) else {}

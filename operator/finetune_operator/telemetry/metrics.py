@@ -1,4 +1,4 @@
-"""What Prometheus is told of the operator and of the jobs."""
+"""Metrics of the operator and of the jobs, for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from finetune_api.status import Phase
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.children.placement import held_devices
 from finetune_operator.decide.conditions import condition
+from finetune_operator.decide.phases import ENDED
 from finetune_operator.observed import Job
 
 MOST_JOBS = 200
@@ -46,8 +47,24 @@ WATCH_STALE = Gauge("finetune_watch_stale_seconds", "For how long a watch has ow
 _LABELS = ["namespace", "name"]
 
 
+def measure(job: Job, after: FineTuneJobStatus, now: datetime) -> None:
+    """Counts what the change from a job's status to the one after it shows."""
+    before, created = job.status, job.metadata.creation_timestamp
+    if after.accelerator_type is not None:
+        held = (after.device_seconds or 0.0) - (before.device_seconds or 0.0)
+        # Adding 0 makes the series begin: what one begins with that does not begin at 0 is lost to `rate`.
+        DEVICE_SECONDS.labels(accelerator=after.accelerator_type).inc(max(0.0, held))
+    if after.progress is not None and (
+        before.progress is None or after.progress.last_update_time != before.progress.last_update_time
+    ):
+        PROGRESS_LAG.observe(max(0.0, (now - after.progress.last_update_time).total_seconds()))
+    starts = after.phase is Phase.RUNNING and before.phase is not Phase.RUNNING and after.attempts == 1
+    if starts and created is not None:
+        TIME_TO_RUNNING.observe((now - created).total_seconds())
+
+
 class JobCollector(Collector):
-    """The jobs as they are at the moment they are asked for."""
+    """Metrics of the jobs, computed whenever Prometheus asks for them."""
 
     def __init__(self, jobs: Callable[[], Iterable[Job]]) -> None:
         self._jobs = jobs
@@ -55,14 +72,14 @@ class JobCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Jobs by phase, and the progress of those that have not ended."""
         known = sorted(self._jobs(), key=lambda job: job.metadata.creation_timestamp or datetime.now(UTC))
-        # The newest of a name: that an older one is gone may not have been told.
+        # Of each name the newest: a watch may never report that an older one is gone.
         jobs = list({(job.metadata.namespace, job.metadata.name): job for job in known}.values())
         phases = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase", labels=["phase"])
         count = Count(job.status.phase or Phase.PENDING for job in jobs)
         for phase in Phase:
             phases.add_metric([phase.value], count[phase])
         yield phases
-        unfinished = [job for job in jobs if job.status.phase not in (Phase.SUCCEEDED, Phase.FAILED)]
+        unfinished = [job for job in jobs if job.status.phase not in ENDED]
         oldest = unfinished[:MOST_JOBS]
         yield _series("finetune_job_step", "Optimizer steps done", oldest, _step)
         yield _series("finetune_job_steps", "Optimizer steps of the run", oldest, _steps)

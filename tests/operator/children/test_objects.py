@@ -201,12 +201,12 @@ def test_head_is_told_what_the_trainer_needs() -> None:
 )
 def test_trainer_asks_ray_for_no_more_than_a_pod_has(spec: Json) -> None:
     """Otherwise Ray would wait for ever."""
-    told = assignment(spec)
+    assigned = assignment(spec)
     (group,) = maps(ray_job(spec), "rayClusterSpec.workerGroupSpecs")
     has = {name: float(str(number)) for name, number in cast("Json", group["resources"]).items()}
     workers = int(has.get("GPU", 1))
-    assert all(number * workers <= has[name] for name, number in told.worker_resources.items())
-    assert told.on_gpu == ("GPU" in has)
+    assert all(number * workers <= has[name] for name, number in assigned.worker_resources.items())
+    assert assigned.on_gpu == ("GPU" in has)
 
 
 @pytest.mark.parametrize("storage", ["s3://$(HOME)/runs", "pvc://claim/$dir", 'gs://b/"quoted"'])

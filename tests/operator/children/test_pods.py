@@ -59,7 +59,7 @@ ALLOWED_VOLUMES = {
 
 
 def violations(pod: Json) -> Iterator[str]:
-    """What the Pod Security Standard's levels `baseline` and `restricted` have against a pod, by their rules of Kubernetes 1.35."""
+    """What the Pod Security levels `baseline` and `restricted` of Kubernetes 1.35 have against a pod."""
     spec = cast("Json", pod["spec"])
     yield from (
         f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if spec.get(name)

@@ -1,4 +1,4 @@
-"""When a watch is said to be silent: what was read or written must come by on it, and nothing else makes it stale."""
+"""When a watch counts as silent: what was read or written has not come on it, and for no other reason."""
 
 from __future__ import annotations
 

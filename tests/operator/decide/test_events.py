@@ -1,4 +1,4 @@
-"""What `kubectl describe` tells: each turn once."""
+"""The events that `kubectl describe` shows: each transition once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def status(state: str | None = None, **changes: JsonValue) -> FineTuneJobStatus:
     return observed({"job": {"state": state, "status": changes}}).job.status if state else FineTuneJobStatus()
 
 
-def told(before: FineTuneJobStatus, after: FineTuneJobStatus, *remarks: str) -> list[str]:
+def posted(before: FineTuneJobStatus, after: FineTuneJobStatus, *remarks: str) -> list[str]:
     return [f"{event.type} {event.reason}" for event in transitions(before, after, remarks)]
 
 
@@ -34,7 +34,7 @@ def saved(epoch: int, loss: float | None = None, *, best: bool = False) -> Json:
     "state", ["asked", "starting", "running", "retrying", "suspended", "succeeded", "failed"]
 )
 def test_nothing_is_told_twice(state: str) -> None:
-    assert told(status(state), status(state), "a remark") == []
+    assert posted(status(state), status(state), "a remark") == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_nothing_is_told_twice(state: str) -> None:
     ],
 )
 def test_turn_of_a_job_is_told(before: str | None, after: str, events: list[str]) -> None:
-    assert told(status(before), status(after), "a remark") == events
+    assert posted(status(before), status(after), "a remark") == events
 
 
 def test_cluster_of_each_attempt_is_told() -> None:
@@ -71,9 +71,9 @@ def test_every_new_checkpoint_is_told_and_no_old_one() -> None:
 
 def test_newest_is_no_news_as_the_best_without_validation() -> None:
     before, after = (status("running", bestCheckpoint=saved(epoch)) for epoch in (0, 1))
-    assert told(before, after) == []
+    assert posted(before, after) == []
     before, after = (status("running", bestCheckpoint=saved(epoch, 2.0 - epoch)) for epoch in (0, 1))
-    assert told(before, after) == ["Normal NewBest"]
+    assert posted(before, after) == ["Normal NewBest"]
 
 
 def test_failure_is_told_with_its_class() -> None:

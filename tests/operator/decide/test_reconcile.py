@@ -1,6 +1,7 @@
 """What the operator decides, each case of `reconcile/` by itself, and what holds whatever is seen.
 
-A case says all that is made, deleted, told and looked at again; of the status, what it names.
+A case names all that is created, deleted and posted, and when the job is reconciled again; of the status,
+what matters to it.
 """
 
 from __future__ import annotations

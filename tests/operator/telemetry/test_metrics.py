@@ -1,4 +1,4 @@
-"""What Prometheus is told: jobs by phase, the progress of those that have not ended, and never more series than it can bear."""
+"""The metrics: jobs by phase, the progress of those that have not ended, and a bounded number of series."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_there_is_a_series_for_every_phase_also_where_no_job_is() -> None:
     assert counted == {phase.value: 0 for phase in Phase} | {"Running": 2, "Failed": 1}
 
 
-def test_a_job_that_nobody_has_looked_at_yet_is_pending() -> None:
+def test_a_job_that_nobody_has_reconciled_yet_is_pending() -> None:
     assert of(exposed(job("new", None)), "finetune_jobs")["Pending"] == 1
 
 
@@ -165,7 +165,7 @@ def test_a_job_without_a_time_of_creation_does_not_stop_a_scrape() -> None:
 
 
 def test_two_jobs_of_one_name_at_different_times_are_one_series() -> None:
-    """A watch that broke off may never tell that the old one is gone, and a scrape must not have a series twice."""
+    """A watch may never report that the old one is gone, and a scrape must not have a series twice."""
     old = job("a", progress=PROGRESS)
     new = job("a", progress=PROGRESS.model_copy(update={"step": 1}), created=NOON + timedelta(hours=1))
     registry = CollectorRegistry()
