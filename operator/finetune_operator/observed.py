@@ -40,7 +40,7 @@ class ObjectMeta(ObservedPart):
     annotations: Texts = {}
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
-    """When it is, or was, to be gone: for pods the end of their grace."""
+    """When an object that is being deleted has to be gone; for pods the end of their grace period."""
 
 
 class ContainerState(ObservedPart):
@@ -51,7 +51,7 @@ class ContainerState(ObservedPart):
 
 
 class ContainerStates(ObservedPart):
-    """The state of a container: one of these, or neither while it runs."""
+    """The state of a container: waiting, terminated, or running, which has neither field."""
 
     waiting: ContainerState | None = None
     terminated: ContainerState | None = None
@@ -66,7 +66,7 @@ class ContainerStatus(ObservedPart):
 
 
 class ObservedCondition(ObservedPart):
-    """A condition of somebody else's object."""
+    """A condition of an object that Kubernetes or KubeRay writes."""
 
     type: str
     status: str
@@ -113,7 +113,7 @@ class Pod(ObservedPart):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it holds no devices any more."""
+        """Whether all of its containers have ended, so that it holds no devices."""
         return self.status.phase in ("Succeeded", "Failed")
 
     @property
@@ -153,7 +153,7 @@ class RayJobStatus(ObservedPart):
 
 
 class RayJobSpec(ObservedPart):
-    """What Kueue writes into a RayJob."""
+    """The part of a RayJob's spec that Kueue writes."""
 
     suspend: bool = False
 
@@ -227,11 +227,11 @@ class Observed:
 
     job: Job
     ray_job: RayJob | None = None
-    """The one of the current attempt."""
+    """The RayJob of the current attempt."""
     ray_clusters: tuple[RayCluster, ...] = ()
-    """Of all attempts."""
+    """The Ray clusters of all attempts."""
     pods: tuple[Pod, ...] = ()
-    """Of all attempts."""
+    """The pods of all attempts."""
     record: str | None = None
     """The progress record as the trainer wrote it: untrusted text."""
 

@@ -18,7 +18,7 @@ from finetune_operator.settings.configuration import Configuration
 
 @dataclass(frozen=True)
 class Placement:
-    """Worker pods that are all alike."""
+    """How the workers of a job are spread over pods, which are all alike."""
 
     accelerator_type: str
     """As Ray spells it: `A10G`; `CPU` where there is no device."""

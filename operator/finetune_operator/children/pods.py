@@ -58,13 +58,13 @@ class PodSource:
     """What all pods of a job are made from."""
 
     metadata: ObjectMeta
-    """The FineTuneJob's."""
+    """Of the FineTuneJob."""
     attempt: int
     spec: FineTuneJobSpec
     placement: Placement
     configuration: Configuration
     storage: str
-    """Where runs go, as users write it."""
+    """The folder below which runs are saved, as users write it: `s3://...`, `pvc://...`."""
 
     @property
     def cluster(self) -> Cluster:
@@ -129,7 +129,7 @@ def head_pod(
 
 
 def worker_pod(source: PodSource, service_account: str) -> JsonObject:
-    """A worker's pod template, where the accelerator is."""
+    """The pod template of the workers, which have the accelerators."""
     profile = source.placement.profile
     template = _ray_pod(source, "worker", worker_resources(source), {})
     spec = cast("JsonObject", template["spec"])
@@ -250,7 +250,7 @@ def _with_account(template: JsonObject, service_account: str, *, token: bool) ->
 
 
 def _mounted(source: PodSource) -> tuple[list[str], list[str]]:
-    """The claims and the config maps that a spec's paths name, each once."""
+    """The names of the claims and of the config maps in a spec's paths, each once."""
     spec = source.spec
     paths = [source.storage, spec.model_id, spec.train_path, spec.valid_path]
     paths += [
@@ -267,7 +267,7 @@ def _each_once(names: Iterable[str | None]) -> list[str]:
 
 
 def _merged(default: JsonObject, group: NodeGroup | None) -> JsonObject:
-    """The default resources with the spec's laid over them, name by name."""
+    """The default resources with those of the spec over them, name by name."""
     if group is None or group.resources is None:
         return default
     asked = group.resources.model_dump(exclude_none=True)

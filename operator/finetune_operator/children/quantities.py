@@ -29,7 +29,7 @@ def amount(quantity: int | str) -> Decimal:
 
 
 def times(quantity: int | str, factor: int) -> int | str:
-    """So many times a quantity, in the same unit."""
+    """A quantity multiplied by a whole number, in the same unit."""
     if isinstance(quantity, int):
         return quantity * factor
     parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(.*)", quantity)
@@ -37,10 +37,10 @@ def times(quantity: int | str, factor: int) -> int | str:
 
 
 def whole_processors(quantity: int | str) -> int:
-    """Processors that can be kept busy: rounded down, and at least one."""
+    """Whole processors of a quantity: rounded down, and at least one."""
     return max(1, math.floor(amount(quantity)))
 
 
 def in_bytes(quantity: int | str) -> int:
-    """Whole bytes, rounded up."""
+    """The bytes of a quantity, rounded up."""
     return math.ceil(amount(quantity))

@@ -24,7 +24,7 @@ from finetune_operator.telemetry.metrics import API_CALLS
 
 COMPONENT = "finetune-operator"
 SECONDS = 20
-"""Longest time a call may take."""
+"""The longest time that a call may take."""
 
 _PLURALS = {
     KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),

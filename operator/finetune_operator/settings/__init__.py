@@ -1,1 +1,1 @@
-"""What whoever installs the operator decides, and the page about it."""
+"""The operator's configuration, its accelerator profiles, and the page about both."""

@@ -24,7 +24,7 @@ _DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 
 
 class _Form:
-    """A text of one form, for a field's type."""
+    """A validator of texts: a pattern, and what to say of a text that does not match it."""
 
     def __init__(self, pattern: str, words: str) -> None:
         self._pattern = pattern
@@ -73,18 +73,18 @@ class _Part(BaseModel):
 
 
 class Toleration(_Part):
-    """A taint of nodes that is put up with, spelt as in a pod."""
+    """A taint of nodes that workers tolerate, spelt as in a pod."""
 
     key: LabelKey | None = None
-    """The taint's key; any, if left out."""
+    """The taint's key; default: any key."""
     operator: Literal["Exists", "Equal"] | None = None
-    """Whether any value will do; `Equal`, if left out."""
+    """`Exists` tolerates any value; default: `Equal`."""
     value: LabelValue | None = None
     """The taint's value."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """The taint's effect; any, if left out."""
+    """The taint's effect; default: any effect."""
     tolerationSeconds: Integer | None = None  # noqa: N815 - spelt as in a pod
-    """How long a pod stays where a NoExecute taint appears; for ever, if left out."""
+    """Seconds that a pod stays where a NoExecute taint appears; default: for ever."""
 
     @model_validator(mode="after")
     def _is_legal(self) -> Self:
@@ -110,9 +110,9 @@ class AcceleratorProfile(_Part):
     node_labels: list[NodeLabels] = []
     """Alternatives. A node must have every label of one of them, each with one of the values in its list."""
     node_selector: dict[LabelKey, LabelValue] = {}
-    """Labels that a node must have besides."""
+    """Labels that a node must have in addition."""
     tolerations: list[Toleration] = []
-    """Taints of nodes that are put up with, spelt as in a pod."""
+    """Taints of nodes that workers tolerate, spelt as in a pod."""
     cpu: Quantity
     """Processors of a worker, requested."""
     memory: Quantity
@@ -130,7 +130,7 @@ _TOLERATIONS = [
     Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),
     Toleration(key="sku", operator="Equal", value="gpu", effect="NoSchedule"),
 ]
-"""The taint that most use, and the one of AKS's tutorials."""
+"""The taint that most clusters have, and that of AKS's tutorials."""
 
 
 def _nvidia(

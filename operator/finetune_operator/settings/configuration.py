@@ -56,7 +56,7 @@ JsonObject = dict[str, JsonValue]
 
 _UNKNOWN_TYPE = "accelerator"
 _ROOT = "\0"
-"""Stands for the configuration as a whole in the paths of errors, and is taken out of them."""
+"""Stands for the configuration as a whole in the paths of errors; it is removed before they are shown."""
 
 
 def _namespace(name: str) -> str:
@@ -82,7 +82,7 @@ def _version(text: str) -> str:
 
 
 def _listed(value: object) -> object:
-    """A list that is written as `a,b`, as environment variables are."""
+    """Turns `a,b`, as environment variables have it, into a list."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
@@ -119,7 +119,7 @@ class NetworkPolicyPeer(BaseModel):
 
 
 class Configuration(BaseSettings):
-    """What whoever installs the operator decides."""
+    """The settings of whoever installs the operator."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -161,7 +161,7 @@ class Configuration(BaseSettings):
     workers: Annotated[Integer, Field(ge=1, le=1000)] = 8
     """Jobs that are reconciled at the same time."""
     resync_seconds: Annotated[Integer, Field(ge=1, le=86400)] = 60
-    """How often a job is looked at when nothing seems to happen."""
+    """Seconds after which a job is reconciled again when nothing seems to happen."""
     listen_port: Annotated[Integer, Field(ge=1, le=65535)] = 8080
     """Port of health checks and metrics."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -261,7 +261,7 @@ class _Sources:
         return merged
 
     def of(self, detail: ErrorDetails) -> str:
-        """Where the value of an error was written: the variable, or the file.
+        """Where the value of an error is set: the name of the variable, or the path of the file.
 
         What is missing belongs into the file, if there is one.
         """
@@ -276,7 +276,7 @@ class _Sources:
 
 
 class _Environment(EnvSettingsSource):
-    """Environment variables that are given, not those around."""
+    """These environment variables, and not those of the process."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         super().__init__(Configuration)

@@ -13,7 +13,10 @@ Check = Callable[[], str | None]
 
 
 async def serve(port: int, *, live: Check, ready: Check) -> web.AppRunner:
-    """Listens on all addresses, until the runner is cleaned up."""
+    """Starts the server on all addresses of this port; cleaning the runner up ends it.
+
+    `/livez` and `/readyz` answer 503 with what their check returns, or 200.
+    """
     application = web.Application()
     application.add_routes(
         [

@@ -52,7 +52,7 @@ def measure(job: Job, after: FineTuneJobStatus, now: datetime) -> None:
     before, created = job.status, job.metadata.creation_timestamp
     if after.accelerator_type is not None:
         held = (after.device_seconds or 0.0) - (before.device_seconds or 0.0)
-        # Adding 0 makes the series begin: what one begins with that does not begin at 0 is lost to `rate`.
+        # Also when it is 0: `rate` does not see what a series begins with.
         DEVICE_SECONDS.labels(accelerator=after.accelerator_type).inc(max(0.0, held))
     if after.progress is not None and (
         before.progress is None or after.progress.last_update_time != before.progress.last_update_time
