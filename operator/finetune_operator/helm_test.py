@@ -19,6 +19,7 @@ from finetune_api.manifest import KIND
 from finetune_api.status import Phase
 from finetune_api.yaml_text import parse
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.decide.phases import ENDED
 from finetune_operator.observed import Job, KubernetesObject, ObjectMeta, read_job
 
 POLL_SECONDS = 2.0
@@ -56,7 +57,7 @@ async def _follow(
         if line != said:
             say(line)
             said = line
-        if job.status.phase in (Phase.SUCCEEDED, Phase.FAILED):
+        if job.status.phase in ENDED:
             return job.status.phase is Phase.SUCCEEDED
         await asyncio.sleep(POLL_SECONDS)
     say("it has taken too long")

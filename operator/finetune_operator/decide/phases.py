@@ -145,11 +145,11 @@ def training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None)
 
 def retrying(situation: Situation, status: FineTuneJobStatus, failure: Failure) -> FineTuneJobStatus:
     """The attempt has failed and the next one has not begun."""
+    origin = status.latest_checkpoint.name if status.latest_checkpoint else "the beginning"
     message = (
-        f"attempt {situation.job.attempt} failed ({failure.failure_class}: {failure.message}); another one"
-        " goes on from "
+        f"attempt {situation.job.attempt} failed ({failure.failure_class}: {failure.message});"
+        f" another one goes on from {origin}"
     )
-    message += status.latest_checkpoint.name if status.latest_checkpoint else "the beginning"
     left = left_behind(situation.observed, situation.now)
     if left is not None:
         message += f"; {left}"

@@ -162,8 +162,8 @@ def _under_way(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob)
     # Somebody deleted it. KubeRay has to finish that before the same attempt can be asked for again.
     if ray_job.metadata.deletion_timestamp is not None:
         message = (
-            f"RayJob {ray_job.metadata.name} is being deleted, which KubeRay has to finish; then the attempt"
-            " begins again"
+            f"RayJob {ray_job.metadata.name} is being deleted, which KubeRay has to finish;"
+            " then the attempt begins again"
         )
         return Decision(phases.cleaning_up(situation, status, message), requeue_after=RECHECK_CLEANUP)
     status = phases.with_cluster(situation, status, ray_job)
@@ -246,8 +246,8 @@ def _suspend(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | 
 def _deadline_exceeded(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> Decision:
     seconds = situation.spec.run_policy.active_deadline_seconds
     message = (
-        f"the job took longer than spec.run_policy.active_deadline_seconds ({seconds} s); its checkpoints are"
-        " kept"
+        f"the job took longer than spec.run_policy.active_deadline_seconds ({seconds} s);"
+        " its checkpoints are kept"
     )
     failure = Failure(failure_class=FailureClass.DEADLINE_EXCEEDED, message=message)
     return Decision(failed(situation.job, status, failure, situation.now), delete=deletion_of(ray_job))

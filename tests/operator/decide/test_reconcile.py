@@ -6,7 +6,6 @@ what matters to it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,12 +18,11 @@ from pydantic import JsonValue
 from tests.operator.cases import FOLDER, UID, Json, configuration, observed, read_case, record_text
 
 from finetune_api.status import Condition, Failure, FineTuneJobStatus, Phase
-from finetune_operator.decide.cleanup import release
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import Event
 from finetune_operator.decide.phases import ENDED
 from finetune_operator.decide.reconcile import reconcile, refused
-from finetune_operator.observed import ObjectMeta, Observed, RayCluster, RayJob
+from finetune_operator.observed import Observed
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
@@ -349,33 +347,3 @@ def test_refusal_of_any_length_is_shown(final: bool) -> None:
     job = observed({"job": {}}).job
     decision = refused(job, job.status, "no" * 40_000, final=final, now=datetime(2026, 1, 1, 12, tzinfo=UTC))
     assert (decision.status.message or "").startswith("nono")
-
-
-DELETED = datetime(2026, 1, 1, 12, tzinfo=UTC)
-CLUSTER = RayCluster(metadata=ObjectMeta(name="c", uid="the-ray-cluster"))
-GOING = RayJob(metadata=ObjectMeta(name="j", uid="the-ray-job", deletion_timestamp=DELETED))
-
-
-@pytest.mark.parametrize(
-    ("ray_jobs", "clusters", "seconds", "deleted", "again"),
-    [
-        ([GOING], [CLUSTER], 4, [], 6),
-        ([GOING], [CLUSTER], 10, ["the-ray-cluster"], 10),
-        ([GOING], [], 10, [], math.inf),
-        ([], [CLUSTER], 10, [], math.inf),
-        ([RayJob(metadata=ObjectMeta(name="j", uid="the-ray-job"))], [CLUSTER], 10, [], math.inf),
-    ],
-    ids=[
-        "KubeRay has 10 s",
-        "KubeRay does not answer",
-        "all is gone",
-        "the garbage collector's",
-        "nobody has deleted the RayJob yet",
-    ],
-)
-def test_cluster_of_a_deleted_job_is_deleted_when_kuberay_does_not(
-    ray_jobs: list[RayJob], clusters: list[RayCluster], seconds: int, deleted: list[str], again: float
-) -> None:
-    deletions, requeue_after = release(ray_jobs, clusters, DELETED + timedelta(seconds=seconds))
-    assert [each.uid for each in deletions] == deleted
-    assert (requeue_after.total_seconds() if requeue_after else math.inf) == again
