@@ -1,4 +1,4 @@
-"""How many events a job may cause: what its trainer reports becomes events, and a user may run any trainer."""
+"""How many events a job may cause: its trainer's reports become events, and a user may run any trainer."""
 
 from __future__ import annotations
 
