@@ -1,6 +1,6 @@
-"""Writes what the chart takes from the models: the CRD, and the schema of `config` in its values.
+"""Writes the files of the chart that come from the models: the CRD, and the schema of `config` in the values.
 
-Run it as `python charts/chart_files.py`.
+python charts/chart_files.py
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def values_schema(text: str) -> str:
 
 
 def _plain(schema: JsonValue) -> JsonValue:
-    """The schema in JSON Schema's own words, each description on one line.
+    """The schema with bounds as JSON Schema names them, and each description on one line.
 
-    Where a number may be written as text, pydantic leaves its bounds in words of its own.
+    pydantic leaves its own names (`ge`, `lt`) where a number may be written as text.
     """
     if isinstance(schema, list):
         return [_plain(each) for each in schema]

@@ -1,4 +1,4 @@
-"""Draws the dashboard's panels from Prometheus' answers: placed as in Grafana, and in plainer form."""
+"""Draws the dashboard's panels, placed as in Grafana, from what Prometheus answered to their queries."""
 
 from __future__ import annotations
 

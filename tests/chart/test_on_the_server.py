@@ -1,4 +1,4 @@
-"""With all of its switches, the chart makes what a real API server takes, with no unknown field."""
+"""A real API server accepts what the chart makes, with no unknown field, whatever the values."""
 
 from __future__ import annotations
 
