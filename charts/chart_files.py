@@ -45,9 +45,10 @@ def values_schema(text: str) -> str:
 
 
 def _plain(schema: JsonValue) -> JsonValue:
-    """The schema with bounds as JSON Schema names them, and each description on one line.
+    """The schema with bounds as JSON Schema names them.
 
-    pydantic leaves its own names (`ge`, `lt`) where a number may be written as text.
+    pydantic leaves its own names (`ge`, `lt`) where a number may be written as text. Descriptions are put on
+    one line each.
     """
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
