@@ -28,7 +28,7 @@ from finetune_operator.decide.conditions import ConditionType, Finding, shortene
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import transitions
 from finetune_operator.decide.obstacles import Obstacle, first_obstacle
-from finetune_operator.decide.situation import Situation, run_name, situation
+from finetune_operator.decide.situation import Situation, run_name, situation_of
 from finetune_operator.decide.status import failed, updated
 from finetune_operator.names import ray_job_name
 from finetune_operator.observed import Job, Observed, RayJob
@@ -52,7 +52,7 @@ def reconcile(observed: Observed, configuration: Configuration, now: datetime) -
         spec = read_spec(job.spec)
         if observed.ray_job is None:
             accepted_placement(job, spec, configuration)
-        decision = _decide(situation(observed, spec, configuration, now))
+        decision = _decide(situation_of(observed, spec, configuration, now))
     except FineTuneError as error:
         return _not_accepted(observed, error, now)
     return _with_events(decision, job.status, list(warnings(spec)))

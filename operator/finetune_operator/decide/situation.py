@@ -51,7 +51,7 @@ class Situation:
         return status.start_time + timedelta(seconds=seconds)
 
 
-def situation(
+def situation_of(
     observed: Observed, spec: FineTuneJobSpec, configuration: Configuration, now: datetime
 ) -> Situation:
     """The situation of a job with this spec, its progress record read and checked."""
