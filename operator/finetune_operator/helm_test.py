@@ -65,8 +65,11 @@ async def _follow(
 
 
 async def _delete(api: KubernetesApi, metadata: ObjectMeta, deadline: float) -> None:
-    while (job := await _job(api, metadata)) is not None and time.monotonic() < deadline + POLL_SECONDS:
+    """Deletes the job of this name, if there is one; waits until it is gone, or the deadline has passed."""
+    while (job := await _job(api, metadata)) is not None:
         await api.delete(KIND, metadata.namespace, metadata.name, job.metadata.uid)
+        if time.monotonic() >= deadline + POLL_SECONDS:
+            return
         await asyncio.sleep(0.2)
 
 
