@@ -1,4 +1,8 @@
-"""What the operator tells the trainer of an attempt, besides the job itself; and where the trainer's progress record goes."""
+"""What the operator passes to the trainer for one attempt, besides the job itself.
+
+The operator sets it as an environment variable of the head; the trainer writes its progress record to the
+config map that it names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the fields of a spec say together: contradictions, things that are not built, and things that change nothing here."""
+"""Checks across the fields of a spec: contradictions, features that are not built, and fields without effect.
+
+What a single field can say is checked by its type in `spec`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ worker."""
 
 
 def effect(field: str) -> str:
-    """What is said of a field below `spec` that does nothing; empty for the others."""
+    """The remark for a field below `spec` that has no effect or is not supported yet; else empty."""
     if field in WITHOUT_EFFECT:
         return f"No effect: {WITHOUT_EFFECT[field]}."
     if field in TASK_BLOCKS:
@@ -47,7 +50,7 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
 
 
 def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
-    """What a person should know about fields that are accepted: which change nothing, and what happens instead."""
+    """Warnings about fields that are accepted but have no effect, with what happens instead."""
     for field, instead in WITHOUT_EFFECT.items():
         if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"

@@ -1,4 +1,8 @@
-"""What pydantic finds wrong, in words for the person who wrote the document: `spec.lora_config.r: must be at least 1, is 0`."""
+"""Turns pydantic's errors into lines for the person who wrote the document.
+
+spec.lora_config.r: must be at least 1, is 0
+spec.learning_rte: is not a known field; did you mean learning_rate?
+"""
 
 from __future__ import annotations
 
@@ -128,7 +132,11 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _suggestion(key: str, owner: type[BaseModel], model: type[BaseModel], root: str) -> str:
-    """What was meant: a field of that name elsewhere (a mistake of indentation), or the owner's with a longer or a similar name."""
+    """`; did you mean ...?` for an unknown key, or nothing.
+
+    Considered in this order: what other tools call a field, a field of that name elsewhere (a mistake of
+    indentation), and the owner's fields with a longer or a similar name.
+    """
     elsewhere = [path for path in _paths(model, root) if path.rpartition(".")[2] == key]
     if len(elsewhere) == 1:
         return f"; did you mean {elsewhere[0]}?"

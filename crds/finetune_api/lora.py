@@ -112,7 +112,7 @@ class LoraConfig(SpecModel):
     """Modules that get adapters: names, a regular expression, or `all-linear` for every linear layer but the
     head."""
     exclude_modules: TextOrList | None = None
-    """Modules that get none."""
+    """Modules that get no adapters."""
     task_type: Literal["CAUSAL_LM"] | None = None
     """PEFT's own task type; only CAUSAL_LM is trained here."""
     modules_to_save: TextList | None = None
@@ -177,7 +177,7 @@ class LoraConfig(SpecModel):
     use_bdlora: JsonObject | None = None
     """Arguments of block-diagonal adapters (BD-LoRA)."""
     runtime_config: RuntimeConfig = RuntimeConfig()
-    """How PEFT computes, and nothing that it saves."""
+    """How PEFT computes; it changes nothing that is saved."""
     base_model_name_or_path: LongText | None = None
     """Written by PEFT; model_id decides."""
     revision: ShortText | None = None

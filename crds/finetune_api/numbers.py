@@ -29,7 +29,7 @@ LARGEST_DEFAULT_BATCH = 16
 
 
 class Numbers(BaseModel):
-    """What the spec, the data and the model together say about a run.
+    """The numbers of a run, computed from the spec, the data and the model.
 
     A row is a conversation, a micro-batch what one device computes at once, a step an optimizer update.
     """

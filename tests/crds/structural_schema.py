@@ -1,4 +1,4 @@
-"""What Kubernetes asks of the schema in a CRD, and how it holds an object to it: types, ranges and names, without CEL.
+"""What Kubernetes asks of a CRD's schema, and how it checks objects against it; without CEL.
 
 Sources: `apiserver/schema/validation.go` and `apis/apiextensions/validation/validation.go` of
 k8s.io/apiextensions-apiserver."""
@@ -115,7 +115,7 @@ def _rule_problems(schema: Schema) -> Iterator[str]:
 
 
 def is_bounded(schema: Schema) -> bool:
-    """Whether a text, a list or a map has a greatest size: without one, the cost of CEL rules cannot be estimated."""
+    """Whether a text, list or map has a greatest size, without which CEL costs cannot be estimated."""
     match schema.get("type"):
         case "string":
             return "maxLength" in schema or "enum" in schema or schema.get("format") == "date-time"
@@ -128,7 +128,7 @@ def is_bounded(schema: Schema) -> bool:
 
 
 def refusals(schema: Schema, value: object, path: str = "") -> Iterator[str]:
-    """Why the API server would refuse a value, `path: reason` each; unknown fields are refused as kubectl does."""
+    """Why the API server would refuse a value, `path: reason` each; unknown fields too, as by kubectl."""
     if INT_OR_STRING in schema:
         if not isinstance(value, int | str) or isinstance(value, bool):
             yield f"{path}: is neither a whole number nor a text"

@@ -54,7 +54,7 @@ def rules_at(schema: Schema, field: str) -> list[tuple[str, str]]:
 
 
 def keys_of(problem: str) -> list[str]:
-    """The keys of the path that a problem begins with: `spec.a[b]: ...` and `spec.a.b: ...` are about the same field."""
+    """The keys of the path that a problem begins with; `spec.a[b]` and `spec.a.b` name the same field."""
     return re.split(r"[.\[]", problem.partition(": ")[0].replace("]", ""))
 
 

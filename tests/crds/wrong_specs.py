@@ -1,4 +1,4 @@
-"""Mistakes in a spec, as a person writes them, and what the person is told."""
+"""Mistakes in a spec, as people write them, and the message for each."""
 
 from __future__ import annotations
 
