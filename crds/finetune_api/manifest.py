@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from finetune_api.consistency import contradictions, warnings
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.other_tools import HINTS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.yaml_text import dump, parse
 
@@ -108,7 +109,7 @@ def read_spec(document: Mapping[str, JsonValue]) -> FineTuneJobSpec:
         spec = FineTuneJobSpec.model_validate(document)
     except ValidationError as error:
         wrong = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
-        problems = explain(error, FineTuneJobSpec, document, "spec") + _problems(
+        problems = explain(error, FineTuneJobSpec, document, "spec", HINTS) + _problems(
             _what_is_right(document, wrong)
         )
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems) from error

@@ -238,7 +238,19 @@ WRONG_FIELDS = [
         "lora_config: {num_epochs: 3}",
         "spec.lora_config.num_epochs: is not a known field; did you mean spec.num_epochs?",
     ),
-    ("lora_config: {rank: 8}", "spec.lora_config.rank: is not a known field; did you mean rank_pattern?"),
+    # Fields of other tools
+    (
+        "lora_config: {rank: 8}",
+        "spec.lora_config.rank: is not a known field; did you mean spec.lora_config.r?",
+    ),
+    ("lora_r: 8", "spec.lora_r: is not a known field; did you mean spec.lora_config.r?"),
+    ("datasets: [a.jsonl]", "spec.datasets: is not a known field; did you mean spec.train_path?"),
+    ("val_size: 0.1", "spec.val_size: is not a known field; did you mean spec.valid_path?"),
+    ("save_steps: 10", "spec.save_steps: is not a known field; did you mean spec.checkpoint_every_n_epochs?"),
+    (
+        "load_in_4bit: true",
+        ("spec.load_in_4bit: is not a known field; it quantizes the base model, which is not supported yet"),
+    ),
     ("'a key/with spaces': 1", "spec[a key/with spaces]: is not a known field"),
     ("lora_config: {unknown: null}", "spec.lora_config.unknown: is not a known field"),
 ]
