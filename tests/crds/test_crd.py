@@ -59,9 +59,7 @@ def keys_of(problem: str) -> list[str]:
 
 
 def test_the_committed_file_is_fresh() -> None:
-    assert FILE.read_text(encoding="utf-8") == crd_yaml(), (
-        "run: python -m finetune_api.crd > crds/finetunejobs.yaml"
-    )
+    assert FILE.read_text(encoding="utf-8") == crd_yaml(), "run: make generate"
 
 
 def test_the_module_writes_the_file() -> None:
