@@ -2,8 +2,6 @@
 
 PYTHON ?= python3
 ARGS ?=
-# What jobs of `make run-operator` train in.
-TRAINER_IMAGE ?= localhost/finetune-trainer:latest
 
 ENV := .venv
 UV := $(ENV)/bin/uv pip
@@ -73,6 +71,9 @@ generate: $(ENV)/dev.installed $(ENV)/project.installed ## write what is generat
 	$(ENV)/bin/python -m finetune_api.reference > docs/fields.md
 	$(ENV)/bin/python -m finetune_operator.configuration > docs/configuration.md
 	$(ENV)/bin/python charts/chart_files.py
+
+# What its jobs train in.
+TRAINER_IMAGE ?= localhost/finetune-trainer:latest
 
 run-operator: $(ENV)/dev.installed $(ENV)/project.installed ## run the operator from this checkout on the cluster of `make cluster`
 	uses_the_cluster=$$($(ENV)/bin/python -m tests.cluster.main up) && eval "$$uses_the_cluster" && \
