@@ -58,14 +58,8 @@ def app() -> None:
             raise
         from finetune_cli.plain_text import say_problems
 
-        say_problems(
-            [
-                (
-                    f"this command needs {error.name}, which is not installed: pip install"
-                    " 'finetune-operator[trainer]'"
-                )
-            ]
-        )
+        missing = f"this command needs {error.name}, which is not installed"
+        say_problems([f"{missing}: pip install 'finetune-operator[trainer]'"])
         sys.exit(1)
 
 
@@ -110,8 +104,8 @@ def run(
 ) -> None:
     """Train on this machine.
 
-    A run that was interrupted resumes from its newest checkpoint or snapshot. Ctrl-C saves a snapshot and
-    stops.
+    A run that was interrupted resumes from its newest checkpoint or snapshot.
+    Ctrl-C saves a snapshot and stops.
     """
     from finetune_api.manifest import read_manifest
     from finetune_cli.run import run_here

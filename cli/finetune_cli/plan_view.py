@@ -24,8 +24,7 @@ class JobPlan(StatusModel):
     plan: Plan
     """As in the status of the job."""
     numbers: Numbers
-    """The fields of the spec that the numbers of the plan come from, with their defaults, spelled as in the
-    spec."""
+    """The fields of the spec that the plan comes from, with their defaults and spelled as in the spec."""
     token_statistics: TokenStatistics
     memory_per_device: dict[ResolvedPrecision, MemoryEstimate]
     """Bytes on each device, by the precision that is computed in."""

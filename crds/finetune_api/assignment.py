@@ -30,8 +30,7 @@ class Assignment(BaseModel):
     storage: str
     """Where runs go, as users write it: `s3://`, `gs://`, `pvc://CLAIM/dir` or a path that all pods share."""
     config_map: str
-    """The config map for the progress record, in the job's namespace; the head's service account may get and
-    patch it."""
+    """The config map for the progress record, in the job's namespace; the head may get and patch it."""
     on_gpu: bool
     """Whether each worker has a GPU, of Ray's resource `GPU`."""
     worker_resources: dict[str, float]

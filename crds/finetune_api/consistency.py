@@ -22,8 +22,7 @@ WITHOUT_EFFECT = {
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
 _RESOURCES = {"worker_resources": ("memory", "CPU"), "trainer_resources": ("memory",)}
-"""What is understood there besides accelerators: a worker has one device, and rank 0 the processors of its
-worker."""
+"""Keys that have an effect there besides accelerators; rank 0 has the processors of its worker."""
 
 
 def effect(field: str) -> str:
@@ -66,8 +65,8 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
         yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
     if spec.lora_config is None:
         yield (
-            "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for"
-            " LoRA"
+            "spec.lora_config is absent: every parameter of the model is trained;"
+            " add `lora_config: {}` for LoRA"
         )
 
 

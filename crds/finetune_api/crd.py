@@ -133,8 +133,8 @@ def _resource() -> Schema:
     return {
         "type": "object",
         "description": (
-            "Fine-tunes a language model: an LLMForge training YAML under `spec`, the state of the run under"
-            " `status`."
+            "Fine-tunes a language model: an LLMForge training YAML under `spec`,"
+            " the state of the run under `status`."
         ),
         "required": ["spec"],
         "properties": {

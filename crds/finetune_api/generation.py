@@ -91,8 +91,8 @@ def _misplaced(role: str, template: str, names: tuple[str, ...]) -> list[str]:
             )
         else:
             problems.append(
-                f"{role} has {{{name}}}, which stands for nothing; write a brace that is part of the text"
-                " twice"
+                f"{role} has {{{name}}}, which stands for nothing;"
+                " write a brace that is part of the text twice"
             )
     return problems
 

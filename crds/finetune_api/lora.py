@@ -35,8 +35,8 @@ UNBUILT_INITIALISATIONS = {
     "lora_ga": NEEDS_DATA,
     "loftq": QUANTIZES,
     "pissa_niter_N": (
-        "starts from a random approximation that nobody who loads the adapter can repeat; pissa can be"
-        " repeated"
+        "starts from a random approximation that nobody who loads the adapter can repeat;"
+        " pissa can be repeated"
     ),
 }
 """PEFT's other initialisations, and why they are refused; N is a number of iterations."""
@@ -109,8 +109,7 @@ class LoraConfig(SpecModel):
     lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Probability with which inputs of the adapters are dropped in training."""
     target_modules: TextOrList = ALL_LINEAR
-    """Modules that get adapters: names, a regular expression, or `all-linear` for every linear layer but the
-    head."""
+    """Modules with adapters: names, a regular expression, or `all-linear`: all linear ones but the head."""
     exclude_modules: TextOrList | None = None
     """Modules that get no adapters."""
     task_type: Literal["CAUSAL_LM"] | None = None
