@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test e2e cluster cluster-down lint format lock clean generate run-operator
+.PHONY: help demo demo-cost demo-cluster test test-gpu e2e bench-start cluster cluster-down lint format lock clean generate run-operator
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +36,14 @@ test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k l
 	$(ENV)/bin/python -m tests.cluster.main build
 	$(ENV)/bin/python -m pytest $(ARGS)
 
+test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need a GPU; without one this fails
+	$(ENV)/bin/python -m pytest tests/gpu $(ARGS)
+
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
 	$(ENV)/bin/python -m pytest tests/e2e $(ARGS)
+
+bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
+	env -u OMP_WAIT_POLICY $(ENV)/bin/python bench/start.py $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
 	@$(ENV)/bin/python -m tests.cluster.main up

@@ -27,7 +27,7 @@ SHORTEST_BAR = 10
 class TerminalProgress:
     """Shows a run on a terminal; the bar is there inside the `with` block.
 
-    A `finetune_trainer.local.Listener`.
+    A `finetune_trainer.attempt.Observer`.
     """
 
     def __init__(self, console: Console, doing: str) -> None:
@@ -55,7 +55,7 @@ class TerminalProgress:
     def prepared(self, prepared: Prepared) -> None:
         """Prints what is going to be trained."""
         self._console.print(sizes(prepared.plan))
-        self._line.doing = "starting workers, loading the model"
+        self._line.doing = "loading the model"
 
     def progress(self, record: ProgressRecord) -> None:
         """Moves the bar, and prints a line for a new validation."""
