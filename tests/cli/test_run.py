@@ -1,4 +1,4 @@
-"""One job from the first step to the last: interrupted on a terminal, ended by SIGTERM, finished, and asked for again."""
+"""One job from the first step to the last: interrupted by Ctrl-C, by SIGTERM, finished, and run again."""
 
 from __future__ import annotations
 
@@ -174,7 +174,10 @@ def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_t
         r"training on (CPU \(\d+ cores\)|\d+ .+)",
         r"resuming from .+",
         r"12 rows with [\d,]+ tokens, 40 x 3 steps, 8.2k of 213.3k parameters",
-        r"(before training|epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+(, saved as epoch-\d+)?",
+        (
+            r"(before training|after epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+"
+            r"(, saved as epoch-\d+)?"
+        ),
         r"epoch \d+/40  step +\d+/120(  loss [\d.]+)?(  [\d:]+ left)?(  [\d,]+ tokens/s)?",
     ]
     assert json_of(story.finished)
@@ -205,7 +208,7 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
 
     assert "epochs 40/40" in lines
     assert f"run directory {run_directory(story)}" in lines
-    assert "checkpoint epoch step validation loss perplexity" in lines
+    assert "checkpoint after epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
         marks = ", ".join(
             mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds
