@@ -30,20 +30,20 @@ demo-cost:
 	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes; on 2 cores."
 
 demo-cluster: $(ENV)/dev.installed $(ENV)/project.installed ## the same on a Kubernetes cluster of its own, which is made here
-	PYTHONPATH=.:examples $(ENV)/bin/python -m tests.e2e.demo
+	PYTHONPATH=.:examples $(ENV)/bin/python -m devcluster.demo
 
 test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
-	$(ENV)/bin/python -m tests.cluster.main build
+	$(ENV)/bin/python -m devcluster build
 	$(ENV)/bin/python -m pytest $(ARGS)
 
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
 	$(ENV)/bin/python -m pytest tests/e2e $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
-	@$(ENV)/bin/python -m tests.cluster.main up
+	@$(ENV)/bin/python -m devcluster up
 
 cluster-down: $(ENV)/dev.installed ## stop it
-	@$(ENV)/bin/python -m tests.cluster.main down
+	@$(ENV)/bin/python -m devcluster down
 
 lint: $(ENV)/dev.installed $(ENV)/project.installed ## check style, types and imports
 	@test -z "$(SHADOWS)" || { echo "remove $(SHADOWS): it would shadow Python's own module operator" >&2; exit 1; }

@@ -11,10 +11,10 @@ from uuid import uuid4
 import pytest
 from kubernetes.client import CoreV1Api, V1Namespace, V1ObjectMeta
 from kubernetes.config import new_client_from_config
-from tests.cluster.control_plane import ControlPlane, free_address
-from tests.cluster.processes import Processes
-from tests.cluster.programs import find
 
+from devcluster.control_plane import ControlPlane, free_address
+from devcluster.processes import Processes
+from devcluster.programs import find
 from make_inputs import TRAIN, VALIDATION, make_data, make_model
 from make_tiny_model import make_tiny_model
 from make_tiny_rows import make_tiny_rows

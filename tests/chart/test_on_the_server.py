@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 import yaml
 from pydantic import JsonValue
-from tests.chart.rendering import CHART, NAMESPACE, Manifest, helm, manifests
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.failure import ClusterError
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import find
+from tests.chart.rendering import Manifest, helm, manifests
+
+from devcluster.control_plane import ControlPlane
+from devcluster.failure import ClusterError
+from devcluster.installation import CHART, NAMESPACE
+from devcluster.kubectl import Kubectl
+from devcluster.programs import find
 
 MONITORING = "monitoring.coreos.com/v1"
 """The Prometheus operator's, whose definitions are not here."""

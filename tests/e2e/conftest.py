@@ -10,16 +10,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.cluster.helm import Helm
-from tests.cluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say, find
-from tests.cluster.providers import Cluster, NodeCluster, choose
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import CLAIM
-from tests.e2e.namespaces import ensure_restricted
 from tests.e2e.sightings import Sightings, watching
-from tests.e2e.volumes import Volume
+
+from devcluster.helm import Helm
+from devcluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
+from devcluster.installation import Installation
+from devcluster.jobs import CLAIM
+from devcluster.kubectl import Kubectl
+from devcluster.namespaces import ensure_restricted
+from devcluster.programs import Say, find
+from devcluster.providers import Cluster, NodeCluster, choose
+from devcluster.volumes import Volume
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
-from tests.e2e.objects import at
 
-CLAIM = "finetune"
+from devcluster.jobs import CLAIM, get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.waiting import wait_for
+
 TINY_MODEL = f"pvc://{CLAIM}/models/tiny"
 TINY_ROWS = f"pvc://{CLAIM}/data/tiny.jsonl"
 OURS = "finetune.dev/job-uid"
@@ -49,17 +50,6 @@ def job(name: str, namespace: str, **spec: JsonValue) -> dict[str, JsonValue]:
         "metadata": {"name": name, "namespace": namespace},
         "spec": {key: value for key, value in {**small, **spec}.items() if value is not None},
     }
-
-
-def get(kubectl: Kubectl, namespace: str, name: str) -> dict[str, JsonValue] | None:
-    """A FineTuneJob as it is."""
-    return kubectl.get("finetunejob", name, namespace)
-
-
-def phase(kubectl: Kubectl, namespace: str, name: str) -> str | None:
-    """Its phase."""
-    found = at(get(kubectl, namespace, name), "status", "phase")
-    return str(found) if found else None
 
 
 def wait_for_phase(

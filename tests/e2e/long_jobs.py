@@ -6,9 +6,10 @@ import json
 
 from pydantic import JsonValue
 from tests.e2e.jobs import names_of
-from tests.e2e.objects import at
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
+
+from devcluster.objects import at
+from devcluster.volumes import Volume
 
 LONG: dict[str, JsonValue] = {
     "num_epochs": 120,

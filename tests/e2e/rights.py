@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.e2e.objects import at
+
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
 
 
 class Right(NamedTuple):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.chart.dashboard_queries import queries
-from tests.chart.rendering import CHART
+
+from devcluster.installation import CHART
 
 ALERTS = CHART / "files/alerts.yaml"
 DASHBOARD = CHART / "files/dashboard.json"

@@ -6,14 +6,16 @@ import json
 from functools import partial
 
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import events, get, job, wait_for_phase, wait_for_step
-from tests.e2e.objects import at
+from tests.e2e.jobs import events, job, wait_for_phase, wait_for_step
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
+
+from devcluster.installation import Installation
+from devcluster.jobs import get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 SOON: JsonValue = {"starting_deadline_seconds": 15}
 

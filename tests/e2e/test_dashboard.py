@@ -8,15 +8,16 @@ from pathlib import Path
 
 from tests.chart.dashboard_picture import draw
 from tests.chart.dashboard_queries import queries
-from tests.chart.rendering import CHART
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import job, phase, wait_for_phase
+from tests.e2e.jobs import job, wait_for_phase
 from tests.e2e.long_jobs import LONG
 from tests.e2e.prometheus import scraping
-from tests.e2e.volumes import Volume
+
+from devcluster.installation import CHART, Installation
+from devcluster.jobs import phase
+from devcluster.kubectl import Kubectl
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 DASHBOARD = CHART / "files/dashboard.json"
 PICTURE = "FINETUNE_DASHBOARD_PICTURE"

@@ -7,16 +7,18 @@ from collections.abc import Callable
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.faults import stopped
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.providers import NodeCluster
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import change, get, job, left, wait_for_nothing, wait_for_phase, wait_for_step
-from tests.e2e.objects import at
+from tests.e2e.jobs import change, job, left, wait_for_nothing, wait_for_phase, wait_for_step
 from tests.e2e.test_pods import names
-from tests.e2e.volumes import Volume
+
+from devcluster.faults import stopped
+from devcluster.installation import Installation
+from devcluster.jobs import get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.providers import NodeCluster
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 IMPOSSIBLE: JsonValue = {"worker": {"resources": {"requests": {"cpu": "1000"}}}}
 """Workers that no node takes."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.failure import ClusterError
-from tests.cluster.faults import cut_off, fill, small_volume, stopped
-from tests.cluster.images import Image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.providers import NodeCluster
-from tests.cluster.waiting import wait_for
-from tests.e2e.objects import at
-from tests.e2e.ray_jobs import pod_spec, ray_job, workers_service
+from tests.e2e.ray_jobs import ray_job, workers_service
 from tests.e2e.test_pods import names
+
+from devcluster.failure import ClusterError
+from devcluster.faults import cut_off, fill, small_volume, stopped
+from devcluster.images import Image
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.pods import pod_spec
+from devcluster.providers import NodeCluster
+from devcluster.waiting import wait_for
 
 pytestmark = pytest.mark.breaks_the_cluster
 

@@ -10,19 +10,21 @@ from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.failure import ClusterError
-from tests.cluster.helm import Helm
-from tests.cluster.images import Image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import CONFIGURATION, Installation
-from tests.e2e.jobs import get, job, left, phase, wait_for_checkpoint, wait_for_phase, wait_for_step
+from tests.e2e.jobs import job, left, wait_for_checkpoint, wait_for_phase, wait_for_step
 from tests.e2e.long_jobs import LONG, check_the_end, ray_jobs
-from tests.e2e.objects import at
 from tests.e2e.rights import Right, granted
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
+
+from devcluster.failure import ClusterError
+from devcluster.helm import Helm
+from devcluster.images import Image
+from devcluster.installation import CONFIGURATION, Installation
+from devcluster.jobs import get, phase
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 UNKNOWN_ACCELERATOR: dict[str, JsonValue] = {"worker_resources": {"accelerator_type:Z9": 1}}
 """What an operator says no to as soon as it sees it."""

@@ -6,27 +6,19 @@ import time
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.faults import kill_pod, stopped
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.providers import NodeCluster
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import (
-    change,
-    events,
-    get,
-    job,
-    names_of,
-    phase,
-    wait_for_checkpoint,
-    wait_for_phase,
-    wait_for_step,
-)
+from tests.e2e.jobs import change, events, job, names_of, wait_for_checkpoint, wait_for_phase, wait_for_step
 from tests.e2e.long_jobs import LONG, check_the_end, ray_jobs
-from tests.e2e.objects import at
 from tests.e2e.sightings import Sightings
 from tests.e2e.test_pods import names
-from tests.e2e.volumes import Volume
+
+from devcluster.faults import kill_pod, stopped
+from devcluster.installation import Installation
+from devcluster.jobs import get, phase
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.providers import NodeCluster
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 
 def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.cluster.cache import cache_directory
-from tests.cluster.node import Node
-from tests.cluster.sandbox import CGROUPS
+
+from devcluster.cache import cache_directory
+from devcluster.node import Node
+from devcluster.sandbox import CGROUPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ def node(state: Path) -> Node:
 
 
 def command(name: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-m", "tests.cluster.main", name]
+    arguments = [sys.executable, "-m", "devcluster", name]
     environment = {**os.environ, "FINETUNE_TEST_CLUSTER": "node"}
     return subprocess.run(
         arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
@@ -96,7 +97,7 @@ def test_twice_up_is_once_and_down_leaves_nothing(state: Path) -> None:
 @pytest.mark.parametrize("seconds", [0.5, 1.5, 4, 8])
 def test_killed_on_its_way_up_it_goes_without_a_trace(state: Path, seconds: float) -> None:
     environment = {**os.environ, "FINETUNE_TEST_CLUSTER": "node"}
-    coming = subprocess.Popen([sys.executable, "-m", "tests.cluster.main", "up"], cwd=ROOT, env=environment)
+    coming = subprocess.Popen([sys.executable, "-m", "devcluster", "up"], cwd=ROOT, env=environment)
     time.sleep(seconds)
     coming.send_signal(signal.SIGKILL)
     coming.wait()

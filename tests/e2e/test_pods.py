@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from tests.cluster.failure import ClusterError
-from tests.cluster.faults import kill_pod
-from tests.cluster.images import Image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
-from tests.e2e.objects import at
-from tests.e2e.ray_jobs import pod_spec, ray_job, workers_service
+from tests.e2e.ray_jobs import ray_job, workers_service
+
+from devcluster.failure import ClusterError
+from devcluster.faults import kill_pod
+from devcluster.images import Image
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.pods import pod_spec
+from devcluster.waiting import wait_for
 
 
 def names(kubectl: Kubectl, namespace: str, selector: str, phase: str = "Running") -> set[str]:

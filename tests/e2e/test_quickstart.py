@@ -13,16 +13,16 @@ import torch
 import yaml
 from peft import PeftModel
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
 from tests.e2e.jobs import events, left, names_of, wait_for_phase
-from tests.e2e.objects import at
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from devcluster.installation import Installation
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.yaml_text import parse
 

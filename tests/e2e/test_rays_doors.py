@@ -12,17 +12,19 @@ from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.failure import ClusterError
-from tests.cluster.images import Image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import get, job, wait_for_step
+from tests.e2e.jobs import job, wait_for_step
 from tests.e2e.long_jobs import LONG
-from tests.e2e.objects import at
-from tests.e2e.ray_jobs import pod_spec
 from tests.e2e.rights import Right, granted, may
-from tests.e2e.volumes import Volume
+
+from devcluster.failure import ClusterError
+from devcluster.images import Image
+from devcluster.installation import Installation
+from devcluster.jobs import get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.pods import pod_spec
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 STRANGER = "stranger"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tests.cluster.kubectl import Kubectl
-from tests.e2e.installation import Installation
 from tests.e2e.jobs import job, wait_for_nothing, wait_for_phase
-from tests.e2e.objects import at
-from tests.e2e.volumes import Volume
+
+from devcluster.installation import Installation
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.volumes import Volume
 
 LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
 

@@ -16,10 +16,10 @@ from kubernetes.client import ApiException
 from kubernetes.config import new_client_from_config as new_sync_client
 from kubernetes.dynamic import DynamicClient
 from pydantic import JsonValue
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.programs import kuberay_manifests
-from tests.cluster.waiting import wait_for
 
+from devcluster.control_plane import ControlPlane
+from devcluster.programs import kuberay_manifests
+from devcluster.waiting import wait_for
 from finetune_api.crd import crd
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.kubernetes_api import KubernetesApi

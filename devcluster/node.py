@@ -8,16 +8,17 @@ import zlib
 from pathlib import Path
 
 import yaml
-from tests.cluster.cache import cache_directory
-from tests.cluster.certificates import Authority
-from tests.cluster.control_plane import PROGRAMS as CONTROL_PLANE
-from tests.cluster.control_plane import Address, ControlPlane, Find
-from tests.cluster.failure import ClusterError
-from tests.cluster.kubeconfig import CONTEXT
-from tests.cluster.pause_image import PAUSE_IMAGE, pause_archive
-from tests.cluster.processes import Processes, Program
-from tests.cluster.sandbox import Sandbox, check_system
-from tests.cluster.waiting import wait_for
+
+from devcluster.cache import cache_directory
+from devcluster.certificates import Authority
+from devcluster.control_plane import PROGRAMS as CONTROL_PLANE
+from devcluster.control_plane import Address, ControlPlane, Find
+from devcluster.failure import ClusterError
+from devcluster.kubeconfig import CONTEXT
+from devcluster.pause_image import PAUSE_IMAGE, pause_archive
+from devcluster.processes import Processes, Program
+from devcluster.sandbox import Sandbox, check_system
+from devcluster.waiting import wait_for
 
 NODE = "node"
 BRIDGE = "cni0"

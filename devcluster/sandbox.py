@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from tests.cluster.commands import run
-from tests.cluster.failure import ClusterError
-from tests.cluster.waiting import wait_for
+
+from devcluster.commands import run
+from devcluster.failure import ClusterError
+from devcluster.waiting import wait_for
 
 FIRST_PROCESS = """\
 import signal

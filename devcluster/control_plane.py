@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.certificates import Authority, KeyPair, service_account_keys
-from tests.cluster.kubeconfig import write_kubeconfig
-from tests.cluster.processes import Processes, Program
-from tests.cluster.waiting import wait_for
+from devcluster.certificates import Authority, KeyPair, service_account_keys
+from devcluster.kubeconfig import write_kubeconfig
+from devcluster.processes import Processes, Program
+from devcluster.waiting import wait_for
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
 """In the order in which they start."""

@@ -1,6 +1,6 @@
 // The programs of the test cluster, at versions that go together: Kubernetes, etcd and CoreDNS (built from the folders beside this
 // file), KubeRay and Helm (their own commands).
-module finetune.dev/tests/cluster/go
+module finetune.dev/devcluster/go
 
 go 1.25.0
 

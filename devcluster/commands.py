@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cluster.failure import ClusterError
+from devcluster.failure import ClusterError
 
 
 def run(
@@ -15,7 +15,8 @@ def run(
     """What a command writes to standard output.
 
     Raises ClusterError, which calls it `shown`, when it is not installed, takes longer than `seconds`, or
-    fails."""
+    fails.
+    """
     words = shown or " ".join(map(str, command))
     try:
         ended = subprocess.run(

@@ -4,9 +4,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from tests.cluster import programs
-from tests.cluster.failure import ClusterError
-from tests.cluster.programs import BUILDS, find, version_of
+
+from devcluster import programs
+from devcluster.failure import ClusterError
+from devcluster.programs import BUILDS, find, version_of
 
 
 def program(directory: Path, name: str) -> Path:

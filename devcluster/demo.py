@@ -12,20 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cluster.failure import ClusterError
-from tests.cluster.helm import Helm
-from tests.cluster.images import OPERATOR, TRAINER, build_image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.main import say
-from tests.cluster.programs import find
-from tests.cluster.providers import Cluster, choose
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import CLAIM, get, phase
-from tests.e2e.namespaces import ensure_restricted
-from tests.e2e.objects import at
-from tests.e2e.volumes import MOUNT, Volume
-
+from devcluster.failure import ClusterError
+from devcluster.helm import Helm
+from devcluster.images import OPERATOR, TRAINER, build_image
+from devcluster.installation import Installation
+from devcluster.jobs import CLAIM, get, phase
+from devcluster.kubectl import Kubectl
+from devcluster.main import say
+from devcluster.namespaces import ensure_restricted
+from devcluster.objects import at
+from devcluster.programs import find
+from devcluster.providers import Cluster, choose
+from devcluster.volumes import MOUNT, Volume
+from devcluster.waiting import wait_for
 from make_inputs import MODEL, TRAIN, VALIDATION, make_data, make_model
 
 EXAMPLE = Path("examples/finetunejob.yaml")

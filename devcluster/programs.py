@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.cluster.cache import alone_in, cache_directory
-from tests.cluster.failure import ClusterError
+from devcluster.cache import alone_in, cache_directory
+from devcluster.failure import ClusterError
 
 SOURCES = Path(__file__).with_name("go")
-GO_LOCK = Path(__file__).parents[2] / "locks" / "go.txt"
+GO_LOCK = Path(__file__).parents[1] / "locks" / "go.txt"
 """Go itself, as a package of PyPI."""
 BUILD_SECONDS = 45 * 60
 SAY_EVERY_SECONDS = 15

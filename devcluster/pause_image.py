@@ -9,7 +9,7 @@ import platform
 import tarfile
 from pathlib import Path
 
-from tests.cluster.cache import cache_directory
+from devcluster.cache import cache_directory
 
 PAUSE_IMAGE = "localhost/finetune-pause:1"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

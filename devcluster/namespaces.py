@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
+from devcluster.kubectl import Kubectl
+from devcluster.waiting import wait_for
 
 
 def ensure_restricted(kubectl: Kubectl, name: str) -> None:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.failure import ClusterError
-from tests.cluster.images import Image
-from tests.cluster.kubeconfig import CONTEXT
-from tests.cluster.providers import CHOICE, ExistingCluster, KindCluster, NodeCluster, choose, superseded
-from tests.cluster.sandbox import check_system
+
+from devcluster.control_plane import ControlPlane
+from devcluster.failure import ClusterError
+from devcluster.images import Image
+from devcluster.kubeconfig import CONTEXT
+from devcluster.providers import CHOICE, ExistingCluster, KindCluster, NodeCluster, choose, superseded
+from devcluster.sandbox import check_system
 
 
 @pytest.mark.parametrize(

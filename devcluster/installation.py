@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from pydantic import JsonValue
-from tests.chart.rendering import CHART, NAMESPACE, RELEASE
-from tests.cluster.failure import ClusterError
-from tests.cluster.helm import Helm
-from tests.cluster.images import Image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
-from tests.e2e.namespaces import ensure_restricted
-from tests.e2e.objects import at
+
+from devcluster.failure import ClusterError
+from devcluster.helm import Helm
+from devcluster.images import Image
+from devcluster.kubectl import Kubectl
+from devcluster.namespaces import ensure_restricted
+from devcluster.objects import at
+from devcluster.waiting import wait_for
+
+CHART = Path(__file__).parents[1] / "charts/finetune-operator"
+RELEASE = "finetune-operator"
+NAMESPACE = "finetune-system"
 
 ROLLOUT_SECONDS = 90
 

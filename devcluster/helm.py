@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.commands import run
-from tests.cluster.kubectl import Kubectl
+from devcluster.commands import run
+from devcluster.kubectl import Kubectl
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.processes import Program
-from tests.cluster.programs import Say, kuberay_manifests
-from tests.cluster.waiting import wait_for
+from devcluster.kubectl import Kubectl
+from devcluster.processes import Program
+from devcluster.programs import Say, kuberay_manifests
+from devcluster.waiting import wait_for
 
 OPERATOR = "ray-operator"
 CRDS = ("rayclusters.ray.io", "rayjobs.ray.io", "rayservices.ray.io")

@@ -23,12 +23,12 @@ from kubernetes.client import (
 )
 from kubernetes.config import new_client_from_config
 from kubernetes.dynamic import DynamicClient
-from tests.cluster.control_plane import ControlPlane, free_address
-from tests.cluster.failure import ClusterError
-from tests.cluster.processes import Processes
-from tests.cluster.programs import find, version_of
-from tests.cluster.waiting import wait_for
 
+from devcluster.control_plane import ControlPlane, free_address
+from devcluster.failure import ClusterError
+from devcluster.processes import Processes
+from devcluster.programs import find, version_of
+from devcluster.waiting import wait_for
 from finetune_api.yaml_text import parse
 
 ROOT = Path(__file__).parents[2]
@@ -183,9 +183,9 @@ STARTED_AND_KILLED = """
 import os, signal, sys
 from functools import partial
 from pathlib import Path
-from tests.cluster.control_plane import ControlPlane, free_address
-from tests.cluster.processes import Processes
-from tests.cluster.programs import find
+from devcluster.control_plane import ControlPlane, free_address
+from devcluster.processes import Processes
+from devcluster.programs import find
 directory = Path(sys.argv[1])
 ControlPlane(directory, partial(find, say=print), Processes(directory / "processes"), free_address()).start()
 os.kill(os.getpid(), signal.SIGKILL)

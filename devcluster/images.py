@@ -1,6 +1,6 @@
 """The container images, built from their Dockerfiles, for a cluster on this machine that pulls from no registry.
 
-    python -m tests.cluster.images trainer [--archive FILE]
+    python -m devcluster.images trainer [--archive FILE]
 
 What is built is kept: when only the project's own code has changed, a few seconds make the new image.
 """
@@ -30,11 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from tests.cluster.cache import alone_in, cache_directory
-from tests.cluster.failure import ClusterError
-from tests.cluster.programs import Say
+from devcluster.cache import alone_in, cache_directory
+from devcluster.failure import ClusterError
+from devcluster.programs import Say
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 KEPT = 3
 """Versions of an image; they share what is large while the lock files stay the same."""
 
@@ -197,7 +197,8 @@ def export(image: Image, archive: Path, say: Say, *, known: Collection[str] = ()
     """Writes an archive that `ctr images import` and `kind load image-archive` take; a whole one that is there is not made again.
 
     Layers whose digests (`sha256:...`) are `known` to who reads it are left out, where the builder can do
-    that."""
+    that.
+    """
     if not known and archive_holds(archive, image):
         return
     archive.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tests.cluster.failure import ClusterError
+from devcluster.failure import ClusterError
 
 T = TypeVar("T")
 

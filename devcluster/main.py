@@ -1,6 +1,6 @@
-"""Brings the cluster for the tests up and down.
+"""Brings the development cluster up and down.
 
-python -m tests.cluster.main up
+python -m devcluster up
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import time
 from typing import NoReturn
 
 import typer
-from tests.cluster.failure import ClusterError
-from tests.cluster.programs import CONTROL_PLANE, find
-from tests.cluster.providers import Cluster, choose
+
+from devcluster.failure import ClusterError
+from devcluster.programs import CONTROL_PLANE, find
+from devcluster.providers import Cluster, choose
 
 STARTED = time.monotonic()
 COMMANDS = typer.Typer(
-    help="The cluster that the end-to-end tests run on.", no_args_is_help=True, add_completion=False
+    help="The development cluster, which the end-to-end tests run on.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
@@ -65,7 +68,3 @@ def main() -> None:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    main()

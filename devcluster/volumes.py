@@ -8,12 +8,13 @@ import tarfile
 from pathlib import Path
 
 from pydantic import JsonValue
-from tests.cluster.failure import ClusterError
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.providers import Cluster, NodeCluster
-from tests.cluster.waiting import wait_for
-from tests.e2e.objects import at
-from tests.e2e.ray_jobs import pod_spec
+
+from devcluster.failure import ClusterError
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.pods import pod_spec
+from devcluster.providers import Cluster, NodeCluster
+from devcluster.waiting import wait_for
 
 KEEPER = "files"
 """The pod."""

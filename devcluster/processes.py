@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from tests.cluster.failure import ClusterError
-from tests.cluster.waiting import wait_for
+
+from devcluster.failure import ClusterError
+from devcluster.waiting import wait_for
 
 LAST_LINES = 12
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster.failure import ClusterError
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.providers import NodeCluster
+from devcluster.failure import ClusterError
+from devcluster.kubectl import Kubectl
+from devcluster.providers import NodeCluster
 
 CNI_RESULTS = Path("/var/lib/cni/results")
 

@@ -6,7 +6,8 @@ from base64 import b64encode
 from pathlib import Path
 
 import yaml
-from tests.cluster.certificates import KeyPair, write_secret
+
+from devcluster.certificates import KeyPair, write_secret
 
 CONTEXT = "finetune-test"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
-from tests.cluster.commands import run
-from tests.cluster.failure import ClusterError
+
+from devcluster.commands import run
+from devcluster.failure import ClusterError
 
 
 @dataclass(frozen=True)

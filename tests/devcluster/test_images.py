@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from tests.cluster.failure import ClusterError
-from tests.cluster.images import (
+
+from devcluster.failure import ClusterError
+from devcluster.images import (
     BASE,
     OPERATOR,
     RECIPES,
@@ -33,7 +34,7 @@ from tests.cluster.images import (
     mirror,
     write_oci_archive,
 )
-from tests.cluster.programs import Say
+from devcluster.programs import Say
 
 IMAGE = Image("localhost/finetune-trainer:0123456789ab")
 INSTRUCTION = re.compile(r"^([A-Z]+) (.*)", re.MULTILINE)

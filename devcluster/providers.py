@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from tests.cluster import kuberay
-from tests.cluster.cache import alone_in
-from tests.cluster.commands import run
-from tests.cluster.failure import ClusterError
-from tests.cluster.images import Image, export, images_directory
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.node import Node
-from tests.cluster.programs import Say, find
+
+from devcluster import kuberay
+from devcluster.cache import alone_in
+from devcluster.commands import run
+from devcluster.failure import ClusterError
+from devcluster.images import Image, export, images_directory
+from devcluster.kubectl import Kubectl
+from devcluster.node import Node
+from devcluster.programs import Say, find
 
 CHOICE = "FINETUNE_TEST_CLUSTER"
 """The environment variable that chooses: `node`, `kind`, or `context:NAME` for a cluster of the kubeconfig in
@@ -215,7 +216,8 @@ def choose(environment: Mapping[str, str], say: Say) -> Cluster:
     """The cluster that the environment names; else kind, where that can work, else a node on this machine.
 
     A kubeconfig alone is never taken for permission to use its cluster. Raises ClusterError for a choice that
-    is none."""
+    is none.
+    """
     choice = environment.get(CHOICE) or ("kind" if _docker_works() and shutil.which("kind") else "node")
     kind, _, name = choice.partition(":")
     if kind == "context" and name:
