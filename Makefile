@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# How many processes run all tests; chosen ones run in one.
+WORKERS ?= 2
 
 ENV := .venv
 UV := $(ENV)/bin/uv pip
@@ -11,16 +13,24 @@ SHADOWS := $(wildcard operator/__init__.py tests/operator/__init__.py)
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links
 
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+# Tests that import no torch.
+FAST := tests/crds tests/operator tests/chart/test_monitoring.py \
+	$(addprefix tests/cli/test_,convert.py progress_bar.py progress_lines.py progress_words.py status_view.py validate.py)
+
 # Threads that spin while they wait slow everything down when processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
+# Another checkout of this machine has checked most files already.
+export MYPY_CACHE_DIR := $(CACHE)/mypy
+export RUFF_CACHE_DIR := $(CACHE)/ruff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test e2e cluster cluster-down lint format lock clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness e2e cluster cluster-down lint format lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a small language model on this machine, and see what it learnt
 	$(ENV)/bin/python examples/make_inputs.py
@@ -33,11 +43,16 @@ demo-cluster: $(ENV)/dev.installed $(ENV)/project.installed ## the same on a Kub
 	PYTHONPATH=.:examples $(ENV)/bin/python -m devcluster.demo
 
 test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
-	$(ENV)/bin/python -m devcluster build
-	$(ENV)/bin/python -m pytest $(ARGS)
+	$(ENV)/bin/python -m pytest $(or $(ARGS),-n $(WORKERS))
+
+test-fast: $(ENV)/dev.installed $(ENV)/project.installed ## run those that need neither torch nor a server, in half a minute
+	$(ENV)/bin/python -m pytest --no-server $(FAST) $(ARGS)
 
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
-	$(ENV)/bin/python -m pytest tests/e2e $(ARGS)
+	$(ENV)/bin/python -m pytest tests/e2e --ignore=tests/e2e/harness $(ARGS)
+
+test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster of `make cluster` itself
+	$(ENV)/bin/python -m pytest tests/devcluster tests/e2e/harness $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
 	@$(ENV)/bin/python -m devcluster up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +15,8 @@ from devcluster.control_plane import ControlPlane
 from devcluster.failure import ClusterError
 from devcluster.installation import CHART, NAMESPACE
 from devcluster.kubectl import Kubectl
-from devcluster.programs import find
+
+pytestmark = pytest.mark.usefixtures("helm_program")
 
 MONITORING = "monitoring.coreos.com/v1"
 """The Prometheus operator's, whose definitions are not here."""
@@ -65,9 +67,9 @@ SWITCHES: dict[str, Manifest] = {
 
 
 @pytest.fixture(scope="module")
-def kubectl(api_server: ControlPlane) -> Iterator[Kubectl]:
+def kubectl(api_server: ControlPlane, kubectl_program: Path) -> Iterator[Kubectl]:
     """An administrator's, where the releases' namespace is, and the account of a pod that is only offered."""
-    chosen = Kubectl(find("kubectl", print), api_server.kubeconfig)
+    chosen = Kubectl(kubectl_program, api_server.kubeconfig)
     chosen("create", "namespace", NAMESPACE)
     for namespace in (NAMESPACE, "default"):
         chosen("create", "serviceaccount", "finetune-operator-test", "--namespace", namespace)

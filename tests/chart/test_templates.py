@@ -19,6 +19,8 @@ from finetune_api.crd import crd
 from finetune_api.manifest import GROUP, read_spec
 from finetune_operator.configuration import FILE, load_configuration
 
+pytestmark = pytest.mark.usefixtures("helm_program")
+
 ROOT = CHART.parents[1]
 NAME = "finetune-operator"
 

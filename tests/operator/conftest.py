@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ from kubernetes.dynamic import DynamicClient
 from pydantic import JsonValue
 
 from devcluster.control_plane import ControlPlane
-from devcluster.programs import kuberay_manifests
 from devcluster.waiting import wait_for
 from finetune_api.crd import crd
 from finetune_api.manifest import API_VERSION, KIND
@@ -126,13 +126,12 @@ class Namespace:
 
 
 @pytest.fixture(scope="session")
-def served(api_server: ControlPlane) -> ControlPlane:
+def served(api_server: ControlPlane, kuberay_definitions: Path) -> ControlPlane:
     """The API server of this run with the definitions of FineTuneJobs, RayJobs and RayClusters; KubeRay itself does not run there."""
-    bases = kuberay_manifests(print) / "crd/bases"
     definitions = [
         crd(),
         *(
-            yaml.safe_load((bases / f"ray.io_{plural}.yaml").read_text())
+            yaml.safe_load((kuberay_definitions / f"ray.io_{plural}.yaml").read_text())
             for plural in ("rayjobs", "rayclusters")
         ),
     ]

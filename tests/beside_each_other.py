@@ -1,0 +1,49 @@
+"""A pytest plugin for pytest-xdist: which tests may run at the same time, and on how many threads.
+
+With `-n 2` a file's tests run one after the other in one process, so that what a module shares is made once;
+files run beside each other. Each process starts the API server and the stores of its own that its tests ask
+for. Tests that start Ray are one group: Ray finds clusters of the same machine, and two would take each
+other's memory.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+
+RAY = ("tests/trainer/test_on_cluster.py", "tests/cli/test_run.py")
+"""Files of which one runs at a time; they begin first, since they take longest."""
+
+
+class ByFile(LoadFileScheduling):
+    """Gives each file to one process, and all of `RAY` to the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "Ray" if file in RAY else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:  # noqa: ANN401 - xdist's
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if is_worker(config):
+        # Before anything imports torch; children take it over.
+        threads = len(os.sched_getaffinity(0)) // config.workerinput["workercount"]
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_worker(config):
+        items.sort(key=lambda item: item.nodeid.partition("::")[0] not in RAY)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs what another one shares out."""
+    return hasattr(config, "workerinput")
