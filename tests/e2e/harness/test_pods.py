@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.e2e.pod_names import names
 from tests.e2e.ray_jobs import ray_job, workers_service
 
 from devcluster.failure import ClusterError
@@ -12,14 +13,6 @@ from devcluster.kubectl import Kubectl
 from devcluster.objects import at
 from devcluster.pods import pod_spec
 from devcluster.waiting import wait_for
-
-
-def names(kubectl: Kubectl, namespace: str, selector: str, phase: str = "Running") -> set[str]:
-    return {
-        str(at(pod, "metadata", "name"))
-        for pod in kubectl.all("pods", namespace, selector)
-        if at(pod, "status", "phase") == phase
-    }
 
 
 def test_a_ray_job_of_the_trainers_image_runs_on_two_workers_that_see_each_other(

@@ -18,7 +18,7 @@ from devcluster.cache import cache_directory
 from devcluster.node import Node
 from devcluster.sandbox import CGROUPS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.breaks_the_cluster
 

@@ -1,6 +1,6 @@
 """The chart's alert rules and the dashboard's queries, as a real Prometheus takes them.
 
-It is a Debian package, as the node's parts are.
+Its promtool is in Debian's package `prometheus`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from devcluster.installation import CHART
 
 ALERTS = CHART / "files/alerts.yaml"
 DASHBOARD = CHART / "files/dashboard.json"
-ALERTS_TEST = Path(__file__).parents[1] / "chart/alerts_test.yaml"
+ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
 
 
 def promtool(*arguments: str | Path) -> None:

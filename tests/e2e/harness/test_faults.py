@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from pydantic import JsonValue
+from tests.e2e.pod_names import names
 from tests.e2e.ray_jobs import ray_job, workers_service
-from tests.e2e.test_pods import names
 
 from devcluster.failure import ClusterError
 from devcluster.faults import cut_off, fill, small_volume, stopped
