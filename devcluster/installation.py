@@ -72,10 +72,14 @@ class Installation:
         ensure_restricted(self.kubectl, self.namespace)
         return self._install("upgrade", "--install", seconds=seconds)
 
+    def configure(self, **values: JsonValue) -> None:
+        """Sets values of the chart for the next installation or upgrade."""
+        self._values |= values
+
     def upgrade(self, **values: JsonValue) -> None:
         """Upgrades the release with other values."""
         self._keep_log()
-        self._values |= values
+        self.configure(**values)
         self._install("upgrade")
 
     def uninstall(self) -> None:

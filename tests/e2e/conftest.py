@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
+from tests.e2e.jobs import put_tiny_inputs
+from tests.e2e.namespaces import temporary_namespace
 from tests.e2e.sightings import Sightings, watching
 
 from devcluster.helm import Helm
@@ -17,7 +18,6 @@ from devcluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
 from devcluster.installation import Installation
 from devcluster.jobs import CLAIM
 from devcluster.kubectl import Kubectl
-from devcluster.namespaces import ensure_restricted
 from devcluster.programs import Say, find
 from devcluster.providers import Cluster, NodeCluster, choose
 from devcluster.volumes import Volume
@@ -97,11 +97,8 @@ def operator_image(cluster: Cluster, say: Say) -> Image:
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace of the test's own, in which only pods that fit `restricted` start."""
-    name = f"e2e-{uuid4().hex[:8]}"
-    ensure_restricted(kubectl, name)
-    yield name
-    # Without waiting: a RayJob whose operator is down would hold it for ever.
-    kubectl("delete", "namespace", name, "--wait=false")
+    with temporary_namespace(kubectl) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -128,8 +125,7 @@ def volume(cluster: Cluster, namespace: str, trainer: Image) -> Volume:
 @pytest.fixture
 def tiny_inputs(volume: Volume, tiny_model: Path, tiny_rows: Path) -> Volume:
     """The same, with what the small jobs of these tests train."""
-    volume.put(tiny_model, "models/tiny")
-    volume.put(tiny_rows, "data/tiny.jsonl")
+    put_tiny_inputs(volume, tiny_model, tiny_rows)
     return volume
 
 

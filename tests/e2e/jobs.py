@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pydantic import JsonValue
 
 from devcluster.jobs import CLAIM, get
 from devcluster.kubectl import Kubectl
 from devcluster.objects import at
+from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
 TINY_MODEL = f"pvc://{CLAIM}/models/tiny"
@@ -28,6 +30,12 @@ CHILDREN = (
     "secrets",
     "jobs",
 )
+
+
+def put_tiny_inputs(volume: Volume, model: Path, rows: Path) -> None:
+    """Copies what `job` trains, and on what, to the volume."""
+    volume.put(model, "models/tiny")
+    volume.put(rows, "data/tiny.jsonl")
 
 
 def job(name: str, namespace: str, **spec: JsonValue) -> dict[str, JsonValue]:

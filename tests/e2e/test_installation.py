@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
 from tests.e2e.jobs import job, left, wait_for_checkpoint, wait_for_phase, wait_for_step
-from tests.e2e.long_jobs import LONG, check_the_end, ray_jobs
+from tests.e2e.long_jobs import MINUTE, check_the_end, long_job, ray_jobs
+from tests.e2e.namespaces import temporary_namespace
 from tests.e2e.rights import Right, granted
 from tests.e2e.sightings import Sightings
 
@@ -26,6 +26,8 @@ from devcluster.programs import Say
 from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
+EPOCHS = 2 * MINUTE
+"""Of a job that trains through an upgrade, a removal and an installation."""
 UNKNOWN_ACCELERATOR: dict[str, JsonValue] = {"worker_resources": {"accelerator_type:Z9": 1}}
 """What an operator says no to as soon as it sees it."""
 
@@ -47,10 +49,12 @@ def test_its_own_test_trains_a_tiny_model_and_leaves_nothing(
     wait_for("nothing to be left", lambda: not left(operator.kubectl, namespace), seconds=60)
 
 
-def test_an_upgrade_under_a_running_job_disturbs_nothing(
+def test_an_upgrade_under_a_running_job_disturbs_nothing_and_neither_do_removal_and_another_installation(
     operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
-    kubectl.apply(job("job", namespace, **LONG))
+    kubectl.apply(job("done", namespace, **UNKNOWN_ACCELERATOR))
+    wait_for_phase(kubectl, namespace, "done", "Failed", seconds=20)
+    kubectl.apply(job("job", namespace, **long_job(EPOCHS)))
     wait_for_step(kubectl, namespace, "job", 2, seconds=300)
     pods = _pods(kubectl, namespace)
     before = _operator_pod(operator)
@@ -60,19 +64,6 @@ def test_an_upgrade_under_a_running_job_disturbs_nothing(
     assert _operator_pod(operator) != before, "the new configuration is at work"
     assert phase(kubectl, namespace, "job") == "Running"
     assert _pods(kubectl, namespace) == pods
-    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
-    check_the_end(tiny_inputs, ended)
-    assert at(ended, "status", "attempts") == 1
-    assert len(ray_jobs(sightings)) == 1
-    operator.upgrade(config=CONFIGURATION)
-
-
-def test_removed_it_leaves_jobs_and_their_data_and_installed_again_it_finds_them(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
-) -> None:
-    kubectl.apply(job("done", namespace, **UNKNOWN_ACCELERATOR))
-    wait_for_phase(kubectl, namespace, "done", "Failed", seconds=20)
-    kubectl.apply(job("job", namespace, **LONG))
     wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
 
     try:
@@ -89,10 +80,11 @@ def test_removed_it_leaves_jobs_and_their_data_and_installed_again_it_finds_them
         kubectl("delete", "finetunejob", "done", "--namespace", namespace, "--timeout=10s")
         kubectl.apply(job("new", namespace, **UNKNOWN_ACCELERATOR))
     finally:
+        operator.configure(config=CONFIGURATION)
         operator.install()
 
     ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
-    check_the_end(tiny_inputs, ended)
+    check_the_end(tiny_inputs, ended, EPOCHS)
     assert at(ended, "status", "attempts") == 1
     assert len(ray_jobs(sightings)) == 1
     wait_for_phase(kubectl, namespace, "new", "Failed", seconds=20)
@@ -112,7 +104,7 @@ def test_two_in_namespaces_of_their_own_are_blind_to_each_other(
     operator.kill()
     try:
         with (
-            _another_namespace(kubectl) as other,
+            temporary_namespace(kubectl) as other,
             _pair(helm, operator_image, trainer, namespace, other) as (mine, others),
         ):
             for watched, blind in ((mine, other), (others, namespace)):
@@ -179,14 +171,6 @@ def _of_the_release(operator: Installation) -> list[str]:
 
 def _operator_pod(operator: Installation) -> set[str]:
     return _pods(operator.kubectl, operator.namespace)
-
-
-@contextmanager
-def _another_namespace(kubectl: Kubectl) -> Iterator[str]:
-    name = f"e2e-{uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextmanager
