@@ -18,7 +18,7 @@ RAY = ("tests/trainer/test_on_cluster.py", "tests/cli/test_run.py")
 """Files of which one runs at a time; they begin first, since they take longest."""
 
 
-class ByFile(LoadFileScheduling):
+class ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
     """Gives each file to one process, and all of `RAY` to the same."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -33,17 +33,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:  # n
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if is_worker(config):
+    workers = workers_beside(config)
+    if workers:
         # Before anything imports torch; children take it over.
-        threads = len(os.sched_getaffinity(0)) // config.workerinput["workercount"]
+        threads = len(os.sched_getaffinity(0)) // workers
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if is_worker(config):
+    if workers_beside(config):
         items.sort(key=lambda item: item.nodeid.partition("::")[0] not in RAY)
 
 
-def is_worker(config: pytest.Config) -> bool:
-    """Whether this process runs what another one shares out."""
-    return hasattr(config, "workerinput")
+def workers_beside(config: pytest.Config) -> int:
+    """How many processes share the tests, this one included; 0 where this process runs them all."""
+    given = getattr(config, "workerinput", None)
+    return int(given["workercount"]) if given else 0

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.api_server import fixtures_of, past_capturing
 from tests.e2e.jobs import put_tiny_inputs
 from tests.e2e.namespaces import temporary_namespace
 from tests.e2e.sightings import Sightings, watching
 
+from devcluster.failure import ClusterError
 from devcluster.helm import Helm
 from devcluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
 from devcluster.installation import Installation
 from devcluster.jobs import CLAIM
 from devcluster.kubectl import Kubectl
-from devcluster.programs import Say, find
+from devcluster.programs import BUILDS, HELM, NODE, Say, find
 from devcluster.providers import Cluster, NodeCluster, choose
 from devcluster.volumes import Volume
+
+RECIPES_BEHIND = {"trainer": TRAINER, "operator_image": OPERATOR}
+"""The images behind fixtures."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,17 +32,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == "test_least_privilege.py")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what takes minutes before the first test starts, whose timeout would count it."""
+    asked = set() if session.config.option.collectonly else fixtures_of(session.items)
+    if not asked & {"cluster", "programs"}:
+        return
+    say = past_capturing(session.config)
+    # What cannot be built is an error of the tests that need it, and said there.
+    with suppress(ClusterError):
+        _build_programs(say)
+        for recipe in (RECIPES_BEHIND[fixture] for fixture in sorted(asked & RECIPES_BEHIND.keys())):
+            build_image(recipe, say)
+
+
+def _build_programs(say: Say) -> None:
+    on_a_node = isinstance(choose(os.environ, say), NodeCluster)
+    for build in BUILDS if on_a_node else (NODE, HELM):
+        find(build.programs[0], say)
+
+
+@pytest.fixture(scope="session")
+def programs(say: Say) -> None:
+    """All programs that a cluster is made of are there."""
+    _build_programs(say)
+
+
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Say:
-    """Past pytest's capturing: building and loading images takes minutes."""
-    started = time.monotonic()
-    capturing = request.config.pluginmanager.getplugin("capturemanager")
-
-    def line(text: str) -> None:
-        with capturing.global_and_fixture_disabled():
-            print(f"[{time.monotonic() - started:5.1f} s] {text}", file=sys.stderr, flush=True)
-
-    return line
+    return past_capturing(request.config)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tests.e2e.jobs import events, left, names_of, wait_for_phase
 from tests.e2e.sightings import Sightings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from devcluster.installation import Installation
+from devcluster.installation import CONFIGURATION, Installation
 from devcluster.kubectl import Kubectl
 from devcluster.objects import at
 from devcluster.programs import Say
@@ -176,10 +176,13 @@ def _check_speed(sightings: Sightings, began: float, applied: float, say: Say) -
         f"{figures} ({len(lags)} records); the operator's part of the whole run:"
         f" {max(0, to_ray_job) + to_end:.2f} s"
     )
-    assert made.time - began < 3
-    assert to_ray_job < 1
-    assert to_end < 3
-    assert max(lags) < 2
+    # How quick it is depends on the machine; that it acts on what it sees, and does not wait for the next
+    # look at everything, does not.
+    resync = float(str(CONFIGURATION["resync_seconds"])) / 2
+    assert made.time - began < resync
+    assert to_ray_job < resync
+    assert to_end < resync
+    assert max(lags) < resync
 
 
 def _record_lags(sightings: Sightings) -> list[float]:

@@ -240,7 +240,9 @@ def _check_that_checkpoints_are_its_own(shown: dict[str, JsonValue]) -> None:
     checkpoints = at(shown, "status", "checkpoints")
     directory = str(at(shown, "status", "runDirectory"))
     assert isinstance(checkpoints, list)
-    assert [each for each in checkpoints if not str(at(dict(each), "path")).startswith(f"{directory}/")] == []
+    paths = [str(each["path"]) for each in checkpoints if isinstance(each, dict)]
+    assert len(paths) == len(checkpoints)
+    assert [path for path in paths if not path.startswith(f"{directory}/")] == []
 
 
 def _told_of(

@@ -24,8 +24,9 @@ pytestmark = pytest.mark.breaks_the_cluster
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: None) -> Iterator[Path]:
     """Where a second cluster of this machine keeps its files, beside the one that other tests use."""
+    del programs
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     yield tmp_path
     command("down")
