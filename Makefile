@@ -14,9 +14,10 @@ COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-ha
 	--no-header --no-emit-index-url --no-emit-find-links
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
-# Tests that import no torch.
+# Tests of what imports neither torch nor Ray, without those that compare it with them.
 FAST := tests/crds tests/operator tests/chart/test_monitoring.py \
-	$(addprefix tests/cli/test_,convert.py progress_bar.py progress_lines.py progress_words.py status_view.py validate.py)
+	$(patsubst %,tests/cli/test_%.py,convert progress_bar progress_lines progress_words status_view validate) \
+	$(patsubst %,--ignore-glob='*/test_%.py',lora numbers accelerator_profiles)
 
 # Threads that spin while they wait slow everything down when processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -27,7 +28,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-fast test-harness e2e cluster cluster-down lint format lock clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness e2e cluster cluster-down environment lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,8 @@ cluster: $(ENV)/dev.installed ## start that cluster, and print the line that mak
 
 cluster-down: $(ENV)/dev.installed ## stop it
 	@$(ENV)/bin/python -m devcluster down
+
+environment: $(ENV)/dev.installed $(ENV)/project.installed ## install what development needs into .venv, which all others do as well
 
 lint: $(ENV)/dev.installed $(ENV)/project.installed ## check style, types and imports
 	@test -z "$(SHADOWS)" || { echo "remove $(SHADOWS): it would shadow Python's own module operator" >&2; exit 1; }
