@@ -1,4 +1,4 @@
-"""Writes what the chart takes over from the models: the FineTuneJob's definition, and the schema of `config` in the values.
+"""Writes the files of the chart that come from the models: the CRD, and the schema of `config` in the values.
 
 python charts/chart_files.py
 """
@@ -45,7 +45,10 @@ def values_schema(text: str) -> str:
 
 
 def _plain(schema: JsonValue) -> JsonValue:
-    """The schema with its bounds in JSON Schema's own words, which pydantic does not use where a number may be written as text."""
+    """The schema with bounds as JSON Schema names them.
+
+    pydantic leaves its own names (`ge`, `lt`) where a number may be written as text.
+    """
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""A certificate authority of the cluster's own, and what it signs: who may talk to the API server, and that it is the API server."""
+"""The cluster's certificate authority, which signs the certificates of the API server and its clients."""
 
 from __future__ import annotations
 

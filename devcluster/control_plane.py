@@ -1,4 +1,7 @@
-"""A real Kubernetes API without nodes: etcd, the API server, and the controllers that make service accounts and collect garbage."""
+"""A real Kubernetes API without nodes: etcd, the API server and the controller manager.
+
+The controllers make service accounts and collect garbage.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,7 @@ class ControlPlane:
         organizations: list[str] | None = None,
         path: Path | None = None,
     ) -> Path:
-        """A kubeconfig for a user, who is called as `common_name` says and belongs to the groups `organizations`."""
+        """A kubeconfig for a user with the name `common_name`, in the groups `organizations`."""
         client = authority.issue(name, common_name=common_name or name, organizations=organizations or [])
         return write_kubeconfig(
             path or self._directory / f"{name}.kubeconfig",

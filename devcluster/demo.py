@@ -1,4 +1,4 @@
-"""Shows what the project is for, on a cluster of its own: installs the chart, applies the quickstart, follows it to its end.
+"""The demonstration on a cluster: installs the chart, applies the quickstart, follows it to its end.
 
     make demo-cluster
 
@@ -34,7 +34,7 @@ TRAINING_SECONDS = 1200
 
 NEXT = """\
 
-The model is trained, and its Ray cluster is given back. The operator and this Kubernetes stay, to be looked at:
+The model is trained, and its Ray cluster is gone. The operator and this Kubernetes stay, to be looked at:
 
     export KUBECONFIG={kubeconfig} PATH={programs}:$PATH
 
@@ -42,7 +42,8 @@ The model is trained, and its Ray cluster is given back. The operator and this K
     kubectl exec files --namespace {namespace} -- find {run} -maxdepth 2
     kubectl logs deployment/{operator} --namespace {system}
 
-Another one of your own: docs/first-job.md says how data and model are named, docs/on-a-cluster.md what a job on a cluster needs.
+A job of your own: docs/first-job.md says how data and model are named, docs/on-a-cluster.md what a job on a
+cluster needs.
 `make demo-cluster` trains this one again, `make cluster-down` removes everything but the cache.
 """
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ClusterError(Exception):
-    """One line that says what is missing or went wrong and what would help; further lines show what was last seen."""
+    """Its first line says what went wrong and what would help; others show what was last seen."""

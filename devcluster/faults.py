@@ -83,7 +83,7 @@ def _documents(text: str) -> Iterator[dict[str, object]]:
 
 
 def _machine_interface(cached: dict[str, object], address: str) -> str | None:
-    """The node's end of the cable of the pod with this address, in what a CNI plugin remembers (CNI spec, `cacheDir`)."""
+    """The node's end of the network interface with this address, in a result that a CNI plugin cached."""
     result = cached.get("result")
     if not isinstance(result, dict) or not any(
         each["address"].partition("/")[0] == address for each in result.get("ips", ())

@@ -1,4 +1,4 @@
-"""The container images, built from their Dockerfiles, for a cluster on this machine that pulls from no registry.
+"""Builds the container images from their Dockerfiles, for a cluster here that pulls from no registry.
 
     python -m devcluster.images trainer [--archive FILE]
 
@@ -168,7 +168,9 @@ def build_image(recipe: Recipe, say: Say) -> Image:
 
 
 def base_image(builder: Builder, say: Say) -> str:
-    """The name of the image to build on: the one that `$FINETUNE_TEST_BASE_IMAGE` names, the Dockerfile's own, or a Debian made here.
+    """The name of the image to build on.
+
+    It is that of `$FINETUNE_TEST_BASE_IMAGE`, else the Dockerfile's own, else that of a Debian made here.
 
     Once there is one, it is kept. Raises ClusterError.
     """
@@ -194,7 +196,7 @@ def base_image(builder: Builder, say: Say) -> str:
 
 
 def export(image: Image, archive: Path, say: Say, *, known: Collection[str] = ()) -> None:
-    """Writes an archive that `ctr images import` and `kind load image-archive` take; a whole one that is there is not made again.
+    """Writes an archive for `ctr images import` and `kind load image-archive`; a whole one is not made again.
 
     Layers whose digests (`sha256:...`) are `known` to who reads it are left out, where the builder can do
     that.
@@ -230,7 +232,7 @@ def fingerprint(recipe: Recipe, root: Path, base: str) -> str:
 
 
 def context_files(recipe: Recipe, root: Path) -> list[Path]:
-    """The files that an image is built from, sorted: those that its ignore file names as exceptions, but for caches in them."""
+    """The files that an image is built from, sorted: the exceptions in its ignore file, without caches."""
     rules = (root / recipe.ignore_file).read_text().split()
     included = [root / rule[1:] for rule in rules if rule.startswith("!")]
     excluded = {rule.removeprefix("**/") for rule in rules if rule.startswith("**/")}
@@ -258,7 +260,10 @@ def archive_holds(archive: Path, image: Image) -> bool:
 
 
 def mirror(targets: str, release: str) -> Mirror:
-    """Where a release of Debian comes from, in what `apt-get indextargets` lists as release, address and component, a line each."""
+    """The mirror of a release of Debian.
+
+    `targets` are lines of `apt-get indextargets`: release, address and component.
+    """
     found: dict[str, list[str]] = {}
     for line in targets.splitlines():
         of, address, component = line.split()
@@ -336,7 +341,7 @@ class Docker:
 
 
 class Buildah:
-    """buildah, as root, with a storage of its own below `directory`; mounts that it leaves when it is killed are gone with it."""
+    """buildah, as root, with a storage of its own below `directory`; its mounts end with its process."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -406,7 +411,7 @@ class Buildah:
 def write_oci_archive(
     out: IO[bytes], name: str, manifest: bytes, config: bytes, storage: Path, known: Collection[str]
 ) -> None:
-    """Writes an OCI archive from the storage that buildah shares with Podman and CRI-O; every layer's hash is checked.
+    """Writes an OCI archive from a storage of buildah, Podman or CRI-O; every layer's hash is checked.
 
     Raises ClusterError when a layer is not there as it should be.
     """
@@ -445,7 +450,7 @@ def write_oci_archive(
 
 
 def stored_layer(storage: Path, layer: str) -> Iterator[bytes]:
-    """The bytes of a layer's tar file: what is in its files, and what was between them, which is kept apart."""
+    """The bytes of a layer's tar file: its files, and the headers between them, which are kept apart."""
     files = storage / "overlay" / layer / "diff"
     with gzip.open(storage / "overlay-layers" / f"{layer}.tar-split.gz") as entries:
         for line in entries:

@@ -51,7 +51,7 @@ class Kubectl:
         return list(found["items"])
 
     def story(self, namespace: str) -> str:
-        """Pods, events and the last lines of every pod's log: what a person would look at when a wait has been in vain."""
+        """Pods, events and the last lines of every pod's log, for the error of a wait in vain."""
         parts: list[str] = []
         for title, arguments in (
             ("pods", ("get", "pods", "--output=wide")),

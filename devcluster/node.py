@@ -1,4 +1,4 @@
-"""A Kubernetes node on this machine, without containers around it: pods run in a sandbox of Linux namespaces, as root, on Linux."""
+"""A Kubernetes node on this machine, as root: its pods run in a sandbox of Linux namespaces."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Node:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def images(self) -> dict[str, str]:
-        """The digests of the images that pods can have, by their names; containerd itself names each `sha256:...` once more."""
+        """The digests of the images that pods can have, by name; each has a name `sha256:...` as well."""
         lines = self.ctr("images", "list").splitlines()[1:]
         return {words[0]: words[2] for words in map(str.split, lines)}
 

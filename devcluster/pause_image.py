@@ -1,4 +1,4 @@
-"""The image that containerd starts each pod with, made without a registry or a builder: one layer with one program."""
+"""The image that containerd starts each pod with, one layer with one program, made without a builder."""
 
 from __future__ import annotations
 

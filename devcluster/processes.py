@@ -61,7 +61,7 @@ class Processes:
         self._pid(program.name).write_text(f"{process.pid} {process.create_time()}\n")
 
     def stop(self, name: str, seconds: float = 5) -> None:
-        """Asks the program to end, and ends it when it has not after so many seconds; nothing when it does not run."""
+        """Asks the program to end, and kills it after so many seconds; does nothing when it does not run."""
         process = self.process(name)
         if process is not None:
             process.terminate()

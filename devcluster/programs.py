@@ -1,4 +1,4 @@
-"""The programs that a cluster is made of: found on this machine, or built from Go modules at the versions of `go/go.mod`."""
+"""The programs of a cluster: found on this machine, or built from Go modules as `go/go.mod` pins them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def find(program: str, say: Say) -> Path:
 
 
 def kuberay_manifests(say: Say) -> Path:
-    """KubeRay's `config` directory: its CRDs in `crd`, and itself as a Deployment, with its CRDs and roles, in `default`."""
+    """KubeRay's `config` directory: its CRDs in `crd`; in `default` its Deployment with CRDs and roles."""
     with alone_in(cache_directory() / "programs" / _fingerprint()) as directory:
         manifests = directory / "kuberay"
         if not manifests.is_dir():
@@ -159,7 +159,7 @@ def _build(build: Build, directory: Path, say: Say) -> None:
 
 @cache
 def _go(say: Say) -> Path:
-    """The Go toolchain: on PATH if it is recent enough, else the one of the lock file, fetched into the cache."""
+    """The Go toolchain: on PATH if recent enough, else that of the lock file, fetched into the cache."""
     wanted = _minimum_go()
     on_path = shutil.which("go")
     if on_path is not None:

@@ -32,7 +32,7 @@ KIND_NODE_IMAGE = "FINETUNE_TEST_KIND_IMAGE"
 
 
 def state_directory() -> Path:
-    """Where a running cluster's files are: `finetune-operator/cluster` in `$XDG_STATE_HOME`, or in `~/.local/state`."""
+    """Where a running cluster's files are: `finetune-operator/cluster` in the user's state directory."""
     return (
         Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         / "finetune-operator"
@@ -203,7 +203,10 @@ class ExistingCluster(Cluster):
 
 
 def superseded(images: Mapping[str, str], image: Image) -> list[str]:
-    """The names, of all with their digests, that an image leaves without use: other versions of it, and what was kept for those alone."""
+    """The names of images that are of no use beside `image`: other versions of it, and names of those alone.
+
+    `images` are all names with their digests.
+    """
     repository = image.name.rpartition(":")[0]
     old = [name for name in images if name.startswith(f"{repository}:") and name != image.name]
     used = {digest for name, digest in images.items() if not name.startswith("sha256:") and name not in old}

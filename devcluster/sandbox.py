@@ -1,4 +1,4 @@
-"""Linux namespaces of a cluster's own: its processes, mounts and network cannot be mixed up with the machine's, and end together."""
+"""Linux namespaces of a cluster's own: processes, mounts and network are kept apart and end together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Link:
 
 
 class Sandbox:
-    """Process, mount and network namespaces, and control groups, all known by `name`: nothing has to be remembered to find them."""
+    """Process, mount and network namespaces, and control groups, all found by `name`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -202,7 +202,7 @@ class Sandbox:
 
 
 def check_system(commands: dict[str, str]) -> None:
-    """Raises ClusterError unless this is root, and every command is there; `commands` names the Debian package of each."""
+    """Raises ClusterError unless this is root and has all commands; `commands` names their Debian packages."""
     problems: list[str] = []
     if os.geteuid() != 0:
         problems.append(

@@ -62,7 +62,7 @@ def fixtures_of(items: list[pytest.Item]) -> set[str]:
 
 
 def past_capturing(config: pytest.Config) -> Say:
-    """Writes a line of progress to standard error, with the seconds since this call, although pytest captures it."""
+    """Writes lines to standard error, each with the seconds since this call, although pytest captures it."""
     started = time.monotonic()
     capturing = config.pluginmanager.getplugin("capturemanager")
 

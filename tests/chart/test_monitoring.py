@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules of the chart: they ask for what the operator exports, and Prometheus takes them."""
+"""The dashboard and the alert rules of the chart ask for metrics that the operator exports."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ IMAGE = Image("localhost/finetune-trainer:0123456789ab")
 
 @dataclass
 class Shelf:
-    """A builder that has images, and can pull some; choosing a base asks for nothing else of it, and fails here if it does."""
+    """A builder that has images and can pull some, which is all that choosing a base may need."""
 
     here: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)

@@ -75,7 +75,7 @@ def cluster(say: Say) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def node_cluster(cluster: Cluster) -> NodeCluster:
-    """The same, for tests that break parts of it; elsewhere they are left out with `-m "not breaks_the_cluster"`."""
+    """The same, for tests marked `breaks_the_cluster`."""
     assert isinstance(cluster, NodeCluster), (
         "this test breaks parts of the cluster, which it can do to a node cluster only"
     )
@@ -129,7 +129,7 @@ def helm(kubectl: Kubectl, say: Say) -> Helm:
 
 @pytest.fixture(scope="session")
 def operator(helm: Helm, operator_image: Image, trainer: Image) -> Iterator[Installation]:
-    """The operator, installed with its chart, watching all namespaces; its log must be free of errors when all tests are over."""
+    """The operator, installed by its chart, watching all namespaces; its log must end without an error."""
     installation = Installation(helm, operator_image, trainer)
     installation.install()
     yield installation

@@ -11,7 +11,7 @@ from devcluster.programs import Say
 
 
 def delete_and_see_everything_go(kubectl: Kubectl, namespace: str, say: Say, what: str) -> None:
-    """Deletes the job `job`, which returns soon, and waits until nothing of it is left, for a minute at most."""
+    """Deletes the job `job`, and waits until nothing of it is left, for a minute at most."""
     began = time.monotonic()
     kubectl("delete", "finetunejob", "job", "--namespace", namespace, "--timeout=20s", seconds=30)
     deleted = time.monotonic() - began

@@ -112,7 +112,7 @@ def change(kubectl: Kubectl, namespace: str, kind: str, name: str, **spec: JsonV
 
 
 def left(kubectl: Kubectl, namespace: str) -> list[str]:
-    """What of FineTuneJobs is there: `kind/name` of all objects but those that every namespace has, or that the tests made."""
+    """`kind/name` of all objects but those that every namespace has, or that the tests made."""
     found = kubectl(
         "get", ",".join(("finetunejobs", *CHILDREN)), "--namespace", namespace, "--output=name"
     ).splitlines()

@@ -1,4 +1,4 @@
-"""RayJobs and pods for tests of the cluster itself, with the trainer's image, as people run them where `restricted` is enforced."""
+"""RayJobs for tests of the cluster itself, with the trainer's image, where `restricted` is enforced."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ TorchTrainer(
     train,
     train_loop_config={{"service": os.environ["WORKERS"], "seconds": float(os.environ["SECONDS_TO_TRAIN"])}},
     scaling_config=ScalingConfig(
-        num_workers=2, resources_per_worker={{"CPU": 1, "{ACCELERATOR}": 0.001}}, placement_strategy="STRICT_SPREAD"
+        num_workers=2,
+        resources_per_worker={{"CPU": 1, "{ACCELERATOR}": 0.001}},
+        placement_strategy="STRICT_SPREAD",
     ),
     run_config=RunConfig(storage_path="/tmp/results"),
 ).fit()

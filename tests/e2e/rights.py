@@ -1,4 +1,4 @@
-"""What an account may do in a cluster, as the API server says, and what it has done, as the audit log says."""
+"""What an account may do, as the API server says, and what it has done, as the audit log says."""
 
 from __future__ import annotations
 

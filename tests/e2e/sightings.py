@@ -1,4 +1,4 @@
-"""Everything that happens to some kinds of objects in a namespace, with the moment at which a watch told it."""
+"""All changes of some kinds of objects in a namespace, with the moment at which a watch saw them."""
 
 from __future__ import annotations
 

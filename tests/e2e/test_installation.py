@@ -1,4 +1,4 @@
-"""The chart's release: tried, upgraded under a running job, removed and installed again; two of them beside each other."""
+"""The chart's release: tested, upgraded, removed and installed again; two beside each other."""
 
 from __future__ import annotations
 

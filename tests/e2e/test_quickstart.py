@@ -108,7 +108,10 @@ def _cluster(kubectl: Kubectl, namespace: str) -> list[str]:
 
 
 class _Retained(threading.Thread):
-    """Compares the checkpoints of the status with those in storage, again and again; a difference must be gone within seconds."""
+    """Compares the checkpoints of the status with those in storage, again and again.
+
+    A difference that lasts longer than `SETTLED_SECONDS` is kept in `differences`.
+    """
 
     def __init__(self, kubectl: Kubectl, volume: Volume, namespace: str) -> None:
         super().__init__(daemon=True)
@@ -186,7 +189,7 @@ def _check_speed(sightings: Sightings, began: float, applied: float, say: Say) -
 
 
 def _record_lags(sightings: Sightings) -> list[float]:
-    """For each record that made it into a status: from its being seen in the config map to its being seen there, in seconds."""
+    """Seconds from a record's being seen in the config map to its being seen in the status."""
     written: dict[str, float] = {}
     for each in sightings.of("ConfigMap"):
         text = at(each.body, "data", RECORD_KEY)

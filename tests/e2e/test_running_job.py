@@ -41,7 +41,7 @@ ENDLESS: dict[str, JsonValue] = {**long_job(MINUTE), "num_epochs": 5000}
 
 DASHBOARD = CHART / "files/dashboard.json"
 PICTURE = "FINETUNE_DASHBOARD_PICTURE"
-"""The environment variable that names a file to draw the panels to; docs/pictures/dashboard.png was made so."""
+"""The environment variable with a file to draw the panels to; docs/pictures/dashboard.png was made so."""
 
 STRANGER = "stranger"
 
@@ -52,7 +52,8 @@ headers = {"Authorization": f"Bearer {token}"} if token else {}
 
 def ask(path, body=None):
     data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(f"http://{head}:8265{path}", data, {**headers, "Content-Type": "application/json"})
+    typed = {**headers, "Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://{head}:8265{path}", data, typed)
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status
@@ -248,7 +249,7 @@ def _check_that_checkpoints_are_its_own(shown: dict[str, JsonValue]) -> None:
 def _told_of(
     kubectl: Kubectl, namespace: str, config_map: str, record: str, words: str, sightings: Sightings
 ) -> dict[str, JsonValue] | None:
-    """Writes the record, over and over while this is called: the trainer's next one may take its place before the operator looks.
+    """Writes the record at every call: the trainer's next one may replace it before the operator reads it.
 
     Returns the first FineTuneJob whose message has the words.
     """

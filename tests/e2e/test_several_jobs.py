@@ -17,7 +17,7 @@ from devcluster.waiting import wait_for
 LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
 
 
-def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_second_of_a_name_does_not_resume_the_first(
+def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_third_of_a_name_resumes_neither(
     operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator
