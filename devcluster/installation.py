@@ -147,7 +147,7 @@ class Installation:
         return "\n".join(logs)
 
     def errors(self) -> list[dict[str, object]]:
-        """Log lines with a traceback or of the level ERROR, but for kopf's about an API server that is down."""
+        """Log lines with a traceback or of the level ERROR, but kopf's about an API server that is down."""
         text = "\n".join([*self._ended, self.log()])
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         ours = [line for line in lines if not str(line.get("logger")).startswith("kopf._cogs.clients.")]

@@ -202,7 +202,10 @@ class Sandbox:
 
 
 def check_system(commands: dict[str, str]) -> None:
-    """Raises ClusterError unless this is root and has all commands; `commands` names their Debian packages."""
+    """Raises ClusterError unless this is root and every command is there.
+
+    `commands` names the Debian package of each.
+    """
     problems: list[str] = []
     if os.geteuid() != 0:
         problems.append(

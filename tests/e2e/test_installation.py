@@ -164,8 +164,13 @@ def _pods(kubectl: Kubectl, namespace: str) -> set[str]:
 
 
 def _of_the_release(operator: Installation) -> list[str]:
-    kinds = "deployments,pods,services,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings"
-    found = operator.kubectl("get", kinds, "--namespace", operator.namespace, "--output=name").split()
+    kinds = (
+        *("deployments", "pods", "services", "configmaps", "serviceaccounts", "networkpolicies"),
+        *("clusterroles", "clusterrolebindings"),
+    )
+    found = operator.kubectl(
+        "get", ",".join(kinds), "--namespace", operator.namespace, "--output=name"
+    ).split()
     return [each for each in found if f"/{operator.name}" in each]
 
 
