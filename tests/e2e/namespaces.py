@@ -15,6 +15,8 @@ def temporary_namespace(kubectl: Kubectl) -> Iterator[str]:
     """A new namespace, in which only pods that fit `restricted` start; it is deleted afterwards."""
     name = f"e2e-{uuid4().hex[:8]}"
     ensure_restricted(kubectl, name)
-    yield name
-    # Without waiting: a RayJob whose operator is down would hold it for ever.
-    kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield name
+    finally:
+        # Without waiting: a RayJob whose operator is down would hold it for ever.
+        kubectl("delete", "namespace", name, "--wait=false")

@@ -154,7 +154,7 @@ def test_a_foreign_pod_is_turned_away_at_every_door_and_the_trainer_has_one_righ
 ) -> None:
     """Ray's ports run what they are sent; they ask for the job's token."""
     namespace = running.namespace
-    wait_for_step(kubectl, namespace, "job", 2, seconds=60)
+    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
     cluster = str(at(get(kubectl, namespace, "job"), "status", "rayClusterName"))
     secret = kubectl.get("secret", cluster, namespace)
     token = base64.b64decode(str(at(secret, "data", "auth_token"))).decode()
@@ -181,7 +181,7 @@ def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
     running: Running, kubectl: Kubectl, kubeconfig: Path
 ) -> None:
     namespace = running.namespace
-    wait_for_step(kubectl, namespace, "job", 1, seconds=60)
+    wait_for_step(kubectl, namespace, "job", 1, seconds=300)
     [ray_job] = kubectl.all("rayjobs", namespace)
     config_map = str(at(ray_job, "metadata", "name")).removesuffix("-1")
     theirs = {
@@ -217,7 +217,7 @@ def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
 
 # The last one.
 def test_when_it_is_deleted_everything_goes(running: Running, kubectl: Kubectl, say: Say) -> None:
-    wait_for_step(kubectl, running.namespace, "job", 2, seconds=60)
+    wait_for_step(kubectl, running.namespace, "job", 2, seconds=300)
 
     delete_and_see_everything_go(kubectl, running.namespace, say, "Running")
 
