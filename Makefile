@@ -28,7 +28,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-fast test-harness e2e cluster cluster-down environment lint format lock clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-gpu e2e bench-start cluster cluster-down environment lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,11 +49,17 @@ test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k l
 test-fast: $(ENV)/dev.installed $(ENV)/project.installed ## run those that need neither torch nor a server, in half a minute
 	$(ENV)/bin/python -m pytest --no-server $(FAST) $(ARGS)
 
+test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need a GPU; without one this fails
+	$(ENV)/bin/python -m pytest tests/gpu $(ARGS)
+
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
 	$(ENV)/bin/python -m pytest tests/e2e --ignore=tests/e2e/harness $(ARGS)
 
 test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster of `make cluster` itself
 	$(ENV)/bin/python -m pytest tests/devcluster tests/e2e/harness $(ARGS)
+
+bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
+	env -u OMP_WAIT_POLICY $(ENV)/bin/python bench/start.py $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
 	@$(ENV)/bin/python -m devcluster up

@@ -25,7 +25,7 @@ SHORTEST_BAR = 10
 
 
 class TerminalProgress:
-    """Shows a run on a terminal from `with` on, and takes the bar away at the end; a `finetune_trainer.local.Listener`."""
+    """Shows a run on a terminal from `with` on, and takes the bar away at the end; a `finetune_trainer.attempt.Observer`."""
 
     def __init__(self, console: Console, doing: str) -> None:
         self._console = console
@@ -52,7 +52,7 @@ class TerminalProgress:
     def prepared(self, prepared: Prepared) -> None:
         """What is going to be trained."""
         self._console.print(sizes(prepared.plan))
-        self._line.doing = "starting workers, loading the model"
+        self._line.doing = "loading the model"
 
     def progress(self, record: ProgressRecord) -> None:
         """Moves the bar; a validation gets a line of its own."""

@@ -21,12 +21,13 @@ SECONDS_BETWEEN_STEPS = 10.0
 
 
 class LineProgress:
-    """Writes a line at a time; a `finetune_trainer.local.Listener`."""
+    """Writes a line at a time; a `finetune_trainer.attempt.Observer`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._evaluation: Evaluation | None = None
         self._shown_at = -SECONDS_BETWEEN_STEPS
+        self._shown_step: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,18 +53,10 @@ class LineProgress:
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
             self._console.print(validated(record))
-        now = time.monotonic()
-        if (
-            record.plan
-            and record.progress
-            and (
-                now - self._shown_at >= SECONDS_BETWEEN_STEPS
-                or record.progress.step == record.plan.total_steps
-            )
-        ):
-            self._shown_at = now
-            where = (
-                f"epoch {running_epoch(record.progress, record.plan)}  step"
-                f" {record.progress.step}/{record.plan.total_steps}"
-            )
-            self._console.print("  ".join([where, *details(record.progress, datetime.now(UTC))]))
+        plan, progress, now = record.plan, record.progress, time.monotonic()
+        if plan is None or progress is None or progress.step == self._shown_step:
+            return
+        if now - self._shown_at >= SECONDS_BETWEEN_STEPS or progress.step == plan.total_steps:
+            self._shown_at, self._shown_step = now, progress.step
+            where = f"epoch {running_epoch(progress, plan)}  step {progress.step}/{plan.total_steps}"
+            self._console.print("  ".join([where, *details(progress, datetime.now(UTC))]))

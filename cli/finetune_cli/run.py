@@ -22,7 +22,7 @@ def run_here(manifest: Manifest, *, storage: str | None, devices: int | None, js
     with progress_on(people) as progress:
         from finetune_trainer.local import DEFAULT_STORAGE, run_locally
 
-        ended = run_locally(manifest, storage=storage or DEFAULT_STORAGE, devices=devices, listener=progress)
+        ended = run_locally(manifest, storage=storage or DEFAULT_STORAGE, devices=devices, observer=progress)
     if json_wanted:
         typer.echo(as_json(manifest, ended.status))
     else:

@@ -18,16 +18,19 @@ from finetune_api.status import FineTuneJobStatus
 INTRODUCTION = """\
 # Fields of a FineTuneJob
 
-Everything below [`spec`](#spec), which you write, and [`status`](#status), which the operator writes; `kubectl explain` shows the same.
+Everything below [`spec`](#spec), which you write, and [`status`](#status), which the operator writes;
+`kubectl explain` shows the same.
 
 This page is generated from the models; do not edit it.
 """
 OF_THE_SPEC = """\
-Names, types and meanings are those of LLMForge's training YAML where it has the field. Numbers may be written as `1e-4`, `"8"` or
-`150_323_855_360`. How fields that are left out get their value is in [numbers.md](numbers.md).
+Names, types and meanings are those of LLMForge's training YAML where it has the field. Numbers may be written
+as `1e-4`, `"8"` or `150_323_855_360`. How fields that are left out get their value is in
+[numbers.md](numbers.md).
 """
 OF_THE_STATUS = """\
-A field is absent until it is known. What phases, conditions and events mean is in [on-a-cluster.md](on-a-cluster.md).
+A field is absent until it is known. What phases, conditions and events mean is in
+[on-a-cluster.md](on-a-cluster.md).
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,9 +13,14 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from pydantic.alias_generators import to_camel
 
 from finetune_api.failure import FailureClass
+from finetune_api.fields import VALIDATIONS
 
 MOST_EPOCHS = 100_000
 MOST_KEPT_CHECKPOINTS = 1000
+MOST_METRICS = 32
+
+_METRIC_NAME = "[a-zA-Z][A-Za-z0-9_/.-]{0,62}"
+_METRIC_NAMES = "names are a letter and at most 62 of letters, digits, `_`, `/`, `.` and `-`"
 
 
 def _measured(number: float) -> float:
@@ -23,6 +29,12 @@ def _measured(number: float) -> float:
 
 def _finite_perplexity(number: object) -> object:
     return sys.float_info.max if number == math.inf else number
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    if not all(re.fullmatch(_METRIC_NAME, name) for name in metrics):
+        raise ValueError(_METRIC_NAMES)
+    return metrics
 
 
 def _instant(time: datetime) -> datetime:
@@ -43,6 +55,20 @@ Measured = Annotated[Finite, AfterValidator(_measured)]
 """A measured number to seven significant digits, what fp32 holds."""
 Perplexity = Annotated[Measured, BeforeValidator(_finite_perplexity)]
 """exp(loss), or the largest number there is where that overflows."""
+Metrics = Annotated[
+    dict[str, Measured],
+    Field(
+        max_length=MOST_METRICS,
+        exclude_if=lambda metrics: not metrics,
+        json_schema_extra={
+            VALIDATIONS: [
+                {"rule": f"self.all(name, name.matches('^{_METRIC_NAME}$'))", "message": _METRIC_NAMES}
+            ]
+        },
+    ),
+    AfterValidator(_named),
+]
+"""Measured numbers by name. Left out of what is written when there are none."""
 Time = Annotated[AwareDatetime, AfterValidator(_instant)]
 """An instant in UTC and whole seconds, as Kubernetes writes times."""
 
@@ -165,6 +191,8 @@ class Evaluation(StatusModel):
     """Mean over the trained tokens of the whole validation set."""
     perplexity: Perplexity
     """exp(loss)."""
+    metrics: Metrics = {}
+    """Further metrics of the task by name, such as `accuracy`; empty for language modelling."""
 
 
 class Checkpoint(StatusModel):

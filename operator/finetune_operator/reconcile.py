@@ -17,7 +17,7 @@ from finetune_api.consistency import warnings
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import KIND, read_spec
 from finetune_api.paths import child, parent, run_directory_name
-from finetune_api.retention import best
+from finetune_api.record import with_record
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Failure, FineTuneJobStatus, Phase, ProgressRecord, Workers
 from finetune_operator.children import RAY_JOB, children, unchecked_hash
@@ -178,7 +178,8 @@ def _look(seen: Observed, spec: FineTuneJobSpec, configuration: Configuration, n
 
 def _decide(now: _Now) -> Decision:
     ray_job = now.seen.ray_job
-    status = _started(_with_record(now.job.status, now.record), ray_job)
+    known = now.job.status if now.record is None else with_record(now.job.status, now.record)
+    status = _started(known, ray_job)
     if ray_job is not None and ray_job.metadata.deletion_timestamp is None and ray_job.has_ended:
         return _attempt_ended(now, status, ray_job)
     if now.spec.suspend:
@@ -191,28 +192,6 @@ def _decide(now: _Now) -> Decision:
     decision = _under_way(now, status, ray_job)
     left = None if deadline is None else deadline - now.time
     return _sooner(decision, left)
-
-
-def _with_record(status: FineTuneJobStatus, record: ProgressRecord | None) -> FineTuneJobStatus:
-    """The status with what the trainer says; what it does not say (yet) stays as an earlier attempt said it."""
-    if record is None:
-        return status
-    if (
-        record.failure is not None and record.plan is None and not record.checkpoints
-    ):  # it failed before it could look
-        record = record.model_copy(update={"checkpoints": status.checkpoints})
-    chosen = best(record.checkpoints)
-    latest = next((checkpoint for checkpoint in record.checkpoints if checkpoint.latest), None)
-    told = {
-        "plan": record.plan or status.plan,
-        "progress": record.progress or status.progress,
-        "evaluation": record.evaluation or status.evaluation,
-        "checkpoints": record.checkpoints,
-        "best_checkpoint": chosen,
-        "latest_checkpoint": latest,
-        "model_path": chosen.path if chosen else None,
-    }
-    return status.model_copy(update=told)
 
 
 def _started(status: FineTuneJobStatus, ray_job: RayJob | None) -> FineTuneJobStatus:

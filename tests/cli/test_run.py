@@ -111,8 +111,7 @@ def test_ctrl_c_leaves_a_snapshot_says_how_to_go_on_and_is_exit_code_130(story: 
 
     assert story.interrupted.code == 130
     assert any(
-        re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to go on from there", line)
-        for line in shown
+        re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to resume", line) for line in shown
     )
     assert "  phase: Suspended" in shown
     assert not any("Traceback" in line for line in shown)
@@ -130,9 +129,9 @@ def test_without_a_terminal_there_are_plain_lines(story: Story) -> None:
 
 def test_sigterm_leaves_a_snapshot_too(story: Story) -> None:
     assert (story.terminated.code, story.terminated.err) == (130, "")
-    assert re.search(r"^going on from .*/snapshot-\d+$", story.terminated.out, re.MULTILINE)
+    assert re.search(r"^resuming from .*/snapshot-\d+$", story.terminated.out, re.MULTILINE)
     assert re.search(
-        r"^Suspended: stopped after step \d+ of 120; run again to go on from there$",
+        r"^Suspended: stopped after step \d+ of 120; run again to resume$",
         story.terminated.out,
         re.MULTILINE,
     )
@@ -142,7 +141,7 @@ def test_run_again_it_goes_on_to_the_end(story: Story) -> None:
     status = status_of(story.finished)
 
     assert story.finished.code == 0
-    assert re.search(r"^going on from .*/snapshot-\d+$", story.finished.err, re.MULTILINE)
+    assert re.search(r"^resuming from .*/snapshot-\d+$", story.finished.err, re.MULTILINE)
     assert status.phase is Phase.SUCCEEDED
     assert status.progress is not None
     assert (status.progress.step, status.progress.epochs) == (STEPS, "40/40")
@@ -173,7 +172,7 @@ def test_the_result_is_the_finetunejob_with_its_status(story: Story) -> None:
 def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_the_run(story: Story) -> None:
     said = [
         r"training on (CPU \(\d+ cores\)|\d+ .+)",
-        r"going on from .+",
+        r"resuming from .+",
         r"12 rows with [\d,]+ tokens, 40 x 3 steps, 8.2k of 213.3k parameters",
         r"(before training|epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+(, saved as epoch-\d+)?",
         r"epoch \d+/40  step +\d+/120(  loss [\d.]+)?(  [\d:]+ left)?(  [\d,]+ tokens/s)?",
@@ -191,7 +190,7 @@ def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) ->
     assert isinstance(again, dict)
 
     assert (story.again.code, story.again.err) == (0, "")
-    assert "holds this run, finished; delete it to train again" in story.again.out
+    assert "this run has already finished; delete it to train again" in story.again.out
     assert (
         FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
     )

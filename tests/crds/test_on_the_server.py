@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.test_crd import keys_of
 from tests.crds.test_manifest import EXAMPLES, specs
-from tests.crds.test_status import FULL
+from tests.crds.test_status import FULL, MOST, WRONG_METRICS
 from tests.crds.wrong_specs import CONTRADICTIONS, RIGHT, WRONG_ACCELERATORS, WRONG_FIELDS
 
 from devcluster.control_plane import ControlPlane
@@ -852,6 +852,25 @@ def test_the_largest_perplexity_there_is_comes_back_the_same(server: Server) -> 
     set_status(server, name, {"status": {"evaluation": evaluation.model_dump(mode="json", by_alias=True)}})
 
     assert server.read(name)["status"]["evaluation"]["perplexity"] == evaluation.perplexity > 1e308
+
+
+def test_as_many_metrics_as_there_may_be_are_kept(server: Server) -> None:
+    name = server.create(SMALLEST)
+    longest = {metric.ljust(63, "x"): value for metric, value in MOST.items()}
+
+    set_status(server, name, {"status": {"evaluation": WRITTEN["evaluation"] | {"metrics": longest}}})
+
+    assert server.read(name)["status"]["evaluation"]["metrics"] == longest
+
+
+@pytest.mark.parametrize("metrics", WRONG_METRICS, ids=lambda metrics: str(metrics)[:40])
+def test_metrics_that_are_too_many_or_have_other_names_are_refused(
+    server: Server, smallest: str, metrics: dict[str, float]
+) -> None:
+    with pytest.raises(ApiException) as refused:
+        set_status(server, smallest, {"status": {"evaluation": WRITTEN["evaluation"] | {"metrics": metrics}}})
+
+    assert about("status.evaluation.metrics", problems(refused)), problems(refused)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ FULL = FineTuneJobStatus(
         estimated_completion_time=NOON + timedelta(minutes=5),
         last_update_time=NOON,
     ),
-    evaluation=Evaluation(epoch=2, loss=2.36, perplexity=10.59),
+    evaluation=Evaluation(epoch=2, loss=2.36, perplexity=10.59, metrics={"accuracy": 0.75}),
     checkpoints=[CHECKPOINT],
     best_checkpoint=CHECKPOINT,
     latest_checkpoint=CHECKPOINT,
@@ -104,6 +104,19 @@ FULL = FineTuneJobStatus(
     completion_time=NOON,
     device_seconds=240.5,
 )
+
+
+MOST = {f"metric-{number}": 1.0 for number in range(32)}
+WRONG_METRICS: list[dict[str, float]] = [
+    MOST | {"one-more": 1.0},
+    {"": 1.0},
+    {"1st": 1.0},
+    {"two words": 1.0},
+    {"accuracy\n": 1.0},
+    {"größe": 1.0},
+    {"a" * 64: 1.0},
+]
+"""More than a status holds, and names that are none."""
 
 
 def keys(value: object) -> Iterator[str]:
@@ -182,6 +195,41 @@ def test_a_perplexity_that_overflows_is_the_largest_number_that_json_can_hold() 
 
     assert 1e308 < evaluation.perplexity < math.inf
     assert json.loads(evaluation.model_dump_json())["perplexity"] == evaluation.perplexity
+
+
+def test_metrics_are_measured_numbers_by_name() -> None:
+    evaluation = Evaluation(epoch=1, loss=2, perplexity=7.389, metrics={"rewards/accuracy": 0.123456789})
+
+    assert json.loads(evaluation.model_dump_json())["metrics"] == {"rewards/accuracy": 0.1234568}
+
+
+def test_as_many_metrics_as_there_may_be_with_the_longest_names_are_accepted() -> None:
+    longest = {name.ljust(63, "x"): value for name, value in MOST.items()}
+
+    assert Evaluation(epoch=1, loss=2, perplexity=7.389, metrics=longest).metrics == longest
+
+
+def test_an_evaluation_without_metrics_is_written_as_it_was_before_there_were_any() -> None:
+    evaluation = Evaluation(epoch=1, loss=2, perplexity=7.389)
+    status = FineTuneJobStatus(evaluation=evaluation)
+
+    assert evaluation.model_dump_json() == '{"epoch":1.0,"loss":2.0,"perplexity":7.389}'
+    assert status.model_dump(mode="json", by_alias=True)["evaluation"].keys() == {
+        "epoch",
+        "loss",
+        "perplexity",
+    }
+    assert FineTuneJobStatus.model_validate(status.model_dump()) == status
+
+
+@pytest.mark.parametrize(
+    "metrics", [*WRONG_METRICS, {"accuracy": math.nan}], ids=lambda metrics: str(metrics)[:40]
+)
+def test_metrics_that_are_too_many_or_have_other_names_or_values_are_refused(
+    metrics: dict[str, float],
+) -> None:
+    with pytest.raises(ValidationError, match="metrics"):
+        Evaluation(epoch=1, loss=2, perplexity=7.389, metrics=metrics)
 
 
 @pytest.mark.parametrize(

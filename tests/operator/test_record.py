@@ -103,6 +103,21 @@ def test_what_is_no_record_is_refused(text: str, words: str) -> None:
     assert re.fullmatch(words, refused(text))
 
 
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({f"m{number}": 1 for number in range(33)}, r"evaluation.metrics: .* at most 32 items .*"),
+        ({'1"><script>': 1}, r"evaluation.metrics: Value error, names are a letter and .*"),
+        ({"accuracy": "high"}, r"evaluation.metrics.accuracy: Input should be a valid number.*"),
+    ],
+    ids=["too many", "wrong name", "no number"],
+)
+def test_metrics_that_are_none_are_refused(metrics: JsonValue, words: str) -> None:
+    evaluation = {"epoch": 1, "loss": 2, "perplexity": 7.389, "metrics": metrics}
+
+    assert re.fullmatch(words, refused(json.dumps({"evaluation": evaluation})))
+
+
 def test_record_that_is_too_large_is_refused_unread() -> None:
     assert (
         refused("é" * (LARGEST_RECORD // 2 + 1))

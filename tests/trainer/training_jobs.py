@@ -19,16 +19,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from pydantic import JsonValue
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from finetune_api.manifest import read_spec
-from finetune_api.numbers import numbers
+from finetune_api.numbers import ResolvedPrecision, numbers
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Plan, ProgressRecord
+from finetune_api.status import ProgressRecord
+from finetune_trainer.data.layout import Padded
 from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.model.load import Shape
+from finetune_trainer.parallel.one_device import OneDevice
+from finetune_trainer.plan.prepare import Prepared, plan_of, statistics_of
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.training.loop import Outcome, TrainingJob, Worker, train
+from finetune_trainer.tasks.language import LanguageObjective
+from finetune_trainer.training.forward import Forward
+from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
+from finetune_trainer.training.loop import train
 
 Fields = dict[str, JsonValue]
 
@@ -99,7 +108,6 @@ def job_of(
     *,
     train: TokenizedRows = TRAINING_ROWS,
     validation: TokenizedRows | None = VALIDATION_ROWS,
-    fingerprint: str = "these rows",
     **fields: JsonValue,
 ) -> TrainingJob:
     """A job in a run directory that is new, or that goes on from the newest checkpoint or snapshot in it."""
@@ -107,31 +115,33 @@ def job_of(
     computed = numbers(spec, rows=len(train), longest_row=train.longest, model_context_length=2048)
     run = RunDirectory.open(str(run_directory))
     run.claim("kind: FineTuneJob", "a test")
+    nothing = Shape(0, 0, 0, 0, 0, None, ())
     return TrainingJob(
         name="test",
-        spec=spec,
-        numbers=computed,
-        plan=Plan(
-            rows=len(train),
-            validation_rows=0 if validation is None else len(validation),
-            tokens=len(train.input_ids),
-            truncated_rows=0,
-            context_length=computed.context_length,
-            effective_batch_size=computed.effective_batch_size,
-            steps_per_epoch=computed.steps_per_epoch,
-            total_epochs=computed.total_epochs,
-            total_steps=computed.total_steps,
-            checkpoint_epochs=list(computed.checkpoint_epochs),
-            trainable_parameters=0,
-            total_parameters=0,
+        start=Start(spec, "fp32", str(run_directory), run.newest()),
+        prepared=Prepared(
+            spec=spec,
+            numbers=computed,
+            plan=plan_of(computed, nothing, train, validation, truncated_rows=0),
+            shape=nothing,
+            train=train,
+            validation=validation,
+            token_statistics=statistics_of(train, train),
+            warnings=(),
         ),
-        train=train,
-        validation=validation,
-        fingerprint=fingerprint,
-        run_directory=str(run_directory),
-        resume_from=run.newest(),
-        dtype="fp32",
     )
+
+
+def forward_of(
+    model: PreTrainedModel | PeftModel,
+    *,
+    dtype: ResolvedPrecision = "fp32",
+    pad_token_id: int = 3,
+    length: int | None = None,
+) -> Forward:
+    """Forward passes of language modelling on the CPU."""
+    parallel = OneDevice(torch.device("cpu"))
+    return Forward(parallel.place(LanguageObjective(model)), parallel, Padded(pad_token_id, length), dtype)
 
 
 @dataclass
@@ -186,7 +196,7 @@ def train_in_processes(*jobs: TrainingJob, course: Course = TO_THE_END, ending: 
 
     Raises AssertionError when one of them ends with another exit code than `ending`.
     """
-    ended = in_processes(jobs[0].numbers.num_devices, partial(_train_all, jobs, course))
+    ended = in_processes(jobs[0].prepared.numbers.num_devices, partial(_train_all, jobs, course))
     assert all(code == ending for code in ended), f"the processes ended with {ended}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
 
-from finetune_trainer.training.loop import TrainingJob
+from finetune_trainer.training.job import TrainingJob
 
 
 def settings(job: TrainingJob, directory: Path) -> SFTConfig:
@@ -14,13 +14,13 @@ def settings(job: TrainingJob, directory: Path) -> SFTConfig:
     return SFTConfig(
         output_dir=str(directory),
         num_train_epochs=1,
-        per_device_train_batch_size=job.numbers.train_batch_size_per_device,
-        gradient_accumulation_steps=job.numbers.gradient_accumulation_steps,
-        learning_rate=job.numbers.learning_rate,
-        lr_scheduler_type=job.numbers.lr_scheduler_type,
-        warmup_steps=job.numbers.num_warmup_steps,
-        max_grad_norm=job.spec.max_grad_norm,
-        weight_decay=job.spec.weight_decay,
+        per_device_train_batch_size=job.prepared.numbers.train_batch_size_per_device,
+        gradient_accumulation_steps=job.prepared.numbers.gradient_accumulation_steps,
+        learning_rate=job.prepared.numbers.learning_rate,
+        lr_scheduler_type=job.prepared.numbers.lr_scheduler_type,
+        warmup_steps=job.prepared.numbers.num_warmup_steps,
+        max_grad_norm=job.prepared.spec.max_grad_norm,
+        weight_decay=job.prepared.spec.weight_decay,
         optim="adamw_torch",
         train_sampling_strategy="sequential",
         max_length=None,

@@ -3,14 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.trainer.training_jobs import FULL, rows_of, spec_of
+from tests.trainer.training_jobs import FULL, spec_of
 
 from finetune_api.numbers import numbers
-from finetune_trainer.data.batches import deal, evaluation_batches, lay_out, row_order, step_rows
+from finetune_trainer.data.batches import deal, evaluation_batches, row_order, step_rows
 
 COUNTS = st.integers(min_value=1, max_value=40)
 SIZES = st.integers(min_value=1, max_value=5)
@@ -73,35 +71,6 @@ def test_a_step_with_fewer_rows_than_devices_leaves_some_of_them_an_empty_micro_
     ]
 
 
-def test_a_micro_batch_is_padded_on_the_right_to_its_longest_row() -> None:
-    rows = rows_of([3, 5], share_trained=1.0)
-    batch = lay_out(rows, [1, 0], pad_token_id=99)
-    assert batch.input_ids.tolist() == [rows.row(1)[0].tolist(), [*rows.row(0)[0].tolist(), 99, 99]]
-    assert batch.attention_mask.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
-    assert batch.trained.tolist() == [[True] * 5, [True, True, True, False, False]]
-
-
-def test_a_padding_token_inside_a_row_counts_like_any_other() -> None:
-    rows = rows_of([4], share_trained=1.0)
-    batch = lay_out(rows, [0], pad_token_id=int(rows.input_ids[3]))
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1]]
-    assert batch.trained.tolist() == [[True, True, True, True]]
-
-
-def test_a_micro_batch_is_padded_to_the_length_that_is_asked_for() -> None:
-    batch = lay_out(rows_of([3, 5]), [0, 1], pad_token_id=99, length=8)
-    assert batch.input_ids.shape == batch.attention_mask.shape == batch.trained.shape == (2, 8)
-    assert batch.attention_mask.sum(dim=1).tolist() == [3, 5]
-
-
-@pytest.mark.parametrize("length", [None, 8])
-def test_an_empty_micro_batch_has_one_token_to_attend_to_and_none_that_counts(length: int | None) -> None:
-    batch = lay_out(rows_of([3]), [], pad_token_id=99, length=length)
-    assert batch.input_ids.shape == (1, length or 1)
-    assert batch.attention_mask.sum() == 1
-    assert not torch.any(batch.trained)
-
-
 @given(lengths=st.lists(st.integers(2, 50), min_size=1, max_size=30), devices=SIZES, batch_size=SIZES)
 def test_validation_sees_every_row_once_whatever_the_devices_and_the_batch_size(
     lengths: list[int], devices: int, batch_size: int
@@ -112,7 +81,18 @@ def test_validation_sees_every_row_once_whatever_the_devices_and_the_batch_size(
     ]
     batches = [batch for batches in dealt for batch in batches]
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(0 < len(batch) <= batch_size for batch in batches)
+    assert all(len(batch) <= batch_size for batch in batches)
+
+
+@given(lengths=st.lists(st.integers(2, 50), min_size=1, max_size=30), devices=SIZES, batch_size=SIZES)
+def test_all_devices_have_equally_many_validation_batches_also_one_without_rows(
+    lengths: list[int], devices: int, batch_size: int
+) -> None:
+    counts = {
+        len(evaluation_batches(np.array(lengths), rank=rank, num_devices=devices, batch_size=batch_size))
+        for rank in range(devices)
+    }
+    assert counts == {-(-(-(-len(lengths) // devices)) // batch_size)}
 
 
 def test_validation_puts_rows_of_like_length_together() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import PeftModel
 from pydantic import JsonValue
-from tests.trainer.training_jobs import VALIDATION_ROWS, column, job_of, spec_of, train_here
+from tests.trainer.training_jobs import VALIDATION_ROWS, column, forward_of, job_of, spec_of, train_here
 from transformers import AutoModelForCausalLM
 
 from finetune_api.failure import FineTuneError
-from finetune_trainer.training.evaluate import Share, mean_loss
+from finetune_trainer.training.evaluate import evaluate
 
 
 @pytest.mark.parametrize("initialisation", [True, False, "gaussian", "olora", "pissa", "orthogonal", "mica"])
@@ -27,8 +27,7 @@ def test_an_adapter_loads_with_peft_alone_however_it_was_begun(
         AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path / "run/epoch-0")
     )
 
-    cpu = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=0, length=None)
-    assert mean_loss(adapted, VALIDATION_ROWS, 4, cpu) == pytest.approx(
+    assert evaluate(forward_of(adapted), VALIDATION_ROWS, 4).loss == pytest.approx(
         column(tmp_path / "run", "evalLoss")[-1], abs=1e-5
     )
 

@@ -17,6 +17,7 @@ from tests.trainer.training_jobs import (
     VALIDATION_ROWS,
     Fields,
     column,
+    forward_of,
     job_of,
     lines_of,
     spec_of,
@@ -32,17 +33,16 @@ from transformers import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.checkpoint.save import save_weights
 from finetune_trainer.model.load import (
     load_config,
     load_model,
     load_tokenizer,
     pad_token_id,
-    save_weights,
     shape,
 )
-from finetune_trainer.training.evaluate import Share, mean_loss
+from finetune_trainer.training.evaluate import evaluate
 
-ALONE = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=3, length=None)
 IDS = torch.arange(4, 40)[None]
 
 LLMFORGE: Fields = {
@@ -202,7 +202,7 @@ def test_an_adapter_checkpoint_loads_from_anywhere_as_the_model_that_was_validat
     monkeypatch.chdir(tmp_path)
     copied = copy_of(lora_run / "epoch-0", tmp_path / "copied")
     model = AutoPeftModelForCausalLM.from_pretrained(copied)
-    assert round(mean_loss(model, VALIDATION_ROWS, 16, ALONE), 6) == column(lora_run, "evalLoss")[-1]
+    assert round(evaluate(forward_of(model), VALIDATION_ROWS, 16).loss, 6) == column(lora_run, "evalLoss")[-1]
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])

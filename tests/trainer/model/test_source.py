@@ -16,7 +16,8 @@ from tests.trainer.training_jobs import LORA, job_of, spec_of, train_here
 from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository
-from finetune_trainer.model.load import load_model, save_weights
+from finetune_trainer.checkpoint.save import save_weights
+from finetune_trainer.model.load import load_model
 from finetune_trainer.model.source import fetch_model, hub_name, source_name
 from finetune_trainer.plan.prepare import prepare
 

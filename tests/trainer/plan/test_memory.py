@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from pydantic import JsonValue
-from tests.trainer.training_jobs import FULL, LORA, Fields, spec_of
+from tests.trainer.training_jobs import FULL, LORA, Fields, forward_of, spec_of
 
 from finetune_api.numbers import ResolvedPrecision
 from finetune_trainer.data.batches import row_order, step_rows
 from finetune_trainer.model.load import load_model
 from finetune_trainer.plan.memory import MemoryEstimate, estimate
 from finetune_trainer.plan.prepare import Prepared, prepare
-from finetune_trainer.training.evaluate import Share
-from finetune_trainer.training.optimizer import adamw, backward
+from finetune_trainer.training.optimizer import adamw
+from finetune_trainer.training.step import backward
 
 
 def prepared_job(model: Path, rows: Path, way: Fields, **fields: JsonValue) -> Prepared:
@@ -31,8 +30,7 @@ def test_weights_gradients_and_optimizer_take_what_the_estimate_says(
     model = load_model(prepared.spec, dtype=dtype, on_gpu=False)
     optimizer = adamw(model, prepared.spec, fused=False)
     rows = step_rows(row_order(0, 0, len(prepared.train)), 0, 4)
-    share = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype=dtype, pad_token_id=0, length=None)
-    backward(model, prepared.train, rows, 4, share)
+    backward(forward_of(model, dtype=dtype, pad_token_id=0), prepared.train, rows, 4)
     optimizer.step()
 
     expected = estimate(prepared, dtype)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer import object_storage
+from finetune_trainer.storage import objects
 from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.objects import connect
 from finetune_trainer.storage.open import open_input, open_storage
@@ -106,7 +106,7 @@ def test_a_server_that_does_not_answer_is_given_up_on_soon(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
-    monkeypatch.setattr(object_storage, "GCS_RETRY_SECONDS", 1)
+    monkeypatch.setattr(objects, "GCS_RETRY_SECONDS", 1)
     start = time.monotonic()
 
     failure = failure_of(path)
@@ -353,7 +353,7 @@ def test_what_is_appended_in_an_object_store_is_stored_when_the_time_is_up(
 ) -> None:
     storage = open_storage(object_path)
     storage.append_text("metrics.jsonl", "1\n")
-    monkeypatch.setattr(object_storage, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(objects, "FLUSH_SECONDS", 0)
 
     storage.append_text("metrics.jsonl", "2\n")
 
@@ -364,7 +364,7 @@ def test_appending_goes_on_while_an_object_store_fails(
     s3_bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = open_storage(f"s3://{s3_bucket}/runs")
-    monkeypatch.setattr(object_storage, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(objects, "FLUSH_SECONDS", 0)
     storage.append_text("metrics.jsonl", "1\n")
     deny(s3_bucket)
 
@@ -422,7 +422,7 @@ def test_a_directory_is_where_its_parent_says_it_is(storage_path: str) -> None:
 
 
 def test_published_files_are_the_staged_ones(storage_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_storage, "CHUNK_BYTES", 50_000)
+    monkeypatch.setattr(objects, "CHUNK_BYTES", 50_000)
     storage = open_storage(storage_path)
     large = bytes(range(250)) * 401
     with storage.staging("epoch-0") as staging:

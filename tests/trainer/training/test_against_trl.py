@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.data.batches import row_order
 from finetune_trainer.data.tokens import TokenizedRows
-from finetune_trainer.training.loop import TrainingJob
+from finetune_trainer.training.job import TrainingJob
 
 WAYS: dict[str, Fields] = {
     "lora": LORA | {"learning_rate": 5e-3},
@@ -65,11 +65,14 @@ def trained_both_ways(
 def model_for_trl(job: TrainingJob, model: Path) -> PreTrainedModel | peft.PeftModel:
     """Made by peft and transformers alone; adapters start from the spec's seed."""
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model)
-    if job.spec.lora_config is None:
+    if job.prepared.spec.lora_config is None:
         return base
-    torch.manual_seed(job.spec.seed)
+    torch.manual_seed(job.prepared.spec.seed)
     adapted = peft.get_peft_model(
-        base, peft.LoraConfig(r=job.spec.lora_config.r, target_modules="all-linear", task_type="CAUSAL_LM")
+        base,
+        peft.LoraConfig(
+            r=job.prepared.spec.lora_config.r, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
     )
     assert isinstance(adapted, peft.PeftModel)
     return adapted
@@ -77,12 +80,15 @@ def model_for_trl(job: TrainingJob, model: Path) -> PreTrainedModel | peft.PeftM
 
 def sft_trainer(job: TrainingJob, model: PreTrainedModel | peft.PeftModel, directory: Path) -> SFTTrainer:
     """SFTTrainer on the job's rows as tokens, all epochs end to end in our order, with the job's numbers."""
-    orders = [row_order(job.spec.seed, epoch, len(job.train)) for epoch in range(job.numbers.total_epochs)]
+    orders = [
+        row_order(job.prepared.spec.seed, epoch, len(job.prepared.train))
+        for epoch in range(job.prepared.numbers.total_epochs)
+    ]
     return SFTTrainer(
         model=model,
         args=settings(job, directory),
-        train_dataset=dataset(job.train, np.concatenate(orders)),
-        processing_class=AutoTokenizer.from_pretrained(job.spec.model_id),
+        train_dataset=dataset(job.prepared.train, np.concatenate(orders)),
+        processing_class=AutoTokenizer.from_pretrained(job.prepared.spec.model_id),
     )
 
 
@@ -102,20 +108,22 @@ def logged(trainer: SFTTrainer, name: str) -> list[float]:
 
 def test_every_loss_is_trls(trained_both_ways: tuple[TrainingJob, SFTTrainer]) -> None:
     job, trainer = trained_both_ways
-    assert column(job.run_directory, "loss") == pytest.approx(logged(trainer, "loss"), abs=1e-5)
+    assert column(job.start.run_directory, "loss") == pytest.approx(logged(trainer, "loss"), abs=1e-5)
 
 
 def test_every_gradient_norm_is_trls(trained_both_ways: tuple[TrainingJob, SFTTrainer]) -> None:
     job, trainer = trained_both_ways
-    assert column(job.run_directory, "gradNorm") == pytest.approx(logged(trainer, "grad_norm"), abs=1e-5)
+    assert column(job.start.run_directory, "gradNorm") == pytest.approx(
+        logged(trainer, "grad_norm"), abs=1e-5
+    )
 
 
 def test_every_learning_rate_is_trls(trained_both_ways: tuple[TrainingJob, SFTTrainer]) -> None:
     job, trainer = trained_both_ways
-    assert column(job.run_directory, "learningRate") == pytest.approx(
+    assert column(job.start.run_directory, "learningRate") == pytest.approx(
         logged(trainer, "learning_rate"), abs=1e-12
     )
-    assert len(column(job.run_directory, "learningRate")) == job.numbers.total_steps
+    assert len(column(job.start.run_directory, "learningRate")) == job.prepared.numbers.total_steps
 
 
 def test_the_trained_weights_are_trls(
@@ -123,5 +131,7 @@ def test_the_trained_weights_are_trls(
 ) -> None:
     job, trainer = trained_both_ways
     trainer.save_model(str(tmp_path))
-    ours = trained_weights(Path(job.run_directory) / f"epoch-{job.numbers.total_epochs - 1}")
-    assert largest_difference(ours, trained_weights(tmp_path)) < (1e-5 if job.spec.lora_config else 5e-4)
+    ours = trained_weights(Path(job.start.run_directory) / f"epoch-{job.prepared.numbers.total_epochs - 1}")
+    assert largest_difference(ours, trained_weights(tmp_path)) < (
+        1e-5 if job.prepared.spec.lora_config else 5e-4
+    )

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from tests.trainer.training_jobs import (
     FULL,
     LORA,
     VALIDATION_ROWS,
     Fields,
     column,
+    forward_of,
     job_of,
     rows_of,
     spec_of,
@@ -19,18 +21,15 @@ from tests.trainer.training_jobs import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from finetune_trainer.data.batches import lay_out
+from finetune_trainer.data.layout import Padded
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.model.load import load_model
-from finetune_trainer.training.evaluate import Share, loss_sum, mean_loss, perplexity
-
-ALONE = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=3, length=None)
+from finetune_trainer.training.evaluate import evaluate, perplexity
 
 
-def padded_to(length: int) -> Share:
-    return Share(
-        rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=3, length=length
-    )
+def mean_loss(model: PreTrainedModel | PeftModel, rows: TokenizedRows, batch_size: int) -> float:
+    """On one device, padded to the longest row."""
+    return evaluate(forward_of(model), rows, batch_size).loss
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_validation_loss_is_the_mean_over_all_trained_tokens_of_what_transformer
 ) -> None:
     losses = losses_by_transformers(model, VALIDATION_ROWS)
     by_hand = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
-    assert mean_loss(model, VALIDATION_ROWS, 3, ALONE) == pytest.approx(by_hand, abs=1e-6)
+    assert mean_loss(model, VALIDATION_ROWS, 3) == pytest.approx(by_hand, abs=1e-6)
     mean_of_means = sum(loss for loss, _ in losses) / len(losses)
     assert abs(mean_of_means - by_hand) > 1e-3
 
@@ -64,32 +63,28 @@ def test_validation_loss_is_the_mean_over_all_trained_tokens_of_what_transformer
 def test_the_first_token_of_a_row_is_never_predicted(model: PreTrainedModel) -> None:
     rows = rows_of([4, 9], share_trained=1.0)
     sums = [loss * tokens for loss, tokens in losses_by_transformers(model, rows)]
-    assert mean_loss(model, rows, 2, ALONE) == pytest.approx(sum(sums) / (3 + 8), abs=1e-6)
+    assert mean_loss(model, rows, 2) == pytest.approx(sum(sums) / (3 + 8), abs=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
-@pytest.mark.parametrize("share", [ALONE, padded_to(60), padded_to(128)], ids=["longest", "60", "128"])
+@pytest.mark.parametrize("length", [None, 60, 128])
 def test_neither_batch_size_nor_padding_changes_the_validation_loss(
-    model: PreTrainedModel, batch_size: int, share: Share
+    model: PreTrainedModel, batch_size: int, length: int | None
 ) -> None:
-    assert mean_loss(model, VALIDATION_ROWS, batch_size, share) == pytest.approx(
-        mean_loss(model, VALIDATION_ROWS, 1, ALONE), abs=1e-6
+    padded = forward_of(model, length=length)
+    assert evaluate(padded, VALIDATION_ROWS, batch_size).loss == pytest.approx(
+        mean_loss(model, VALIDATION_ROWS, 1), abs=1e-6
     )
 
 
 def test_what_fills_short_rows_does_not_change_the_validation_loss(model: PreTrainedModel) -> None:
-    filled = Share(
-        rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=17, length=None
-    )
-    assert mean_loss(model, VALIDATION_ROWS, 7, filled) == mean_loss(model, VALIDATION_ROWS, 7, ALONE)
+    filled = forward_of(model, pad_token_id=17)
+    assert evaluate(filled, VALIDATION_ROWS, 7).loss == mean_loss(model, VALIDATION_ROWS, 7)
 
 
 def test_a_row_does_not_see_the_rows_beside_it(model: PreTrainedModel) -> None:
     rows = rows_of([12, 20, 7])
-    together, others_changed = (
-        lay_out(rows, [0, 1, 2], pad_token_id=3),
-        lay_out(rows, [0, 1, 2], pad_token_id=3),
-    )
+    together, others_changed = (Padded(3).batch(rows, [0, 1, 2]), Padded(3).batch(rows, [0, 1, 2]))
     others_changed.input_ids[1:] = 5
     with torch.no_grad():
         before = model(input_ids=together.input_ids, attention_mask=together.attention_mask).logits
@@ -100,7 +95,7 @@ def test_a_row_does_not_see_the_rows_beside_it(model: PreTrainedModel) -> None:
 def test_a_batch_in_which_nothing_counts_has_a_loss_of_zero_and_gradients_of_zero(
     model: PreTrainedModel,
 ) -> None:
-    loss = loss_sum(model, lay_out(rows_of([3]), [], pad_token_id=3), torch.device("cpu"))
+    loss = forward_of(model)(rows_of([3]), []).total
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss == 0.0
     assert all(
@@ -120,13 +115,13 @@ def test_dropout_is_off_in_validation_and_on_again_afterwards(tiny_model: Path) 
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    assert mean_loss(adapted, VALIDATION_ROWS, 7, ALONE) == mean_loss(adapted, VALIDATION_ROWS, 7, ALONE)
+    assert mean_loss(adapted, VALIDATION_ROWS, 7) == mean_loss(adapted, VALIDATION_ROWS, 7)
     assert all(module.training for module in adapted.modules())
 
 
 def test_validation_leaves_no_gradients_behind(tiny_model: Path) -> None:
     adapted = load_model(spec_of(tiny_model, LORA), dtype="fp32", on_gpu=False)
-    mean_loss(adapted, VALIDATION_ROWS, 7, ALONE)
+    mean_loss(adapted, VALIDATION_ROWS, 7)
     assert all(parameter.grad is None for parameter in adapted.parameters())
 
 
@@ -151,9 +146,9 @@ def test_the_number_of_workers_does_not_change_the_validation_loss(tiny_model: P
     ]
     train_in_processes(*jobs)
     alone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
-    expected = mean_loss(alone, VALIDATION_ROWS, 1, ALONE)
+    expected = mean_loss(alone, VALIDATION_ROWS, 1)
     for job in jobs:
-        assert column(job.run_directory, "evalLoss")[0] == pytest.approx(expected, abs=1e-6)
+        assert column(job.start.run_directory, "evalLoss")[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_perplexity_is_the_exponential_of_the_loss() -> None:
@@ -162,7 +157,6 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
 
 
 def test_bf16_arithmetic_is_close_to_fp32_and_its_loss_is_summed_in_fp32(model: PreTrainedModel) -> None:
-    bf16 = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="bf16", pad_token_id=3, length=None)
-    loss = mean_loss(model, VALIDATION_ROWS, 7, bf16)
-    assert loss == pytest.approx(mean_loss(model, VALIDATION_ROWS, 7, ALONE), abs=0.05)
-    assert loss != mean_loss(model, VALIDATION_ROWS, 7, ALONE)
+    loss = evaluate(forward_of(model, dtype="bf16"), VALIDATION_ROWS, 7).loss
+    assert loss == pytest.approx(mean_loss(model, VALIDATION_ROWS, 7), abs=0.05)
+    assert loss != mean_loss(model, VALIDATION_ROWS, 7)

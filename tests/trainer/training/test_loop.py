@@ -30,11 +30,12 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
-from finetune_trainer import loop
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.model.load import load_model
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.training.loop import Outcome, TrainingJob, Worker, train
+from finetune_trainer.training import loop, setup
+from finetune_trainer.training.job import Outcome, TrainingJob, Worker
+from finetune_trainer.training.loop import train
 
 WEIGHT_TOLERANCE = {"lora": 1e-5, "full": 5e-4}
 """AdamW divides by the root of a moment that is almost 0 at first, so that full training turns noise into
@@ -217,7 +218,7 @@ def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
     seen: list[tuple[set[str], list[str]]] = []
 
     def look(record: ProgressRecord) -> None:
-        now = (saved_in(job.run_directory), [checkpoint.name for checkpoint in record.checkpoints])
+        now = (saved_in(job.start.run_directory), [checkpoint.name for checkpoint in record.checkpoints])
         if now[0] and (not seen or seen[-1] != now):
             seen.append(now)
 
@@ -311,7 +312,9 @@ def test_a_stop_that_is_asked_for_in_the_last_step_finds_the_run_finished(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     job = job_of(tiny_model, tmp_path, LORA, num_epochs=1)
-    assert train(job, Course(stop_after=job.numbers.total_steps).worker(0, 1, [])) is Outcome.FINISHED
+    assert (
+        train(job, Course(stop_after=job.prepared.numbers.total_steps).worker(0, 1, [])) is Outcome.FINISHED
+    )
     assert saved_in(tmp_path) == {"epoch-0"}
 
 
@@ -331,15 +334,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_earlier_checkpoin
         if record.progress is not None and record.progress.step == 8:
             next(models[0].parameters()).data.fill_(torch.inf)
 
-    monkeypatch.setattr(loop, "load_model", remember)
+    monkeypatch.setattr(setup, "load_model", remember)
     with pytest.raises(
         FineTuneError, match=r"the loss of step 9 is nan.*lower spec.learning_rate \(it is 0.001\)"
     ) as raised:
         train(job, Worker(0, 1, torch.device("cpu"), poison, lambda: False))
     assert raised.value.failure_class is FailureClass.DIVERGED
-    assert saved_in(job.run_directory) == {"epoch-0"}
-    assert len(column(job.run_directory, "loss")) == 8
-    assert RunDirectory.open(job.run_directory).result() is None
+    assert saved_in(job.start.run_directory) == {"epoch-0"}
+    assert len(column(job.start.run_directory, "loss")) == 8
+    assert RunDirectory.open(job.start.run_directory).result() is None
 
     monkeypatch.undo()
     train_here(job_of(tiny_model, tmp_path / "run", LORA, num_epochs=2))
@@ -361,8 +364,8 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_before_its_checkpoint
     with pytest.raises(FineTuneError, match="the validation loss after step 6 is nan") as raised:
         train_here(job)
     assert raised.value.failure_class is FailureClass.DIVERGED
-    assert saved_in(job.run_directory) == set()
-    assert column(job.run_directory, "evalLoss") == []
+    assert saved_in(job.start.run_directory) == set()
+    assert column(job.start.run_directory, "evalLoss") == []
 
 
 def test_a_compiled_model_sees_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
@@ -373,7 +376,7 @@ def test_a_compiled_model_sees_the_same_losses(tiny_model: Path, tmp_path: Path)
     )
     train_here(eager)
     train_here(compiled)
-    assert column(compiled.run_directory, "loss") == pytest.approx(
-        column(eager.run_directory, "loss"), abs=1e-5
+    assert column(compiled.start.run_directory, "loss") == pytest.approx(
+        column(eager.start.run_directory, "loss"), abs=1e-5
     )
-    assert saved_in(compiled.run_directory) == saved_in(eager.run_directory)
+    assert saved_in(compiled.start.run_directory) == saved_in(eager.start.run_directory)

@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.trainer.training_jobs import FULL, LORA, rows_of, some_rows, spec_of
+from peft import PeftModel
+from tests.trainer.training_jobs import FULL, LORA, forward_of, rows_of, some_rows, spec_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from finetune_trainer.data.batches import lay_out
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.model.load import load_model
-from finetune_trainer.training.evaluate import Share, loss_sum
-from finetune_trainer.training.optimizer import adamw, backward, clip, set_learning_rate
+from finetune_trainer.parallel.replica import clip_gradient
+from finetune_trainer.tasks.language import LanguageObjective
+from finetune_trainer.training.optimizer import adamw, set_learning_rate
+from finetune_trainer.training.step import backward
 
-ALONE = Share(rank=0, num_devices=1, device=torch.device("cpu"), dtype="fp32", pad_token_id=3, length=None)
 ROWS = some_rows(11, seed=3)
 
 Gradients = dict[str, torch.Tensor]
@@ -27,9 +28,11 @@ def model(tiny_model: Path) -> PreTrainedModel:
     return loaded
 
 
-def gradients_of(model: torch.nn.Module, rows: TokenizedRows, batch_size: int) -> tuple[float, Gradients]:
+def gradients_of(
+    model: PreTrainedModel | PeftModel, rows: TokenizedRows, batch_size: int
+) -> tuple[float, Gradients]:
     model.zero_grad()
-    loss = float(backward(model, rows, np.arange(len(rows)), batch_size, ALONE))
+    loss = backward(forward_of(model), rows, np.arange(len(rows)), batch_size).loss
     return loss, {
         name: parameter.grad.clone()
         for name, parameter in model.named_parameters()
@@ -54,9 +57,9 @@ def test_loss_and_gradients_of_a_step_do_not_depend_on_its_micro_batches(
 def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens_and_not_a_mean_of_means(
     model: PreTrainedModel,
 ) -> None:
-    batches = [lay_out(ROWS, [row], pad_token_id=3) for row in range(len(ROWS))]
-    sums = [loss_sum(model, batch, torch.device("cpu")).item() for batch in batches]
-    counts = [int(batch.trained[:, 1:].sum()) for batch in batches]
+    forward = forward_of(model)
+    sums = [forward(ROWS, [row]).total.item() for row in range(len(ROWS))]
+    counts = [int(ROWS.row(row)[1][1:].sum()) for row in range(len(ROWS))]
     loss, _ = gradients_of(model, ROWS, batch_size=1)
     assert loss == pytest.approx(sum(sums) / sum(counts), abs=1e-5)
     mean_of_means = sum(part / count for part, count in zip(sums, counts, strict=True)) / len(sums)
@@ -106,7 +109,9 @@ def test_clipping_returns_the_norm_and_scales_the_gradient_down_to_the_limit(mod
     before = torch.cat(
         [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     )
-    assert clip(model, 0.1) == pytest.approx(float(before.double().norm()), rel=1e-5)
+    assert clip_gradient(LanguageObjective(model), 0.1) == pytest.approx(
+        float(before.double().norm()), rel=1e-5
+    )
     after = torch.cat(
         [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     )
@@ -115,7 +120,7 @@ def test_clipping_returns_the_norm_and_scales_the_gradient_down_to_the_limit(mod
 
 def test_clipping_leaves_a_small_gradient_as_it_is(model: PreTrainedModel) -> None:
     _, before = gradients_of(model, ROWS, 4)
-    clip(model, 1000.0)
+    clip_gradient(LanguageObjective(model), 1000.0)
     assert all(
         torch.equal(parameter.grad, before[name])
         for name, parameter in model.named_parameters()

@@ -22,6 +22,7 @@ from tests.trainer.training_jobs import (
     lines_of,
     rows_of,
     saved_in,
+    some_rows,
     train_here,
     train_in_processes,
 )
@@ -29,7 +30,8 @@ from tests.trainer.training_jobs import (
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.status import ProgressRecord
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.training.loop import TrainingJob, Worker, train
+from finetune_trainer.training.job import TrainingJob, Worker
+from finetune_trainer.training.loop import train
 from make_tiny_model import make_tiny_model
 
 WAYS: dict[str, Fields] = {"lora": LORA | {"lora_config": {"r": 8, "lora_dropout": 0.1}}, "full": FULL}
@@ -88,7 +90,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(
     train_in_processes(job_of(model, tmp_path, way), course=Course(die_after=5), ending=-signal.SIGKILL)
     assert len(column(tmp_path, "loss")) == 5
     job = job_of(model, tmp_path, way)
-    assert job.resume_from == "epoch-0"
+    assert job.start.resume_from == "epoch-0"
     train_here(job)
     assert_same_run(tmp_path, undisturbed)
 
@@ -101,7 +103,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     )
     assert saved_in(tmp_path) == {"epoch-0", ".epoch-1.partial"}
     job = job_of(model, tmp_path, way)
-    assert job.resume_from == "epoch-0"
+    assert job.start.resume_from == "epoch-0"
     train_here(job)
     assert_same_run(tmp_path, undisturbed)
 
@@ -145,7 +147,7 @@ def test_a_half_written_checkpoint_is_ignored(
     optimizer = run / "epoch-2" / "state" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
     job = job_of(model, run, way)
-    assert job.resume_from == "epoch-1"
+    assert job.start.resume_from == "epoch-1"
     train_here(job)
     assert_same_run(run, undisturbed)
 
@@ -169,7 +171,7 @@ def test_a_run_that_died_after_its_last_checkpoint_only_finishes(
 def test_other_training_rows_are_refused_and_nothing_changes(model: Path, tmp_path: Path) -> None:
     train_here(job_of(model, tmp_path, WAYS["lora"]), stop_after=2)
     before = lines_of(tmp_path), files_of(tmp_path / "snapshot-2")
-    job = job_of(model, tmp_path, WAYS["lora"], fingerprint="other rows")
+    job = job_of(model, tmp_path, WAYS["lora"], train=some_rows(21, seed=9))
     with pytest.raises(
         FineTuneError, match=r"spec\.train_path: the rows are not those that this run began with"
     ) as raised:

@@ -20,7 +20,8 @@ from finetune_trainer.data.rows import Row, read_rows
 from finetune_trainer.export.merge import merge
 from finetune_trainer.plan.prepare import prepare
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.training.loop import Outcome, TrainingJob, Worker, train
+from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
+from finetune_trainer.training.loop import train
 
 ROWS, STEPS = 16, 2
 
@@ -56,15 +57,8 @@ def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     run.claim("kind: FineTuneJob", "a test")
     job = TrainingJob(
         name="smollm2",
-        spec=spec,
-        numbers=prepared.numbers,
-        plan=prepared.plan,
-        train=prepared.train,
-        validation=None,
-        fingerprint=prepared.fingerprint,
-        run_directory=run.path,
-        resume_from=None,
-        dtype="fp32",
+        start=Start(spec, "fp32", run.path, None),
+        prepared=prepared,
     )
     assert train(job, Worker(0, 1, torch.device("cpu"), lambda _: None, lambda: False)) is Outcome.FINISHED
     return job
@@ -72,7 +66,7 @@ def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def adapter(job: TrainingJob) -> Path:
-    return Path(job.run_directory) / f"epoch-{STEPS - 1}"
+    return Path(job.start.run_directory) / f"epoch-{STEPS - 1}"
 
 
 def load(model: Path) -> PreTrainedModel:
@@ -90,8 +84,8 @@ def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     read, _ = read_rows(str(rows), "instruction_tuning")
-    order = [int(index) for epoch in range(STEPS) for index in row_order(job.spec.seed, epoch, ROWS)]
-    torch.manual_seed(job.spec.seed)
+    order = [int(index) for epoch in range(STEPS) for index in row_order(job.prepared.spec.seed, epoch, ROWS)]
+    torch.manual_seed(job.prepared.spec.seed)
     model = peft.get_peft_model(
         load(smollm2), peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -113,8 +107,8 @@ def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(
         for name in ("loss", "grad_norm")
     }
     assert len(logged["loss"]) == STEPS
-    assert column(job.run_directory, "loss") == pytest.approx(logged["loss"], abs=1e-5)
-    assert column(job.run_directory, "gradNorm") == pytest.approx(logged["grad_norm"], rel=1e-5)
+    assert column(job.start.run_directory, "loss") == pytest.approx(logged["loss"], abs=1e-5)
+    assert column(job.start.run_directory, "gradNorm") == pytest.approx(logged["grad_norm"], rel=1e-5)
 
 
 @torch.inference_mode()

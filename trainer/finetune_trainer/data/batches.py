@@ -1,32 +1,15 @@
-"""Which rows an optimizer step trains on, which device gets which of them, and how a micro-batch is laid out.
+"""Which rows an optimizer step trains on, and which device gets which of them.
 
-The rows of a step depend on the seed and the effective batch size alone, never on the number of devices or on
-gradient accumulation: that is why 1 worker, n workers and any accumulation train the same model.
+The rows of a step depend on the seed and the effective batch size alone, never on the number of devices or
+on gradient accumulation: that is why 1 worker, n workers and any accumulation train the same model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from finetune_trainer.data.tokens import TokenizedRows
-
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of one forward pass, padded on the right to one length; shapes (rows, length)."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    """1 on tokens, 0 on padding."""
-    trained: torch.Tensor
-    """True on tokens that count in the loss, as labels: position i is predicted from i - 1."""
 
 
 def row_order(seed: int, epoch: int, rows: int) -> Indices:
@@ -49,32 +32,15 @@ def deal(rows: Indices, *, rank: int, num_devices: int, batch_size: int) -> list
     return [rows[start : start + stride][rank::num_devices] for start in range(0, len(rows), stride)]
 
 
-def lay_out(
-    rows: TokenizedRows, indices: Sequence[int] | Indices, *, pad_token_id: int, length: int | None = None
-) -> MicroBatch:
-    """The micro-batch of these rows, padded to `length` or to the longest of them.
-
-    Without rows it is one token that does not count: the device still takes part in the step, with a loss of
-    zero.
-    """
-    picked = [rows.row(int(index)) for index in indices]
-    width = length or max((len(ids) for ids, _ in picked), default=1)
-    shape = (max(1, len(picked)), width)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    trained = torch.zeros(shape, dtype=torch.bool)
-    if not picked:
-        attention_mask[:, 0] = 1
-    for position, (ids, counts) in enumerate(picked):
-        input_ids[position, : len(ids)] = torch.from_numpy(np.asarray(ids, dtype=np.int64))
-        attention_mask[position, : len(ids)] = 1
-        trained[position, : len(ids)] = torch.from_numpy(np.array(counts))
-    return MicroBatch(input_ids, attention_mask, trained)
-
-
 def evaluation_batches(
     lengths: NDArray[np.int64], *, rank: int, num_devices: int, batch_size: int
 ) -> list[Indices]:
-    """One device's batches of a validation set, rows of like length together so that little is padded; every row once."""
-    mine = np.argsort(-lengths, kind="stable")[rank::num_devices]
-    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    """One device's batches of a validation set; every row is in one batch of one device.
+
+    Rows of like length come together, so that little is padded. Every device gets the same number of batches,
+    since each forward pass may be one that all devices take part in; the last may be empty.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    longest_share = -(-len(order) // num_devices)
+    mine = order[rank::num_devices]
+    return [mine[start : start + batch_size] for start in range(0, longest_share, batch_size)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.rows import Row
+
+IGNORED = -100
+"""The label of a position at which nothing is predicted; PyTorch's and transformers' own value."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,24 @@ class TokenizedRows:
         """Token ids of a row, and which of them count; views."""
         tokens = slice(self.offsets[index], self.offsets[index + 1])
         return self.input_ids[tokens], self.trained[tokens]
+
+    def labels(self, index: int) -> NDArray[np.int64]:
+        """What each position of a row predicts: the token after it, or IGNORED where that does not count.
+
+        So the first token of a row is never predicted, and the last position predicts nothing.
+        """
+        ids, trained = self.row(index)
+        labels = np.full(len(ids), IGNORED, dtype=np.int64)
+        labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
+        return labels
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """How many tokens of each row are predicted: those of its labels that are not IGNORED. Shape (rows,)."""
+        counted = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
+        after_first = np.minimum(self.offsets[:-1] + 1, self.offsets[1:])
+        predicted: NDArray[np.int64] = counted[self.offsets[1:]] - counted[after_first]
+        return predicted
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -91,9 +113,9 @@ def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[Tok
         offsets=_offsets(np.minimum(rows.lengths, context_length)),
         lines=rows.lines,
     )
-    without = np.flatnonzero(_predicted(cut) == 0)
+    without = np.flatnonzero(cut.predicted == 0)
     if without.size:
-        whole = _predicted(rows)
+        whole = rows.predicted
         problems = [
             f"{source}:{line}: {_nothing_to_train_on(int(length), context_length, cut_off=bool(predicted))}"
             for line, length, predicted in zip(
@@ -106,18 +128,7 @@ def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[Tok
 
 def trained_tokens(rows: TokenizedRows) -> int:
     """Tokens that count in the loss of an epoch."""
-    return int(_predicted(rows).sum())
-
-
-def _predicted(rows: TokenizedRows) -> NDArray[np.int64]:
-    """Tokens of each row that count and that something comes before: the first of a row is never predicted.
-
-    Shape (rows,).
-    """
-    counted = np.concatenate([[0], np.cumsum(rows.trained, dtype=np.int64)])
-    after_first = np.minimum(rows.offsets[:-1] + 1, rows.offsets[1:])
-    predicted: NDArray[np.int64] = counted[rows.offsets[1:]] - counted[after_first]
-    return predicted
+    return int(rows.predicted.sum())
 
 
 def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -18,14 +17,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.model.adapters import check_adapter, check_targets, load_adapter, with_adapters
+from finetune_trainer.model.attention import uses_flash_attention
 from finetune_trainer.model.source import fetch_model, source_name, source_revision
+from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
 
@@ -102,7 +102,7 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = task_of(spec).model_class.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except ValueError as error:
         what = f"a {config.model_type} is not a causal language model that transformers knows"
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {what}") from error
@@ -141,7 +141,8 @@ def load_model(
     weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
-    model = _read_weights(weights, where, dtype=held, attention=attention)
+    model_class = task_of(spec).model_class
+    model = _read_weights(weights, where, model_class, dtype=held, attention=attention)
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
     if spec.lora_config is None:
@@ -165,10 +166,17 @@ def _base(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
     return spec.model_id, "spec.model_id"
 
 
-def _read_weights(path: Path, where: str, *, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+def _read_weights(
+    path: Path,
+    where: str,
+    model_class: type[AutoModelForCausalLM],
+    *,
+    dtype: torch.dtype,
+    attention: str | None,
+) -> PreTrainedModel:
     """The model with all its weights; transformers itself makes up those that are not there, and only warns."""
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = model_class.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention,
@@ -188,25 +196,6 @@ def _read_weights(path: Path, where: str, *, dtype: torch.dtype, attention: str 
         what = f"has no weights for {shown} in the sizes that its config.json says; give a complete model"
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} {what}")
     return model
-
-
-def uses_flash_attention(spec: FineTuneJobSpec, *, on_gpu: bool) -> bool:
-    """Whether attention comes from the flash-attn package: asked for, on a GPU, and installed."""
-    return bool(spec.flash_attention_2) and on_gpu and is_flash_attn_2_available()
-
-
-def save_weights(model: PreTrainedModel | peft.PeftModel, directory: Path, spec: FineTuneJobSpec) -> None:
-    """Writes what was trained: a PEFT adapter, or a model in shards of 5 GB; and how to generate with it."""
-    if isinstance(model, peft.PeftModel):
-        # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.
-        model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
-    else:
-        model.save_pretrained(directory, max_shard_size="5GB")
-    generation = copy.deepcopy(model.generation_config)
-    if generation is not None:
-        if spec.generation_config is not None and spec.generation_config.stopping_sequences:
-            generation.stop_strings = spec.generation_config.stopping_sequences
-        generation.save_pretrained(directory)
 
 
 def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:

@@ -10,11 +10,6 @@ import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.model.load import uses_flash_attention
-
-NO_FLASH_ATTENTION = (
-    "spec.flash_attention_2 needs a GPU and the package flash-attn; PyTorch's own attention is used"
-)
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,6 @@ def fit_to_machine(
     wished for than there are.
     """
     warnings = list(_cluster_only(spec))
-    if spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=machine.gpus > 0):
-        warnings.append(NO_FLASH_ATTENTION)
     if devices is not None:
         if machine.gpus and devices > machine.gpus:
             raise FineTuneError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -13,11 +14,10 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
-from finetune_trainer.data.chat import ChatFormat, chat_format
-from finetune_trainer.data.rows import read_rows
-from finetune_trainer.data.tokens import TokenizedRows, tokenize_rows, trained_tokens, truncate
+from finetune_trainer.data.tokens import TokenizedRows, trained_tokens, truncate
 from finetune_trainer.model.load import Shape, load_config, load_tokenizer, pad_token_id, shape
 from finetune_trainer.report.trackers.tracking import check_tracker
+from finetune_trainer.tasks.task import task_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,7 +50,7 @@ class Prepared:
     token_statistics: TokenStatistics
     warnings: tuple[str, ...]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Names the training rows as tokens: the same rows with the same tokenizer and truncation give the same one."""
         digest = hashlib.sha256()
@@ -68,11 +68,11 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     config = load_config(spec)
     tokenizer = load_tokenizer(spec)
     model_shape = shape(spec, config)
-    chat = chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
-    warnings = [*model_shape.warnings, *chat.warnings]
+    reader = task_of(spec).reader(tokenizer)
 
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
-    tokenized = _all_or_every_problem(lambda path: _tokenize(path, spec, chat, warnings), paths)
+    tokenized = _all_or_every_problem(reader.read, paths)
+    warnings = [*model_shape.warnings, *reader.warnings]
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max()) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (
@@ -103,32 +103,38 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     return Prepared(
         spec=spec,
         numbers=computed,
-        plan=Plan(
-            rows=len(train),
-            validation_rows=0 if validation is None else len(validation),
-            tokens=len(train.input_ids),
-            truncated_rows=truncated,
-            context_length=computed.context_length,
-            effective_batch_size=computed.effective_batch_size,
-            steps_per_epoch=computed.steps_per_epoch,
-            total_epochs=computed.total_epochs,
-            total_steps=computed.total_steps,
-            checkpoint_epochs=list(computed.checkpoint_epochs),
-            trainable_parameters=model_shape.trainable_parameters,
-            total_parameters=model_shape.total_parameters,
-        ),
+        plan=plan_of(computed, model_shape, train, validation, truncated_rows=truncated),
         shape=model_shape,
         train=train,
         validation=validation,
-        token_statistics=_statistics(tokenized[0], train),
+        token_statistics=statistics_of(tokenized[0], train),
         warnings=(*computed.warnings, *warnings),
     )
 
 
-def _tokenize(path: str, spec: FineTuneJobSpec, chat: ChatFormat, warnings: list[str]) -> TokenizedRows:
-    rows, remarks = read_rows(path, spec.trained_task)
-    warnings += remarks
-    return tokenize_rows(rows, chat, path)
+def plan_of(
+    computed: Numbers,
+    model_shape: Shape,
+    train: TokenizedRows,
+    validation: TokenizedRows | None,
+    *,
+    truncated_rows: int,
+) -> Plan:
+    """The plan as a status shows it."""
+    return Plan(
+        rows=len(train),
+        validation_rows=0 if validation is None else len(validation),
+        tokens=len(train.input_ids),
+        truncated_rows=truncated_rows,
+        context_length=computed.context_length,
+        effective_batch_size=computed.effective_batch_size,
+        steps_per_epoch=computed.steps_per_epoch,
+        total_epochs=computed.total_epochs,
+        total_steps=computed.total_steps,
+        checkpoint_epochs=list(computed.checkpoint_epochs),
+        trainable_parameters=model_shape.trainable_parameters,
+        total_parameters=model_shape.total_parameters,
+    )
 
 
 def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
@@ -162,7 +168,8 @@ def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
     )
 
 
-def _statistics(untruncated: TokenizedRows, train: TokenizedRows) -> TokenStatistics:
+def statistics_of(untruncated: TokenizedRows, train: TokenizedRows) -> TokenStatistics:
+    """Of the training rows before and after truncation."""
     lengths = untruncated.lengths
     return TokenStatistics(
         rows=len(untruncated),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_api.status import StatusModel
+from finetune_api.status import Metrics, StatusModel
 
 
 class StepLine(StatusModel):
@@ -25,6 +25,8 @@ class StepLine(StatusModel):
     """Tokens of the step's rows, without padding."""
     tokens_per_second: float | None
     time: datetime
+    metrics: Metrics = {}
+    """Further means of the task by name, over what the loss is the mean of."""
 
 
 class EvaluationLine(StatusModel):
@@ -38,8 +40,13 @@ class EvaluationLine(StatusModel):
     checkpoint: str | None
     """The checkpoint that holds this model; none before training."""
     time: datetime
+    metrics: Metrics = {}
+    """As of a step."""
 
 
 def numbers_of(line: StepLine | EvaluationLine) -> dict[str, float]:
-    """What a tracker plots: the line's numbers under their names in the file, without the step that they belong to."""
-    return line.model_dump(by_alias=True, exclude={"step", "time", "checkpoint"}, exclude_none=True)
+    """What a tracker plots: the line's numbers under their names in the file, without the step they belong to."""
+    numbers: dict[str, float] = line.model_dump(
+        by_alias=True, exclude={"step", "time", "checkpoint", "metrics"}, exclude_none=True
+    )
+    return {**line.metrics, **numbers}

@@ -1,4 +1,4 @@
-"""What rank 0 does besides training: it writes metrics and checkpoints, feeds the experiment tracker, and reports progress."""
+"""What rank 0 does besides training: it writes metrics and checkpoints, and reports progress."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from finetune_trainer.report.metrics import EvaluationLine, StepLine
 from finetune_trainer.report.pace import Pace
 from finetune_trainer.report.trackers.tracking import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.tasks.objective import Mean
 
 
-class Scribe(Protocol):
-    """Who is told what happens in training; every rank has one, so that the loop is the same on all."""
+class Reporter(Protocol):
+    """Takes down what happens in training. Every rank has one, so that the loop is the same on all."""
 
-    def step_done(self, step: int, *, loss: float, grad_norm: float, tokens: int) -> None:
+    def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
         """Optimizer step `step` (counted from 1) on `tokens` tokens is done."""
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
@@ -30,17 +31,17 @@ class Scribe(Protocol):
     ) -> None:
         """Saves what `write` puts into a directory as a checkpoint, or as a snapshot when there is no name."""
 
-    def tell(self, step: int, evaluation: Evaluation | None) -> None:
+    def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Reports where the run is after `step` steps. The time since the last step counts as a pause."""
 
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
         """Training is done: writes the result, and keeps the checkpoints that stay."""
 
 
-class Follower:
-    """Ranks other than 0: they write and report nothing."""
+class Silent:
+    """For ranks other than 0: nothing is written or reported."""
 
-    def step_done(self, step: int, *, loss: float, grad_norm: float, tokens: int) -> None:
+    def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
         """Nothing."""
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
@@ -51,15 +52,15 @@ class Follower:
     ) -> None:
         """Nothing."""
 
-    def tell(self, step: int, evaluation: Evaluation | None) -> None:
+    def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Nothing."""
 
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
         """Nothing."""
 
 
-class Lead:
-    """Rank 0."""
+class RankZero:
+    """For rank 0."""
 
     def __init__(
         self,
@@ -83,19 +84,20 @@ class Lead:
         self._last_step: StepLine | None = None
         self._pace = Pace(numbers.total_steps)
 
-    def step_done(self, step: int, *, loss: float, grad_norm: float, tokens: int) -> None:
+    def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
         """A line in metrics.jsonl and for the tracker."""
         self._pace.add(tokens)
         self._tokens_trained += tokens
         self._last_step = StepLine(
             step=step,
             epoch=round(step / self._numbers.steps_per_epoch, 4),
-            loss=loss,
+            loss=loss.loss,
             learning_rate=self._numbers.learning_rate_at(step - 1),
             grad_norm=grad_norm,
             tokens=tokens,
             tokens_per_second=self._pace.tokens_per_second,
             time=datetime.now(UTC),
+            metrics=loss.metrics,
         )
         self._write(self._last_step)
 
@@ -109,6 +111,7 @@ class Lead:
                 perplexity=evaluation.perplexity,
                 checkpoint=checkpoint,
                 time=datetime.now(UTC),
+                metrics=evaluation.metrics,
             )
         )
 
@@ -129,7 +132,7 @@ class Lead:
             self._report(self._progress_record(step, evaluation))
         self._run.prune(keep)
 
-    def tell(self, step: int, evaluation: Evaluation | None) -> None:
+    def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """A progress record."""
         self._report(self._progress_record(step, evaluation))
         self._pace.resume()
@@ -139,7 +142,7 @@ class Lead:
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
         self._run.finish(self._progress_record(step, evaluation))
-        self.tell(step, evaluation)
+        self.progress(step, evaluation)
         self._run.prune(keep)
 
     def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:

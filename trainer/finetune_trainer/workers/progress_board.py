@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import ray
 from ray.actor import ActorHandle
 
 from finetune_api.status import Failure, ProgressRecord
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.job import TrainingJob
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,13 @@ class Notice:
     """The first failure that a worker knew how to name."""
 
 
+@dataclass(frozen=True)
+class JobReference:
+    """Where in Ray's object store the job is; a bare reference would be fetched on the way."""
+
+    reference: ray.ObjectRef[TrainingJob]
+
+
 class ProgressBoard:
     """The newest progress record, how the run ended, and whether it should stop.
 
@@ -33,6 +43,15 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._notice = Notice()
         self._stop = False
+        self._job: JobReference | None = None
+
+    def put_job(self, job: JobReference) -> None:
+        """Takes down where the job is that workers wait for."""
+        self._job = job
+
+    def job(self) -> JobReference | None:
+        """Where the job is, once it is prepared."""
+        return self._job
 
     def put(self, record: ProgressRecord) -> bool:
         """Replaces the record; returns whether the run should stop."""
@@ -81,6 +100,16 @@ def open_board() -> Board:
 def read_board(board: Board) -> Notice:
     """What is on the board now."""
     return ray.get(cast("ray.ObjectRef[Notice]", board.read.remote()))
+
+
+def put_job(board: Board, job: ray.ObjectRef[TrainingJob]) -> None:
+    """Tells the workers where the job is that they wait for."""
+    ray.get(cast("ray.ObjectRef[None]", board.put_job.remote(JobReference(job))))
+
+
+def read_job(board: Board) -> JobReference | None:
+    """Where the job is, once it is prepared."""
+    return ray.get(cast("ray.ObjectRef[JobReference | None]", board.job.remote()))
 
 
 class BoardReporter:

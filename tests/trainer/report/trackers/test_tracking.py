@@ -20,8 +20,8 @@ from pydantic import JsonValue
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_spec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer import tracking
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.trackers import tracking
 from finetune_trainer.report.trackers.tracking import Tracker, check_tracker, open_tracker
 
 if TYPE_CHECKING:

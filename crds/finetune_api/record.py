@@ -1,0 +1,30 @@
+"""From the trainer's progress record to the status of its job: the same for a cluster and for one machine."""
+
+from __future__ import annotations
+
+from finetune_api.retention import best
+from finetune_api.status import FineTuneJobStatus, ProgressRecord
+
+
+def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJobStatus:
+    """The status with the plan, progress, evaluation and checkpoints of the record.
+
+    What the record does not have yet stays as an earlier attempt left it. Phase, message and failure are not
+    changed: whether a failure ends the job is not the trainer's to decide.
+    """
+    checkpoints = record.checkpoints
+    if record.failure is not None and record.plan is None and not checkpoints:
+        # The attempt failed before it could list the checkpoints in storage: those of earlier ones are there.
+        checkpoints = status.checkpoints
+    chosen = best(checkpoints)
+    return status.model_copy(
+        update={
+            "plan": record.plan or status.plan,
+            "progress": record.progress or status.progress,
+            "evaluation": record.evaluation or status.evaluation,
+            "checkpoints": checkpoints,
+            "best_checkpoint": chosen,
+            "latest_checkpoint": next((each for each in checkpoints if each.latest), None),
+            "model_path": chosen.path if chosen else None,
+        }
+    )

@@ -1,0 +1,79 @@
+"""One attempt at a job, on one machine and on a cluster alike: prepare it, and train it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import Manifest
+from finetune_api.numbers import resolved_dtype
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import ProgressRecord
+from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
+from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.training.job import Start, TrainingJob
+from finetune_trainer.workers.workers import Ended, Workers
+
+if TYPE_CHECKING:
+    from finetune_trainer.plan.prepare import Prepared
+
+
+class Observer(Protocol):
+    """Whoever is told how an attempt goes; all calls come in the main thread."""
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+
+    def prepared(self, prepared: Prepared) -> None:
+        """The job is ready to train."""
+
+    def progress(self, record: ProgressRecord) -> None:
+        """The newest record; until the first step is asked for it has no progress."""
+
+
+def attempt(
+    manifest: Manifest,
+    spec: FineTuneJobSpec,
+    run: RunDirectory,
+    workers: Workers,
+    observer: Observer,
+    *,
+    on_gpu: bool,
+    locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
+) -> Ended:
+    """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
+
+    `manifest` is kept in the run directory, `spec` is what is trained here, and `locked` keeps others away
+    from the run. Raises FineTuneError, with nothing written, for what is wrong before training; what goes
+    wrong in training is in what is returned.
+    """
+    observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
+    start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest())
+    with workers.started(start, observer.say) as group:
+        # It imports what takes seconds, which the workers do meanwhile.
+        from finetune_trainer.plan.prepare import prepare
+
+        prepared = prepare(spec)
+        for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
+            observer.say(f"warning: {remark}")
+        with locked(run) if locked is not None else nullcontext():
+            run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
+            if run.newest() != start.resume_from:
+                changed = f"{run.path}: another process has trained there meanwhile; run again"
+                raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
+            observer.prepared(prepared)
+            observer.progress(ProgressRecord(plan=prepared.plan, checkpoints=run.checkpoints()))
+            if start.resume_from is not None:
+                observer.say(f"resuming from {run.checkpoint_path(start.resume_from)}")
+            job = TrainingJob(manifest.metadata.name, start, prepared)
+            began = datetime.now(UTC)
+            return replace(group.train(job, observer.progress), began=began)
+
+
+def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:
+    unmet = spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=on_gpu)
+    return [NO_FLASH_ATTENTION] if unmet else []

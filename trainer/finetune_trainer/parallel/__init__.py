@@ -1,0 +1,1 @@
+"""How devices share the work: a file for each kind of parallelism."""

@@ -1,0 +1,52 @@
+"""One device does all of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from finetune_trainer.checkpoint.state import Collected, random_state
+from finetune_trainer.parallel.replica import clip_gradient, weights_of
+from finetune_trainer.tasks.objective import Objective
+
+
+class OneDevice:
+    """See `finetune_trainer.parallel.parallel.Parallel`."""
+
+    rank = 0
+    num_devices = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def place(self, objective: Objective) -> torch.nn.Module:
+        """The objective itself."""
+        self._objective = objective.to(self.device)
+        return self._objective
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - as in the protocol
+        """Nothing to hold back."""
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The gradient of the loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def clip(self, max_norm: float) -> float:
+        """Of all that is trained."""
+        return clip_gradient(self._objective, max_norm)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The values."""
+        return list(values)
+
+    def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
+        """References, not copies."""
+        return Collected(weights_of(self._objective), optimizer.state_dict(), [random_state(self.device)])
+
+    def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """As it is."""
+        optimizer.load_state_dict(state)

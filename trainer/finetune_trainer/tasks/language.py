@@ -1,0 +1,69 @@
+"""Language modelling, which predicts the next token: the tasks `causal_lm` and `instruction_tuning`.
+
+They differ in which tokens count: all of a row, or those of the assistant's turns.
+"""
+
+from __future__ import annotations
+
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.chat import ChatFormat, chat_format
+from finetune_trainer.data.layout import Batch
+from finetune_trainer.data.rows import read_rows
+from finetune_trainer.data.tokens import IGNORED, TokenizedRows, tokenize_rows
+from finetune_trainer.tasks.objective import Loss, Model, Objective
+
+
+class LanguageObjective(Objective):
+    """The cross-entropy of every token that counts, given the tokens before it."""
+
+    def forward(self, batch: Batch) -> Loss:
+        """Sums in fp32, whatever the model computes in."""
+        # The cache is switched off in every call: models turn it on by themselves outside training.
+        logits = self.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
+        # logits are of shape (rows, length, vocabulary)
+        counts = batch.labels != IGNORED
+        predicted = logits[counts].float()  # (tokens that count, vocabulary)
+        return Loss(functional.cross_entropy(predicted, batch.labels[counts], reduction="sum"))
+
+
+class ChatReader:
+    """Reads files of conversations as rows of tokens."""
+
+    def __init__(self, spec: FineTuneJobSpec, chat: ChatFormat) -> None:
+        self._spec = spec
+        self._chat = chat
+        self.warnings = list(chat.warnings)
+
+    def read(self, path: str) -> TokenizedRows:
+        """All rows of a file in full length.
+
+        Raises FineTuneError (InvalidData) with every row that is wrong, as `path:line: what`.
+        """
+        rows, remarks = read_rows(path, self._spec.trained_task)
+        self.warnings += remarks
+        return tokenize_rows(rows, self._chat, path)
+
+
+class LanguageTask:
+    """See `finetune_trainer.tasks.task.Task`."""
+
+    model_class = AutoModelForCausalLM
+
+    def __init__(self, spec: FineTuneJobSpec) -> None:
+        self._spec = spec
+
+    def reader(self, tokenizer: PreTrainedTokenizerBase) -> ChatReader:
+        """Raises FineTuneError (InvalidSpec) when the tokenizer cannot write conversations."""
+        spec = self._spec
+        return ChatReader(
+            spec, chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
+        )
+
+    def objective(self, model: Model) -> Objective:
+        """The mean of what it sums up, over all tokens that count, is the loss of the run."""
+        return LanguageObjective(model)

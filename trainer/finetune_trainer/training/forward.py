@@ -1,0 +1,34 @@
+"""One forward pass: rows become a batch on the device, and the batch a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from finetune_api.numbers import ResolvedPrecision
+from finetune_trainer.data.batches import Indices
+from finetune_trainer.data.layout import Layout
+from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.parallel.parallel import Parallel
+from finetune_trainer.tasks.objective import Loss
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How losses are computed, in training and in validation."""
+
+    module: torch.nn.Module
+    """What `Parallel.place` made of the objective."""
+    parallel: Parallel
+    layout: Layout
+    dtype: ResolvedPrecision
+
+    def __call__(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Loss:
+        """The loss of some of the rows: in bf16 by autocast, or in fp32."""
+        device = self.parallel.device
+        batch = self.layout.batch(rows, indices).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"):
+            loss: Loss = self.module(batch)
+        return loss

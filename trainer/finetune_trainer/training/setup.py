@@ -1,0 +1,65 @@
+"""Model, optimizer and position at the start of a run, or as they were when what it resumes from was saved."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.checkpoint.state import Position, SavedState, read_state, restore_state
+from finetune_trainer.data.layout import Padded
+from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id
+from finetune_trainer.parallel.parallel import Parallel
+from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.tasks.objective import Model
+from finetune_trainer.tasks.task import task_of
+from finetune_trainer.training.forward import Forward
+from finetune_trainer.training.job import Start, TrainingJob
+from finetune_trainer.training.optimizer import adamw
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read of the model, and of the checkpoint to resume from; on the CPU."""
+
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    saved: SavedState | None
+
+
+def load(start: Start, device: torch.device) -> Loaded:
+    """Reads all that a worker needs besides the rows.
+
+    Raises FineTuneError as `load_model` and `load_tokenizer` do.
+    """
+    run, name = RunDirectory.open(start.run_directory), start.resume_from
+    with run.local_copy(name) if name is not None else nullcontext() as resumed:
+        model = load_model(start.spec, dtype=start.dtype, on_gpu=device.type == "cuda", resumed=resumed)
+        saved = read_state(resumed) if resumed is not None else None
+    return Loaded(model, load_tokenizer(start.spec), saved)
+
+
+def set_up(
+    job: TrainingJob, loaded: Loaded, parallel: Parallel
+) -> tuple[Forward, torch.optim.Optimizer, Position]:
+    """Puts what was loaded on the devices, ready for the next step of the run.
+
+    Raises FineTuneError (InvalidData) when the training rows are not those that the run began with.
+    """
+    spec, data = job.prepared.spec, job.prepared.fingerprint
+    objective = task_of(spec).objective(loaded.model)
+    if spec.torch_compile is not None and spec.torch_compile.enabled:
+        objective.model.compile(**spec.torch_compile.model_dump(exclude={"enabled"}, exclude_none=True))
+    forward = Forward(
+        module=parallel.place(objective),
+        parallel=parallel,
+        layout=Padded(pad_token_id(loaded.tokenizer), job.padded_length),
+        dtype=job.start.dtype,
+    )
+    optimizer = adamw(objective, spec, fused=parallel.device.type == "cuda")
+    torch.manual_seed(spec.seed + parallel.rank)
+    if loaded.saved is None:
+        return forward, optimizer, Position(step=0, data=data, evaluation=None)
+    return forward, optimizer, restore_state(loaded.saved, optimizer, parallel, data=data)

@@ -1,0 +1,42 @@
+"""What an attempt knows of the processes that train for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from finetune_api.status import Failure, ProgressRecord
+from finetune_trainer.training.job import Outcome, Start, TrainingJob
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How training ended."""
+
+    record: ProgressRecord | None
+    """The last one that was reported; None when training did not begin."""
+    outcome: Outcome | None
+    """None when it failed before it could stop by itself."""
+    failure: Failure | None = None
+    began: datetime | None = None
+    """When workers were asked to train; None when the run had finished before."""
+
+
+class Group(Protocol):
+    """Workers that have been started."""
+
+    def train(self, job: TrainingJob, report: Callable[[ProgressRecord], None]) -> Ended:
+        """Trains a job to its end, or until Ctrl-C or SIGTERM ends it: at its next step, with a snapshot.
+
+        Before the first step a signal ends it at once. `report` is called in this thread with new records.
+        """
+
+
+class Workers(Protocol):
+    """A way to run the processes that train."""
+
+    def started(self, start: Start, say: Callable[[str], None]) -> AbstractContextManager[Group]:
+        """Workers that load their model from now on; the `with` block ends them. `say` gets lines for people."""
