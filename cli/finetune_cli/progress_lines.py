@@ -1,4 +1,4 @@
-"""A run where there is no terminal: a line for each thing that happened, and one now and then for the steps."""
+"""Progress of a run where there is no terminal: a line for each event, and one now and then for the steps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
 
 SECONDS_BETWEEN_STEPS = 10.0
-"""A log is not to be flooded."""
+"""Shortest time between two lines about steps, so that a log is not flooded."""
 
 
 class LineProgress:
-    """Writes a line at a time; a `finetune_trainer.attempt.Observer`."""
+    """Prints plain lines; a `finetune_trainer.attempt.Observer`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -41,15 +41,15 @@ class LineProgress:
         return None
 
     def say(self, line: str) -> None:
-        """A line."""
+        """Prints a line."""
         self._console.print(one_line(line))
 
     def prepared(self, prepared: Prepared) -> None:
-        """What is going to be trained."""
+        """Prints what is going to be trained."""
         self._console.print(sizes(prepared.plan))
 
     def progress(self, record: ProgressRecord) -> None:
-        """A line for a validation, and for a step where the last one is some time ago."""
+        """Prints a line for a new validation, and one for a step when the last one is some time ago."""
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
             self._console.print(validated(record))

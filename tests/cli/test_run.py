@@ -1,4 +1,4 @@
-"""One job from the first step to the last: interrupted on a terminal, ended by SIGTERM, finished, and asked for again."""
+"""One job from the first step to the last: interrupted by Ctrl-C, by SIGTERM, finished, and run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
+from tests.cli.command_line import FINETUNE, Ended, json_of, make_tiny_rows, process, small_job
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 from tests.trainer.training_jobs import column
 
@@ -174,7 +174,10 @@ def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_t
         r"training on (CPU \(\d+ cores\)|\d+ .+)",
         r"resuming from .+",
         r"12 rows with [\d,]+ tokens, 40 x 3 steps, 8.2k of 213.3k parameters",
-        r"(before training|epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+(, saved as epoch-\d+)?",
+        (
+            r"(before training|after epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+"
+            r"(, saved as epoch-\d+)?"
+        ),
         r"epoch \d+/40  step +\d+/120(  loss [\d.]+)?(  [\d:]+ left)?(  [\d,]+ tokens/s)?",
     ]
     assert json_of(story.finished)
@@ -205,7 +208,7 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
 
     assert "epochs 40/40" in lines
     assert f"run directory {run_directory(story)}" in lines
-    assert "checkpoint epoch step validation loss perplexity" in lines
+    assert "checkpoint after epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
         marks = ", ".join(
             mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds
@@ -214,6 +217,24 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
             f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
         )
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
+
+
+@pytest.mark.parametrize("devices", [[], ["--devices", "2"]], ids=["in this process", "on Ray"])
+def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(
+    devices: list[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    job = small_job(tmp_path, tiny_model, eval_first=True)
+    # What comes before the first step takes long enough to be interrupted.
+    make_tiny_rows(tmp_path / "valid.jsonl", 4000, seed=1)
+    with Terminal("run", job, "--storage", "runs", *devices, cwd=tmp_path, columns=100) as terminal:
+        terminal.read_until("rows with")
+        terminal.press(CTRL_C)
+        code, shown = terminal.exit_code(), screen(terminal.seen)
+
+    assert code == 130
+    assert "Suspended: stopped before a step was trained; run again to train" in shown
+    assert not any("snapshot" in line or "Traceback" in line for line in shown)
+    assert list(tmp_path.glob("runs/*/*/snapshot-*")) == []
 
 
 def test_two_workers_see_the_same_losses_as_one(tmp_path: Path, tiny_model: Path) -> None:

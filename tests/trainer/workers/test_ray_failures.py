@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
-from ray.train import PreemptionInfo, WorkerGroupError
+from ray.train import PreemptionInfo
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerHealthCheckFailedError,
