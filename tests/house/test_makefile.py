@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -70,8 +71,15 @@ sys.exit(code)
 
 
 def test_the_fast_tests_load_neither_torch_nor_ray_and_start_no_server() -> None:
+    # What the make was given that runs this test is not for this one.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "ARGS")}
     shown = subprocess.run(
-        ["make", "--dry-run", "test-fast"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "test-fast"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     [command] = [line for line in shown.splitlines() if " -m pytest " in line]
     arguments = shlex.split(command.partition(" -m pytest ")[2])
