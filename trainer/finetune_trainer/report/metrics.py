@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from pydantic import Field
+
 from finetune_api.status import Metrics, StatusModel
 
 
@@ -25,7 +27,7 @@ class StepLine(StatusModel):
     """Tokens of the step's rows, without padding."""
     tokens_per_second: float | None
     time: datetime
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default_factory=dict)
     """Further means of the task by name, over what the loss is the mean of."""
 
 
@@ -40,7 +42,7 @@ class EvaluationLine(StatusModel):
     checkpoint: str | None
     """The checkpoint that holds this model; none before training."""
     time: datetime
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default_factory=dict)
     """As of a step."""
 
 
