@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 10
 _log = logging.getLogger(__name__)
 
 
-class RefusedError(Exception):
+class RecordRefusedError(Exception):
     """The API server answers, and does not do what it is asked for."""
 
 
@@ -47,7 +47,7 @@ class ConfigMap:
     def write(self, record: ProgressRecord) -> None:
         """Replaces the record; one that is too large is not sent.
 
-        Raises OSError or HTTPException when the API server cannot be reached, RefusedError when it refuses.
+        Raises OSError or HTTPException when the API server cannot be reached, RecordRefusedError when it refuses.
         """
         text = record.model_dump_json(by_alias=True, exclude_none=True)
         size = len(text.encode())
@@ -78,7 +78,9 @@ class ConfigMap:
         finally:
             connection.close()
         if answer.status != HTTPStatus.OK:
-            raise RefusedError(f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}")
+            raise RecordRefusedError(
+                f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}"
+            )
 
 
 def _message(body: bytes) -> str:

@@ -12,7 +12,7 @@ from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
 from finetune_trainer.report.pace import Pace
-from finetune_trainer.report.trackers.tracking import Tracker
+from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
 
@@ -38,7 +38,7 @@ class Reporter(Protocol):
         """Training is done: writes the result, and keeps the checkpoints that stay."""
 
 
-class Silent:
+class SilentReporter:
     """For ranks other than 0: nothing is written or reported."""
 
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
@@ -59,7 +59,7 @@ class Silent:
         """Nothing."""
 
 
-class RankZero:
+class RankZeroReporter:
     """For rank 0."""
 
     def __init__(

@@ -22,8 +22,8 @@ from finetune_trainer.checkpoint.save import write_checkpoint
 from finetune_trainer.data.batches import Indices, row_order, step_rows
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
-from finetune_trainer.report.reporter import RankZero, Reporter, Silent
-from finetune_trainer.report.trackers.tracking import open_tracker
+from finetune_trainer.report.reporter import RankZeroReporter, Reporter, SilentReporter
+from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
 from finetune_trainer.training.evaluate import evaluate, perplexity
@@ -108,13 +108,13 @@ def _reporter(job: TrainingJob, worker: Worker, step: int) -> Iterator[Reporter]
     First the metrics of steps that were lost, and come again, are dropped.
     """
     if worker.rank > 0:
-        yield Silent()
+        yield SilentReporter()
         return
     prepared = job.prepared
     run = RunDirectory.open(job.start.run_directory)
     run.truncate_metrics(step if job.start.resume_from else -1)
     with open_tracker(prepared.spec, job.name) as tracker:
-        yield RankZero(
+        yield RankZeroReporter(
             prepared.plan,
             prepared.numbers,
             run,

@@ -1,0 +1,466 @@
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from pydantic import JsonValue
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import read_spec
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.trackers.tracker import Tracker, check_tracker, open_tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's store, made once: its tables take seconds."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def experiment() -> str:
+    """A name that no other test uses."""
+    return f"experiment-{uuid4().hex}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaves_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+def spec(provider: str, config: dict[str, JsonValue] | None = None, **fields: JsonValue) -> FineTuneJobSpec:
+    document: dict[str, JsonValue] = {
+        "model_id": "org/base",
+        "train_path": "rows.jsonl",
+        "lora_config": {"r": 4},
+    }
+    return read_spec(
+        {**document, "logger": {"provider": provider, "provider_config": config or {}}, **fields}
+    )
+
+
+def mlflow_spec(database: Path, experiment: str, **fields: JsonValue) -> FineTuneJobSpec:
+    return spec("mlflow", {"tracking_uri": f"sqlite:///{database}", "experiment_name": experiment}, **fields)
+
+
+def step_line(step: int, loss: float = 2.5) -> StepLine:
+    speed = None if step == 1 else 20.0
+    return StepLine(
+        step=step,
+        epoch=step / 4,
+        loss=loss,
+        learning_rate=1e-4,
+        grad_norm=0.5,
+        tokens=100,
+        tokens_per_second=speed,
+        time=NOON,
+    )
+
+
+def evaluation_line(step: int) -> EvaluationLine:
+    return EvaluationLine(
+        step=step, epoch=step / 4, eval_loss=2.0, perplexity=7.389, checkpoint="epoch-0", time=NOON
+    )
+
+
+def client(database: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{database}")
+
+
+def only_run(database: Path, experiment: str) -> Run:
+    found = client(database).get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client(database).search_runs([found.experiment_id])
+    return run
+
+
+def history(database: Path, run: Run, key: str) -> list[tuple[int, float]]:
+    return [
+        (metric.step, metric.value) for metric in client(database).get_metric_history(run.info.run_id, key)
+    ]
+
+
+def train_a_step_and_stop(tracker: Tracker) -> None:
+    tracker.log(step_line(1))
+    raise KeyboardInterrupt
+
+
+def problem(spec: FineTuneJobSpec) -> FineTuneError:
+    with pytest.raises(FineTuneError) as raised, open_tracker(spec, "job"):
+        pass
+    return raised.value
+
+
+# Without a tracker
+
+
+def test_neither_package_is_imported_unless_asked_for() -> None:
+    program = """
+import sys
+from finetune_api.manifest import read_spec
+from finetune_trainer.report.trackers.tracker import check_tracker, open_tracker
+spec = read_spec({"model_id": "org/base", "train_path": "rows.jsonl"})
+check_tracker(spec)
+with open_tracker(spec, "job") as tracker:
+    tracker.log(None)
+print({"mlflow", "wandb"} & sys.modules.keys())
+"""
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert outcome.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("provider", ["mlflow", "wandb"])
+def test_a_missing_package_is_found_before_training(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, provider, None)
+
+    with pytest.raises(FineTuneError) as raised:
+        check_tracker(spec(provider))
+
+    assert raised.value.failure_class == FailureClass.INVALID_SPEC
+    assert str(raised.value).startswith(
+        f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]'"
+    )
+
+
+def test_a_folder_called_wandb_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+
+    with pytest.raises(FineTuneError, match="wandb is not installed"):
+        check_tracker(spec("wandb"))
+
+
+# MLflow
+
+
+def test_mlflow_gets_the_numbers_of_every_line_at_its_step(database: Path, experiment: str) -> None:
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        tracker.log(step_line(1, loss=3.0))
+        tracker.log(step_line(2, loss=2.5))
+        tracker.log(evaluation_line(2))
+
+    run = only_run(database, experiment)
+    assert history(database, run, "loss") == [(1, 3.0), (2, 2.5)]
+    assert history(database, run, "tokensPerSecond") == [(2, 20.0)]
+    assert history(database, run, "evalLoss") == [(2, 2.0)]
+    assert run.data.metrics.keys() == {
+        "epoch",
+        "loss",
+        "learningRate",
+        "gradNorm",
+        "tokens",
+        "tokensPerSecond",
+        "evalLoss",
+        "perplexity",
+    }
+    assert (
+        client(database).get_metric_history(run.info.run_id, "loss")[0].timestamp == NOON.timestamp() * 1000
+    )
+
+
+def test_mlflow_is_told_the_fields_that_were_set_and_no_secret(database: Path, experiment: str) -> None:
+    with open_tracker(
+        mlflow_spec(
+            database,
+            experiment,
+            train_path="s3://key:pass%2Fword@bucket/rows.jsonl",
+            num_epochs=3,
+            worker_resources={"accelerator_type:A10G": 0.001},
+            lora_config={"r": 4, "target_modules": ["q_proj", "v_proj"]},
+            cluster={"env": [{"name": "HF_TOKEN", "value": "hidden"}]},
+        ),
+        "job",
+    ):
+        pass
+
+    assert only_run(database, experiment).data.params == {
+        "model_id": "org/base",
+        "train_path": "s3://bucket/rows.jsonl",
+        "num_epochs": "3",
+        "worker_resources": '{"accelerator_type:A10G": 0.001}',
+        "lora_config.r": "4",
+        "lora_config.target_modules": '["q_proj", "v_proj"]',
+    }
+
+
+@pytest.mark.parametrize(("tag", "name"), [(None, "job"), ("our-model", "our-model")])
+def test_the_run_is_called_by_the_tag_or_else_by_the_job(
+    database: Path, experiment: str, tag: str | None, name: str
+) -> None:
+    with open_tracker(mlflow_spec(database, experiment, custom_model_tag=tag), "job"):
+        pass
+
+    run = only_run(database, experiment)
+    assert (run.info.run_name, run.info.status) == (name, "FINISHED")
+
+
+def test_a_run_whose_training_raises_is_marked_failed(database: Path, experiment: str) -> None:
+    with pytest.raises(KeyboardInterrupt), open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        train_a_step_and_stop(tracker)
+
+    run = only_run(database, experiment)
+    assert run.info.status == "FAILED"
+    assert history(database, run, "loss") == [(1, 2.5)]
+
+
+def test_an_experiment_that_is_absent_and_shall_not_be_made_is_an_error(
+    database: Path, experiment: str
+) -> None:
+    config: dict[str, JsonValue] = {
+        "tracking_uri": f"sqlite:///{database}",
+        "experiment_name": experiment,
+        "create_experiment_if_not_exists": False,
+    }
+
+    error = problem(spec("mlflow", config))
+
+    assert error.failure_class == FailureClass.INVALID_SPEC
+    assert str(error).startswith(
+        f"spec.logger.provider_config.experiment_name: {experiment} is not at the tracking server; make it"
+    )
+    assert client(database).get_experiment_by_name(experiment) is None
+
+
+def test_an_experiment_that_is_there_is_used_again(database: Path, experiment: str) -> None:
+    expected = client(database).create_experiment(experiment)
+    config: dict[str, JsonValue] = {
+        "tracking_uri": f"sqlite:///{database}",
+        "experiment_name": experiment,
+        "create_experiment_if_not_exists": False,
+    }
+
+    with open_tracker(spec("mlflow", config), "job"):
+        pass
+
+    assert only_run(database, experiment).info.experiment_id == expected
+
+
+def test_a_server_that_cannot_be_reached_is_an_error_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    error = problem(spec("mlflow", {"tracking_uri": "http://127.0.0.1:9"}))
+
+    assert error.failure_class == FailureClass.STORAGE_ERROR
+    assert str(error).startswith("spec.logger.provider_config.tracking_uri: ")
+    assert "127.0.0.1" in str(error)
+
+
+def test_an_address_that_mlflow_does_not_take_is_an_error_of_the_spec() -> None:
+    error = problem(spec("mlflow", {"tracking_uri": "nonsense://somewhere"}))
+
+    assert error.failure_class == FailureClass.INVALID_SPEC
+    assert "nonsense" in str(error)
+
+
+def test_a_tracker_that_fails_in_the_middle_warns_once_and_training_goes_on(
+    database: Path, experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        # MLflow takes no numbers for a run that was deleted.
+        client(database).delete_run(only_run(database, experiment).info.run_id)
+        for step in (1, 2, 3):
+            tracker.log(step_line(step))
+            time.sleep(0.1)
+
+    assert [
+        record.levelno
+        for record in caplog.records
+        if record.name == "finetune_trainer.report.trackers.tracker"
+    ] == [logging.WARNING]
+    assert "mlflow does not get all numbers of this run (metrics.jsonl does)" in caplog.text
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """A store that does not answer as long as somebody else holds the database."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_a_tracker_that_is_slow_holds_up_no_step(database: Path, experiment: str) -> None:
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        began = time.monotonic()
+        with locked(database):
+            for step in range(1, 11):
+                tracker.log(step_line(step))
+            passed = time.monotonic() - began
+
+    assert passed < 0.5
+    assert len(history(database, only_run(database, experiment), "loss")) == 10
+
+
+def test_all_lines_that_waited_arrive(database: Path, experiment: str) -> None:
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker, locked(database):
+        for step in range(1, 401):
+            tracker.log(step_line(step))
+
+    assert len(history(database, only_run(database, experiment), "loss")) == 400
+
+
+def test_the_end_of_training_waits_only_so_long(
+    database: Path, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("finetune_trainer.report.trackers.tracker.CLOSING_SECONDS", 0.2)
+    with ExitStack() as training:
+        training.enter_context(open_tracker(mlflow_spec(database, experiment), "job"))
+        with locked(database):
+            began = time.monotonic()
+            training.close()
+            passed = time.monotonic() - began
+
+    assert passed < 2
+    assert "no answer within 0.2 s" in caplog.text
+
+
+# wandb
+
+
+@pytest.fixture
+def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where wandb keeps its runs."""
+    import wandb
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    yield tmp_path
+    # wandb reads the environment once in its life.
+    wandb.teardown()
+
+
+def wandb_records(directory: Path, kind: str) -> list[dict[str, Any]]:
+    """Records of one kind in the only run: protocol buffers in LevelDB's log format, after a header of 7 bytes."""
+    import wandb
+    from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    wandb.teardown()  # it writes the rest
+    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    content = path.read_bytes()
+    records = []
+    position, message = 7, b""
+    while position < len(content):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, fragment = struct.unpack_from("<IHB", content, position)
+        message += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if fragment in (1, 4):  # a whole message, or the last part of one
+            records.append(MessageToDict(Record.FromString(message), preserving_proto_field_name=True))
+            message = b""
+    return [record[kind] for record in records if kind in record]
+
+
+def test_wandb_gets_lines_names_and_llmforges_defaults(wandb_offline: Path) -> None:
+    with open_tracker(spec("wandb", {"tags": ["ours"]}, custom_model_tag="our-model"), "job") as tracker:
+        tracker.log(step_line(1, loss=3.0))
+        tracker.log(step_line(2, loss=2.5))
+        tracker.log(evaluation_line(2))
+
+    run = wandb_records(wandb_offline, "run")[0]
+    assert (run["project"], run["run_group"], run["display_name"]) == ("llmforge", "org/base", "our-model")
+    assert set(run["tags"]) == {"ours", "org/base", "our-model"}
+    config = {item["key"]: json.loads(item["value_json"]) for item in run["config"]["update"]}
+    assert (
+        config.items()
+        >= {
+            "model_id": "org/base",
+            "lora_config.r": 4,
+            "custom_model_tag": "our-model",
+        }.items()
+    )
+    lines = [
+        {item["nested_key"][0]: json.loads(item["value_json"]) for item in line["item"]}
+        for line in wandb_records(wandb_offline, "history")
+    ]
+    assert [(line["_step"], line["loss"], line.get("evalLoss")) for line in lines] == [
+        (1, 3.0, None),
+        (2, 2.5, 2.0),
+    ]
+    assert [end.get("exit_code", 0) for end in wandb_records(wandb_offline, "exit")] == [0]
+
+
+def test_wandbs_own_settings_are_taken_and_a_failed_run_is_marked(wandb_offline: Path) -> None:
+    config: dict[str, JsonValue] = {"project": "p", "group": "g", "name": "n", "tags": ["org/base"]}
+    with pytest.raises(KeyboardInterrupt), open_tracker(spec("wandb", config), "job") as tracker:
+        train_a_step_and_stop(tracker)
+
+    run = wandb_records(wandb_offline, "run")[0]
+    assert (run["project"], run["run_group"], run["display_name"], sorted(run["tags"])) == (
+        "p",
+        "g",
+        "n",
+        ["job", "org/base"],
+    )
+    assert [end["exit_code"] for end in wandb_records(wandb_offline, "exit")] == [1]
+
+
+def test_a_long_path_to_the_model_makes_a_tag_that_wandb_takes(wandb_offline: Path) -> None:
+    with open_tracker(spec("wandb", model_id="/models" + "/deeper" * 20), "job"):
+        pass
+
+    run = wandb_records(wandb_offline, "run")[0]
+    assert max(len(tag) for tag in run["tags"]) == 64
+
+
+@pytest.mark.parametrize("config", [{"project": "a/b"}, {"tags": ["x" * 65]}])
+def test_what_wandb_does_not_take_is_an_error_of_the_spec(
+    config: dict[str, JsonValue], wandb_offline: Path
+) -> None:
+    error = problem(spec("wandb", config))
+
+    assert error.failure_class == FailureClass.INVALID_SPEC
+    assert str(error).startswith("spec.logger.provider_config: wandb says: ")
+    assert not list(wandb_offline.glob("wandb/offline-run-*"))
+
+
+def test_wandb_without_a_key_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    with pytest.raises(FineTuneError) as raised:
+        check_tracker(spec("wandb"))
+
+    assert raised.value.failure_class == FailureClass.INVALID_SPEC
+    assert "spec.logger.provider: wandb needs WANDB_API_KEY" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "variable", [("WANDB_API_KEY", "key"), ("WANDB_MODE", "offline"), ("WANDB_MODE", "disabled")]
+)
+def test_wandb_with_a_key_or_without_a_service_may_start(
+    variable: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(*variable)
+
+    check_tracker(spec("wandb"))

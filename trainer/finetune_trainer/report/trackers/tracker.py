@@ -1,0 +1,143 @@
+"""An experiment tracker, when the spec asks for one: it is told what metrics.jsonl is told, and cannot disturb training."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
+from typing import Protocol
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.trackers.mlflow_run import start_mlflow_run
+from finetune_trainer.report.trackers.wandb_run import start_wandb_run
+
+CLOSING_SECONDS = 60.0
+"""How long the end of training waits for a tracker that is slow or gone."""
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """What the training loop knows of a tracker."""
+
+    def log(self, line: StepLine | EvaluationLine) -> None:
+        """Takes a line down; returns at once and never raises."""
+
+
+class TrackedRun(Protocol):
+    """A run at a tracker's service. Its methods may block, and may raise anything."""
+
+    def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
+        """Adds the lines' numbers to the run."""
+
+    def end(self, *, failed: bool) -> None:
+        """Marks the run as finished or failed."""
+
+
+def check_tracker(spec: FineTuneJobSpec) -> None:
+    """Finds before training, and without a network, what would keep the tracker from starting.
+
+    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to log in
+    with.
+    """
+    if spec.logger is None:
+        return
+    provider = spec.logger.provider
+    package = importlib.util.find_spec(provider)
+    # A folder called wandb, such as wandb makes for its runs, looks like a package, but one without an
+    # origin.
+    if package is None or package.origin is None:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]',"
+            " or leave spec.logger out",
+        )
+    needs_key = provider == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled")
+    if needs_key and not os.environ.get("WANDB_API_KEY"):
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            "spec.logger.provider: wandb needs WANDB_API_KEY in the environment; set it, or"
+            " WANDB_MODE=offline to keep the run on disk",
+        )
+
+
+@contextmanager
+def open_tracker(spec: FineTuneJobSpec, name: str) -> Iterator[Tracker]:
+    """The tracker that the spec asks for, or one that does nothing; `name` is the job's.
+
+    At the end of the block the run is marked as finished, or as failed when the block raised. A job that is
+    resumed makes a new run. Raises FineTuneError before the block begins: as `check_tracker` does, and
+    InvalidSpec, AccessDenied or StorageError when the service refuses the run or cannot be reached.
+    """
+    if spec.logger is None:
+        yield _NoTracker()
+        return
+    check_tracker(spec)
+    start = start_mlflow_run if spec.logger.provider == "mlflow" else start_wandb_run
+    tracker = _BackgroundTracker(start(spec, spec.logger.provider_config, name), spec.logger.provider)
+    failed = True
+    try:
+        yield tracker
+        failed = False
+    finally:
+        tracker.close(failed=failed)
+
+
+class _NoTracker:
+    def log(self, line: StepLine | EvaluationLine) -> None:
+        pass
+
+
+class _BackgroundTracker:
+    """Sends lines from a thread of its own: a service that is slow or gone would else hold up every step."""
+
+    def __init__(self, run: TrackedRun, provider: str) -> None:
+        self._run = run
+        self._provider = provider
+        self._failed = False
+        self._warned = False
+        self._lines: SimpleQueue[StepLine | EvaluationLine | None] = SimpleQueue()
+        self._thread = Thread(target=self._deliver, name=f"{provider} tracker", daemon=True)
+        self._thread.start()
+
+    def log(self, line: StepLine | EvaluationLine) -> None:
+        self._lines.put(line)
+
+    def close(self, *, failed: bool) -> None:
+        self._failed = failed
+        self._lines.put(None)
+        self._thread.join(CLOSING_SECONDS)
+        if self._thread.is_alive():
+            self._warn(f"no answer within {CLOSING_SECONDS:g} s")
+
+    def _deliver(self) -> None:
+        closed = False
+        while not closed:
+            taken = [self._lines.get()]
+            while not self._lines.empty():
+                taken.append(self._lines.get())
+            closed = taken[-1] is None
+            with self._warning():
+                self._run.send([line for line in taken if line is not None])
+        with self._warning():
+            self._run.end(failed=self._failed)
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong at a tracker, training goes on
+            self._warn(str(error))
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s does not get all numbers of this run (metrics.jsonl does): %s", self._provider, reason
+            )
