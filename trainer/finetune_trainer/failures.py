@@ -1,4 +1,4 @@
-"""From an exception to a failure class and words that a person can act on."""
+"""Turns exceptions into failures: a failure class, and a message that a person can act on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LESS_MEMORY = (
 )
 
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer")
-"""What gloo, which has no exceptions of its own, says on the workers that are left when one dies."""
+"""What gloo's errors contain on the surviving workers when one dies; it has no exceptions of its own."""
 
 WORKER_GONE = (
     RayActorError,
@@ -35,7 +35,7 @@ WORKER_GONE = (
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The class and message of a failure; what is not known is Unknown, with the error's own words."""
+    """The failure that an exception means. Other exceptions become Unknown, with their own message."""
     if isinstance(error, FineTuneError):
         return Failure(failure_class=error.failure_class, message=str(error))
     if isinstance(
@@ -64,12 +64,12 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def failure_of_run(error: BaseException) -> Failure:
-    """The failure of a run whose workers could not say themselves what was wrong."""
+    """The failure of a run on Ray Train, from the exception that Ray Train raised."""
     return failure_of(_cause(error))
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What happened, without what Ray Train wraps it in."""
+    """The exception that Ray Train has wrapped in its own."""
     match error:
         case WorkerGroupError() if error.worker_failures:
             return _cause(next(iter(error.worker_failures.values())))

@@ -38,8 +38,8 @@ def test_the_loss_is_the_sum_over_the_tokens_that_count_of_what_transformers_giv
 
 
 def test_the_sum_is_in_fp32_whatever_the_model_computes_in(model: PreTrainedModel) -> None:
-    batch = LAYOUT.batch(VALIDATION_ROWS, [0, 1])
-    assert LanguageObjective(model.to(torch.bfloat16))(batch).total.dtype == torch.float32
+    objective = LanguageObjective(model).to(torch.bfloat16)
+    assert objective(LAYOUT.batch(VALIDATION_ROWS, [0, 1])).total.dtype == torch.float32
 
 
 def without_labels(batch: Batch) -> Batch:

@@ -1,1 +1,1 @@
-"""How devices share the work: a file for each kind of parallelism."""
+"""Kinds of parallelism, by which devices share the work: a file for each."""
