@@ -1,4 +1,4 @@
-"""The progress record's way into its config map: TLS, the pod's token, one merge patch."""
+"""The progress record is written into its config map over TLS, with the pod's token, in one merge patch."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from finetune_trainer.training.evaluate import evaluate, perplexity
 
 
 def mean_loss(model: PreTrainedModel | PeftModel, rows: TokenizedRows, batch_size: int) -> float:
-    """On one device, padded to the longest row."""
+    """The validation loss on one device, padded to the longest row."""
     return evaluate(forward_of(model), rows, batch_size).loss
 
 
@@ -40,7 +40,7 @@ def model(tiny_model: Path) -> PreTrainedModel:
 
 
 def losses_by_transformers(model: PreTrainedModel, rows: TokenizedRows) -> list[tuple[float, int]]:
-    """Each row alone, without padding: transformers' own loss, and over how many tokens it is the mean."""
+    """For each row alone: transformers' own mean loss, and the number of tokens that count in it."""
     losses = []
     for index in range(len(rows)):
         ids, trained = (torch.tensor(part) for part in rows.row(index))

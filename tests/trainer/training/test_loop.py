@@ -49,8 +49,7 @@ from finetune_trainer.training.job import Outcome, TrainingJob, Worker
 from finetune_trainer.training.loop import train
 
 WEIGHT_TOLERANCE = {"lora": 1e-5, "full": 5e-4}
-"""AdamW divides by the root of a moment that is almost 0 at first, so that full training turns noise into
-larger differences."""
+"""At first, AdamW divides by the root of a moment that is almost 0. So full training amplifies noise."""
 
 ON_ONE_DEVICE: dict[str, Fields] = {
     "1 row, accumulated 8 times": {"train_batch_size_per_device": 1, "gradient_accumulation_steps": 8},
@@ -101,7 +100,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def same_steps(way: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run for each way to train steps of 8 rows, by name; `at once` is one device and one micro-batch."""
+    """A run for each way to train steps of 8 rows, by name. `at once` uses one device and one micro-batch."""
     directory = tmp_path_factory.mktemp(way)
     fields = {"lora": LORA, "full": FULL}[way]
 
@@ -188,7 +187,7 @@ def train_counting(jobs: Sequence[TrainingJob], rank: int, num_devices: int) -> 
 
 @pytest.fixture(scope="module")
 def counted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs `one` and `two` of CountingObjective, by as many devices."""
+    """Runs with CountingObjective: `one` on one device, `two` on two."""
     directory = tmp_path_factory.mktemp("counted")
     one, two = (
         job_of(tiny_model, directory / name, LORA | shape, num_epochs=2, eval_first=True, seed=0)
@@ -228,7 +227,7 @@ def test_an_objectives_metrics_are_means_over_what_counts_in_a_step_and_in_valid
 
 
 def mean_probability(model: PreTrainedModel, rows: TokenizedRows, indices: Iterable[int]) -> float:
-    """Of each token that counts, given those before it; row by row, without padding."""
+    """The mean probability of the tokens that count, computed row by row and without padding."""
     probabilities = []
     for index in indices:
         ids, trained = (torch.from_numpy(part) for part in rows.row(index))
@@ -350,7 +349,7 @@ def test_another_seed_gives_another_order_and_other_adapters(tiny_model: Path, t
 
 
 def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
-    """The directories that are there and the checkpoints that are reported, whenever a report changes either."""
+    """The directories of the run and the checkpoints in a record, whenever a record changes either."""
     seen: list[tuple[set[str], list[str]]] = []
 
     def look(record: ProgressRecord) -> None:
@@ -365,8 +364,8 @@ def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
 def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_best(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the
-    # best.
+    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint
+    # is the best.
     seen = checkpoints_seen(
         job_of(tiny_model, tmp_path, FULL, num_epochs=4, learning_rate=1e-2, num_checkpoints_to_keep=1)
     )

@@ -34,8 +34,8 @@ def save_weights(
 ) -> None:
     """Writes the trained weights, and the configuration to generate text with.
 
-    A PEFT model's adapter is written, or a full model in shards of 5 GB. `weights` default to the model's
-    own.
+    A PEFT model's adapter is written, or a full model in shards of 5 GB. `weights` default to
+    the model's own.
     """
     if isinstance(model, peft.PeftModel):
         # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.

@@ -38,8 +38,8 @@ def evaluation_batches(
     """The batches of one device in a validation. Every row is in exactly one batch of one device.
 
     Rows of similar length share a batch, so that there is little padding. Every device gets the same
-    number of batches, because all devices may have to take part in each forward pass. The last one may be
-    empty.
+    number of batches, because all devices may have to take part in each forward pass. The last one
+    may be empty.
     """
     order = np.argsort(-lengths, kind="stable")
     longest_share = -(-len(order) // num_devices)

@@ -98,8 +98,8 @@ def chat_format(
     """
     if not tokenizer.is_fast:
         reason = (
-            "its tokenizer does not say which characters a token stands for; use a model with a"
-            " tokenizer.json"
+            "its tokenizer does not say which characters a token stands for;"
+            " use a model with a tokenizer.json"
         )
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {model}: {reason}")
     prompt_format = generation_config.prompt_format if generation_config is not None else None

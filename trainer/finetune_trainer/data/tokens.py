@@ -75,8 +75,8 @@ class TokenizedRows:
 def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> TokenizedRows:
     """Tokenizes rows, of which there is at least one, without truncation.
 
-    Raises FineTuneError (InvalidData) with a problem `source:line: what` for every row that the chat format
-    refuses.
+    Raises FineTuneError (InvalidData) with a problem `source:line: what` for every row that the
+    chat format refuses.
     """
     input_ids: list[NDArray[np.int32]] = []
     trained: list[NDArray[np.bool_]] = []
@@ -134,8 +134,8 @@ def trained_tokens(rows: TokenizedRows) -> int:
 def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:
     if cut_off:
         return (
-            f"the first {context_length} of its {length} tokens hold nothing to train on; raise"
-            " spec.context_length"
+            f"the first {context_length} of its {length} tokens hold nothing to train on;"
+            " raise spec.context_length"
         )
     return f"none of its {length} tokens counts in the loss; give it an answer, or leave it out"
 

@@ -39,9 +39,9 @@ def merge(checkpoint: str, out: Path) -> None:
     model must give the same logits as the adapter, and the written files, loaded again, the same as the
     merged model. On any failure nothing is left at `out`. Needs memory for the model in fp32.
 
-    Raises FineTuneError: InvalidSpec when `out` is not empty or the checkpoint is not an adapter that can be
-    merged, ModelNotFound when there is no checkpoint or no base model, StorageError, Unknown when the logits
-    differ.
+    Raises FineTuneError: InvalidSpec when `out` is not empty or the checkpoint is not an adapter that
+    can be merged, ModelNotFound when there is no checkpoint or no base model, StorageError, Unknown when
+    the logits differ.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FineTuneError(

@@ -84,8 +84,8 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
         ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         missing = (
-            "its tokenizer has neither a pad token nor an end-of-text token; set pad_token in its"
-            " tokenizer_config.json"
+            "its tokenizer has neither a pad token nor an end-of-text token;"
+            " set pad_token in its tokenizer_config.json"
         )
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id}: {missing}")
     return cast("PreTrainedTokenizerBase", tokenizer)

@@ -47,8 +47,8 @@ class ConfigMap:
     def write(self, record: ProgressRecord) -> None:
         """Replaces the record. One that is too large for a config map is logged and not sent.
 
-        Raises OSError or HTTPException when the API server cannot be reached, and RecordRefusedError when it
-        refuses.
+        Raises OSError or HTTPException when the API server cannot be reached, and RecordRefusedError
+        when it refuses.
         """
         text = record.model_dump_json(by_alias=True, exclude_none=True)
         size = len(text.encode())

@@ -127,8 +127,8 @@ class RankZeroReporter:
     ) -> None:
         """Saves a checkpoint or a snapshot, and then deletes checkpoints that are no longer to be kept.
 
-        They are deleted only when the new one is complete, and when a progress record without them was
-        reported.
+        They are deleted only when the new one is complete, and when a progress record without
+        them was reported.
         """
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
             write(staging)
@@ -151,8 +151,8 @@ class RankZeroReporter:
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
         """Writes the result and reports it, and then deletes checkpoints that are not to be kept.
 
-        The result comes first, so that a process that dies here leaves a run that needs no checkpoint to
-        resume.
+        The result comes first, so that a process that dies here leaves a run that needs no
+        checkpoint to resume.
         """
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]

@@ -151,7 +151,11 @@ class ObjectStorage:
                     self._filesystem.delete_dir(key)
 
     def download(self, names: Iterable[str], directory: Path) -> None:
-        """Copies objects. Each file appears whole, so that several processes may download to the same directory at once."""
+        """Downloads objects to files.
+
+        Each file appears only when it is complete, so several processes may download to one
+        directory at once.
+        """
         for name in names:
             target = directory / name
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

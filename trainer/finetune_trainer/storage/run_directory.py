@@ -52,8 +52,8 @@ class Completion(BaseModel):
 class RunDirectory:
     """Reads and writes a run directory. Only one process may write at a time; others may read meanwhile.
 
-    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason when storage
-    fails.
+    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason
+    when storage fails.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -107,8 +107,8 @@ class RunDirectory:
     def newest(self) -> str | None:
         """The name of the checkpoint or snapshot to resume from; None when there is none.
 
-        It is the complete one with the most steps. Of a checkpoint and a snapshot with equally many it is the
-        checkpoint.
+        It is the complete one with the most steps. Of a checkpoint and a snapshot with equally many it
+        is the checkpoint.
         """
         found = self._complete()
         return max(

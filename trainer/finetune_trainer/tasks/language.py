@@ -1,7 +1,7 @@
 """Language modelling, which predicts the next token: the tasks `causal_lm` and `instruction_tuning`.
 
-For `causal_lm` all tokens of a row count in the loss, for `instruction_tuning` those of the assistant's
-turns.
+For `causal_lm` all tokens of a row count in the loss, for `instruction_tuning` those of
+the assistant's turns.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's store, made once: its tables take seconds."""
+    """MLflow's store, created once, since creating its tables takes seconds."""
     return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
 
@@ -296,7 +296,7 @@ def test_a_tracker_that_fails_in_the_middle_warns_once_and_training_goes_on(
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """A store that does not answer as long as somebody else holds the database."""
+    """A lock on the database, as long as which the store does not answer."""
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
@@ -343,7 +343,7 @@ def test_the_end_of_training_waits_only_so_long(
 
 @pytest.fixture
 def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where wandb keeps its runs."""
+    """The directory of wandb's offline runs."""
     import wandb
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -355,7 +355,10 @@ def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 def wandb_records(directory: Path, kind: str) -> list[dict[str, Any]]:
-    """Records of one kind in the only run: protocol buffers in LevelDB's log format, after a header of 7 bytes."""
+    """The records of one kind in the only run.
+
+    They are protocol buffers in LevelDB's log format, after a header of 7 bytes.
+    """
     import wandb
     from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]

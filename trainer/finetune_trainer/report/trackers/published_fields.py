@@ -17,8 +17,8 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 def published_fields(spec: FineTuneJobSpec) -> dict[str, JsonValue]:
     """The fields that are set, by their path below `spec`, such as `lora_config.r`.
 
-    Lists and maps of free keys are one value each. Credentials in URLs (`s3://key:secret@bucket/...`) are
-    removed.
+    Lists and maps of free keys are one value each. Credentials in URLs
+    (`s3://key:secret@bucket/...`) are removed.
     """
     fields = _set_fields(spec, "")
     return {path: _public(value) for path, value in fields.items() if path.partition(".")[0] not in PRIVATE}

@@ -43,8 +43,8 @@ class TrackedRun(Protocol):
 def check_tracker(spec: FineTuneJobSpec) -> None:
     """Checks before training, without using the network, whether the tracker can start.
 
-    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to log in
-    with.
+    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to
+    log in with.
     """
     if spec.logger is None:
         return
