@@ -41,7 +41,7 @@ class LocalStorage:
             }
 
     def read_text(self, name: str) -> str | None:
-        """A file's text, or None. Bytes that are not UTF-8, as after a crash of the machine, become U+FFFD."""
+        """A file's text, or None. Invalid UTF-8, as after a crash of the machine, becomes U+FFFD."""
         file = self._root / name
         with explained(file):
             return file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
