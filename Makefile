@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test e2e cluster cluster-down lint format lock clean
+.PHONY: help demo demo-cost demo-cluster test test-gpu e2e bench-start cluster cluster-down lint format lock clean generate run-operator
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +36,14 @@ test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k l
 	$(ENV)/bin/python -m tests.cluster.main build
 	$(ENV)/bin/python -m pytest $(ARGS)
 
+test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need a GPU; without one this fails
+	$(ENV)/bin/python -m pytest tests/gpu $(ARGS)
+
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
 	$(ENV)/bin/python -m pytest tests/e2e $(ARGS)
+
+bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
+	env -u OMP_WAIT_POLICY $(ENV)/bin/python bench/start.py $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
 	@$(ENV)/bin/python -m tests.cluster.main up
@@ -65,6 +71,20 @@ lock: $(ENV)/build.installed ## bring locks/ in step with pyproject.toml; ARGS=-
 
 clean: ## remove what make and the examples made here, the environment included
 	rm -rf $(ENV) build dist finetune-runs examples/inputs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+generate: $(ENV)/dev.installed $(ENV)/project.installed ## write what is generated from the models: the CRD, files of the chart, two pages of docs/
+	$(ENV)/bin/python -m finetune_api.crd > crds/finetunejobs.yaml
+	$(ENV)/bin/python -m finetune_api.reference > docs/fields.md
+	$(ENV)/bin/python -m finetune_operator.configuration > docs/configuration.md
+	$(ENV)/bin/python charts/chart_files.py
+
+# What its jobs train in.
+TRAINER_IMAGE ?= localhost/finetune-trainer:latest
+
+run-operator: $(ENV)/dev.installed $(ENV)/project.installed ## run the operator from this checkout on the cluster of `make cluster`
+	uses_the_cluster=$$($(ENV)/bin/python -m tests.cluster.main up) && eval "$$uses_the_cluster" && \
+	kubectl apply --server-side --filename crds/finetunejobs.yaml && \
+	exec env FINETUNE_OPERATOR_LOG_FORMAT=text FINETUNE_OPERATOR_TRAINER_IMAGE=$(TRAINER_IMAGE) $(ENV)/bin/python -m finetune_operator
 
 $(ENV)/build.installed: locks/build.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name it with make PYTHON=..." >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""Writes what the chart takes over from the models: the FineTuneJob's definition, and the schema of `config` in the values.
+"""Writes the files of the chart that come from the models: the CRD, and the schema of `config` in the values.
 
 python charts/chart_files.py
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from finetune_api.crd import crd_yaml
-from finetune_operator.configuration import Configuration
+from finetune_operator.settings.configuration import Configuration
 
 CHART = Path(__file__).parent / "finetune-operator"
 CRD = Path("files/finetunejobs.yaml")
@@ -45,12 +45,22 @@ def values_schema(text: str) -> str:
 
 
 def _plain(schema: JsonValue) -> JsonValue:
-    """The schema with its bounds in JSON Schema's own words, which pydantic does not use where a number may be written as text."""
+    """The schema with bounds as JSON Schema names them.
+
+    pydantic leaves its own names (`ge`, `lt`) where a number may be written as text. Descriptions are put on
+    one line each.
+    """
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    return {_BOUNDS.get(key, key): _plain(value) for key, value in schema.items() if key != _SERVERS_RULES}
+    return {
+        _BOUNDS.get(key, key): " ".join(value.split())
+        if key == "description" and isinstance(value, str)
+        else _plain(value)
+        for key, value in schema.items()
+        if key != _SERVERS_RULES
+    }
 
 
 if __name__ == "__main__":

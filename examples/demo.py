@@ -2,7 +2,7 @@
 
     python examples/demo.py
 
-Run it from the project's folder, after examples/make_inputs.py. Interrupted or killed, it goes on from the
+Run it from the project's folder, after examples/make_inputs.py. Interrupted or killed, it resumes from the
 newest checkpoint.
 """
 
@@ -80,9 +80,7 @@ def main() -> None:
         highlight=False,
     )
     draw_losses(Path(run.path) / "metrics.jsonl", PICTURE)
-    console.print(
-        f"the loss, drawn: {PICTURE}\nthe adapter:     {best.path}", highlight=False, soft_wrap=True
-    )
+    console.print(f"loss plot: {PICTURE}\nadapter:   {best.path}", highlight=False, soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} seconds in all", highlight=False)
 
 

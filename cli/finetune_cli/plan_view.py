@@ -24,8 +24,7 @@ class JobPlan(StatusModel):
     plan: Plan
     """As in the status of the job."""
     numbers: Numbers
-    """The fields of the spec that the numbers of the plan come from, with their defaults, spelled as in the
-    spec."""
+    """The fields of the spec that the plan comes from, with their defaults and spelled as in the spec."""
     token_statistics: TokenStatistics
     memory_per_device: dict[ResolvedPrecision, MemoryEstimate]
     """Bytes on each device, by the precision that is computed in."""
@@ -33,7 +32,10 @@ class JobPlan(StatusModel):
 
 
 def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
-    """The plan of a prepared job, with the memory it takes in each precision that `spec.dtype` may turn out to be."""
+    """The plan of a prepared job.
+
+    With `dtype: auto` it has the memory for both precisions that the job may be computed in.
+    """
     precisions: tuple[ResolvedPrecision, ...] = (
         ("bf16", "fp32") if manifest.spec.dtype == "auto" else (manifest.spec.dtype,)
     )
@@ -60,8 +62,9 @@ def show_tables(console: Console, manifest: Manifest, plan: JobPlan) -> None:
 
 def _plan_table(plan: JobPlan) -> Table:
     sizes, numbers = plan.plan, plan.numbers
+    devices = "1 device" if numbers.num_devices == 1 else f"{numbers.num_devices} devices"
     factors = (
-        f"{numbers.train_batch_size_per_device} rows x {numbers.num_devices} devices x"
+        f"{numbers.train_batch_size_per_device} rows x {devices} x"
         f" {numbers.gradient_accumulation_steps} accumulated"
     )
     table = _table("Plan", "")
@@ -75,18 +78,17 @@ def _plan_table(plan: JobPlan) -> Table:
         ("steps per epoch", f"{sizes.steps_per_epoch:,}"),
         ("epochs", f"{sizes.total_epochs:,}"),
         ("steps", f"{sizes.total_steps:,}"),
-        (
-            "learning rate",
-            (
-                f"{numbers.learning_rate:g}, {numbers.lr_scheduler_type} after {numbers.num_warmup_steps}"
-                " warm-up steps"
-            ),
-        ),
+        ("learning rate", _schedule(numbers)),
         ("checkpoints", f"after epoch {_few([index + 1 for index in sizes.checkpoint_epochs])}"),
         ("trained parameters", f"{sizes.trainable_parameters:,} of {sizes.total_parameters:,}"),
     ):
         table.add_row(name, value)
     return table
+
+
+def _schedule(numbers: Numbers) -> str:
+    after = f"after {numbers.num_warmup_steps} warm-up steps"
+    return f"{numbers.learning_rate:g}, {numbers.lr_scheduler_type} {after}"
 
 
 def _tokens_table(statistics: TokenStatistics) -> Table:
@@ -124,7 +126,7 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _few(numbers: Iterable[int]) -> str:
-    """`1, 2, 3`, or of many the first and the last: `5, 10, 15, 20, 25, … 100 (20 in all)`."""
+    """`1, 2, 3`; of many only the first ones and the last: `5, 10, 15, 20, 25, … 100 (20 in all)`."""
     shown = [f"{number:,}" for number in numbers]
     if len(shown) <= SHOWN_EPOCHS:
         return ", ".join(shown)

@@ -1,4 +1,4 @@
-"""A run on a terminal: a bar that stays at the bottom, with a line above it for each thing that happened."""
+"""Progress of a run on a terminal: a bar at the bottom, and above it a line for each event."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ SHORTEST_BAR = 10
 
 
 class TerminalProgress:
-    """Shows a run on a terminal from `with` on, and takes the bar away at the end; a `finetune_trainer.attempt.Observer`."""
+    """Shows a run on a terminal; the bar is there inside the `with` block.
+
+    A `finetune_trainer.attempt.Observer`.
+    """
 
     def __init__(self, console: Console, doing: str) -> None:
         self._console = console
@@ -46,16 +49,16 @@ class TerminalProgress:
         self._live.stop()
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._console.print(one_line(line))
 
     def prepared(self, prepared: Prepared) -> None:
-        """What is going to be trained."""
+        """Prints what is going to be trained."""
         self._console.print(sizes(prepared.plan))
-        self._line.doing = "starting workers, loading the model"
+        self._line.doing = "loading the model"
 
     def progress(self, record: ProgressRecord) -> None:
-        """Moves the bar; a validation gets a line of its own."""
+        """Moves the bar, and prints a line for a new validation."""
         self._line.record = record
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
@@ -81,7 +84,10 @@ class StatusLine:
 
 
 def _bar(plan: Plan, progress: Progress, width: int) -> Table:
-    """`epoch 2/3 ━━━━━━━━╸━━━━ 41/72  loss 2.412  1:42 left  206 tokens/s`, without the last ones where there is no room."""
+    """The bar with its numbers; on a narrow terminal the last ones are left out.
+
+    epoch 2/3 ━━━━━━━━╸━━━━ 41/72  loss 2.412  1:42 left  206 tokens/s
+    """
     left = f"epoch {running_epoch(progress, plan)}"
     right = f"{progress.step:{len(str(plan.total_steps))}}/{plan.total_steps}"
     for detail in details(progress, datetime.now(UTC)):

@@ -1,4 +1,4 @@
-"""A run where there is no terminal: a line for each thing that happened, and one now and then for the steps."""
+"""Progress of a run where there is no terminal: a line for each event, and one now and then for the steps."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
 
 SECONDS_BETWEEN_STEPS = 10.0
-"""A log is not to be flooded."""
+"""Shortest time between two lines about steps, so that a log is not flooded."""
 
 
 class LineProgress:
-    """Writes a line at a time; a `finetune_trainer.attempt.Observer`."""
+    """Prints plain lines; a `finetune_trainer.attempt.Observer`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._evaluation: Evaluation | None = None
         self._shown_at = -SECONDS_BETWEEN_STEPS
+        self._shown_step: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -40,30 +41,22 @@ class LineProgress:
         return None
 
     def say(self, line: str) -> None:
-        """A line."""
+        """Prints a line."""
         self._console.print(one_line(line))
 
     def prepared(self, prepared: Prepared) -> None:
-        """What is going to be trained."""
+        """Prints what is going to be trained."""
         self._console.print(sizes(prepared.plan))
 
     def progress(self, record: ProgressRecord) -> None:
-        """A line for a validation, and for a step where the last one is some time ago."""
+        """Prints a line for a new validation, and one for a step when the last one is some time ago."""
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
             self._console.print(validated(record))
-        now = time.monotonic()
-        if (
-            record.plan
-            and record.progress
-            and (
-                now - self._shown_at >= SECONDS_BETWEEN_STEPS
-                or record.progress.step == record.plan.total_steps
-            )
-        ):
-            self._shown_at = now
-            where = (
-                f"epoch {running_epoch(record.progress, record.plan)}  step"
-                f" {record.progress.step}/{record.plan.total_steps}"
-            )
-            self._console.print("  ".join([where, *details(record.progress, datetime.now(UTC))]))
+        plan, progress, now = record.plan, record.progress, time.monotonic()
+        if plan is None or progress is None or progress.step == self._shown_step:
+            return
+        if now - self._shown_at >= SECONDS_BETWEEN_STEPS or progress.step == plan.total_steps:
+            self._shown_at, self._shown_step = now, progress.step
+            where = f"epoch {running_epoch(progress, plan)}  step {progress.step}/{plan.total_steps}"
+            self._console.print("  ".join([where, *details(progress, datetime.now(UTC))]))

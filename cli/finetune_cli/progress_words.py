@@ -8,7 +8,7 @@ from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord
 
 
 def sizes(plan: Plan) -> str:
-    """What is about to be trained, on a line."""
+    """What is about to be trained, on one line."""
     return (
         f"{plan.rows:,} rows with {plan.tokens:,} tokens, {plan.total_epochs:,} x {plan.steps_per_epoch:,}"
         f" steps, {parameters(plan.trainable_parameters)} of {parameters(plan.total_parameters)} parameters"
@@ -33,7 +33,7 @@ def details(progress: Progress, now: datetime) -> list[str]:
 
 
 def validated(record: ProgressRecord) -> str | None:
-    """The last validation and where the model that it looked at is; None before the first one."""
+    """The last validation, and the checkpoint with that model if it was saved; None before the first one."""
     if record.evaluation is None:
         return None
     saved = next(
@@ -66,4 +66,4 @@ def clock(duration: timedelta) -> str:
 
 
 def _model(evaluation: Evaluation) -> str:
-    return f"epoch {evaluation.epoch:g}" if evaluation.epoch else "before training"
+    return f"after epoch {evaluation.epoch:g}" if evaluation.epoch else "before training"

@@ -1,4 +1,4 @@
-"""Keeps the libraries' talk to developers away from people who train; what is an error is still shown."""
+"""Silences what the libraries print for developers; their errors are still shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET_LIBRARIES = {
 
 
 def quieten_libraries() -> None:
-    """Must run before the libraries are imported. What a person has set, also with `python -W`, stays."""
+    """Sets the switches; must run before the libraries are imported. What a user has set stays."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for name, value in QUIET_LIBRARIES.items():

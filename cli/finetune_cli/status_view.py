@@ -1,4 +1,4 @@
-"""How a run ended: the FineTuneJob with its status, as `kubectl get -o yaml` shows it, and in a few lines."""
+"""How a run ended: the FineTuneJob with its status, as from `kubectl get -o yaml`, and a short summary."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str
 
 def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str, str]]:
     if status.progress is not None:
-        yield "epochs", status.progress.epochs
+        yield "epochs completed", status.progress.epochs
         if status.progress.train_loss is not None:
             yield "training loss", f"{status.progress.train_loss:.3f} in the last step"
     if status.evaluation is not None:
@@ -75,7 +75,7 @@ def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str,
 def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("checkpoint", no_wrap=True)
-    for heading in ("epoch", "step", "validation loss", "perplexity"):
+    for heading in ("after epoch", "step", "validation loss", "perplexity"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for checkpoint in checkpoints:

@@ -11,7 +11,7 @@ from finetune_cli.plain_text import console, one_line, say_problems, say_warning
 
 
 def validate_files(files: Sequence[Path]) -> int:
-    """Says what is wrong with which file, or that it is right.
+    """Prints what is wrong with each file, or `FILE: ok`.
 
     Returns the exit code: 1 if any file is wrong.
     """
@@ -29,5 +29,5 @@ def validate_files(files: Sequence[Path]) -> int:
 
 
 def _of(file: Path, remarks: Sequence[str]) -> list[str]:
-    """The remarks, each beginning with the file's name; those about a line of the file do already."""
+    """The remarks with the file's name in front; those about a line of the file have it already."""
     return [remark if remark.startswith(f"{file}:") else f"{file}: {remark}" for remark in remarks]

@@ -17,8 +17,8 @@ ACCELERATOR_SHAPE = "anyscale/accelerator_shape:"
 
 _SHAPE = r"[1-9][0-9]*x.+"
 _AMOUNT = (
-    "an accelerator's amount must be more than 0 and at most 1, since each worker gets one device whatever it"
-    " says"
+    "an accelerator's amount must be more than 0 and at most 1,"
+    " since each worker gets one device whatever it says"
 )
 _NAME = f"must name a type, as in {ACCELERATOR_TYPE}A10G or {ACCELERATOR_SHAPE}4xA10G"
 _ONE = "must name one accelerator type"

@@ -1,4 +1,8 @@
-"""What the operator tells the trainer of an attempt, besides the job itself; and where the trainer's progress record goes."""
+"""What the operator passes to the trainer for one attempt, besides the job itself.
+
+The operator sets it as an environment variable of the head; the trainer writes its progress record to the
+config map that it names.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,7 @@ class Assignment(BaseModel):
     storage: str
     """Where runs go, as users write it: `s3://`, `gs://`, `pvc://CLAIM/dir` or a path that all pods share."""
     config_map: str
-    """The config map for the progress record, in the job's namespace; the head's service account may get and
-    patch it."""
+    """The config map for the progress record, in the job's namespace; the head may get and patch it."""
     on_gpu: bool
     """Whether each worker has a GPU, of Ray's resource `GPU`."""
     worker_resources: dict[str, float]

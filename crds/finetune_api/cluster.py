@@ -14,8 +14,6 @@ from pydantic_core import PydanticCustomError
 from finetune_api.fields import VALIDATIONS, Integer, JsonObject, ShortText, SpecModel, StoragePath
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(n|u|m|k|Ki|[MGTPE]i?|[eE][-+]?[0-9]{1,2})?$"
-
-
 _QUANTITY_WORDS = "must be a quantity such as 2, 500m or 16Gi"
 
 
@@ -72,7 +70,7 @@ class RunPolicy(SpecModel):
     starting_deadline_seconds: Seconds = 1800
     """Longest time an attempt may wait for its pods."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=10 * 366 * 86400)] | None = None
-    """When a finished FineTuneJob is deleted; never, if left out. Checkpoints stay."""
+    """Seconds after its end until a finished FineTuneJob is deleted; never by default. Checkpoints stay."""
 
 
 class Resources(SpecModel):
@@ -99,7 +97,7 @@ class Reference(SpecModel):
 
 
 class Cluster(SpecModel):
-    """What the pods look like; what is below a list's items is spelt as in a pod (`mountPath`, `valueFrom`, ...)."""
+    """What the pods look like. Below a list's items, names are those of a pod: `mountPath`, `valueFrom`."""
 
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Image of head and workers; the operator's configuration has the default."""
@@ -108,8 +106,7 @@ class Cluster(SpecModel):
     image_pull_secrets: Annotated[list[Reference], Field(max_length=16)] | None = None
     """Secrets that a private registry asks for."""
     service_account_name: Name | None = None
-    """Service account of all pods, for workload identity; one without rights is made for the job, if left
-    out."""
+    """Service account of all pods, for workload identity; default: one without rights, made for the job."""
     env: Annotated[list[JsonObject], Field(max_length=256)] | None = None
     """Environment variables, `{name, value}` or `{name, valueFrom}`."""
     env_from: Annotated[list[JsonObject], Field(max_length=64)] | None = None
@@ -121,7 +118,7 @@ class Cluster(SpecModel):
     node_selector: Labels | None = None
     """Node labels, besides those of the accelerator."""
     tolerations: Annotated[list[JsonObject], Field(max_length=64)] | None = None
-    """Taints of nodes that are put up with, besides those of the accelerator."""
+    """Tolerations of all pods, besides those of the accelerator."""
     affinity: JsonObject | None = None
     """Which nodes and neighbours are preferred or needed."""
     priority_class_name: Name | None = None
@@ -131,6 +128,6 @@ class Cluster(SpecModel):
     annotations: Annotations | None = None
     """Annotations of all pods."""
     head: NodeGroup | None = None
-    """The pod that coordinates, and does not train."""
+    """The pod that coordinates the workers; it does not train."""
     worker: NodeGroup | None = None
     """The pods that train, one for each device."""

@@ -1,4 +1,7 @@
-"""What the fields of a spec say together: contradictions, things that are not built, and things that change nothing here."""
+"""Checks across the fields of a spec: contradictions, features that are not built, and fields without effect.
+
+What a single field can say is checked by its type in `spec`.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,11 @@ WITHOUT_EFFECT = {
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
 _RESOURCES = {"worker_resources": ("memory", "CPU"), "trainer_resources": ("memory",)}
-"""What is understood there besides accelerators: a worker has one device, and rank 0 the processors of its
-worker."""
+"""Keys that have an effect there besides accelerators; rank 0 has the processors of its worker."""
 
 
 def effect(field: str) -> str:
-    """What is said of a field below `spec` that does nothing; empty for the others."""
+    """The remark for a field below `spec` that has no effect or is not supported yet; else empty."""
     if field in WITHOUT_EFFECT:
         return f"No effect: {WITHOUT_EFFECT[field]}."
     if field in TASK_BLOCKS:
@@ -47,7 +49,7 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
 
 
 def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
-    """What a person should know about fields that are accepted: which change nothing, and what happens instead."""
+    """Warnings about fields that are accepted but have no effect, with what happens instead."""
     for field, instead in WITHOUT_EFFECT.items():
         if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"
@@ -63,8 +65,8 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
         yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
     if spec.lora_config is None:
         yield (
-            "spec.lora_config is absent: every parameter of the model is trained; add `lora_config: {}` for"
-            " LoRA"
+            "spec.lora_config is absent: every parameter of the model is trained;"
+            " add `lora_config: {}` for LoRA"
         )
 
 

@@ -1,4 +1,6 @@
-"""Generates the CustomResourceDefinition from the models: `python -m finetune_api.crd > crds/finetunejobs.yaml`.
+"""Generates the CustomResourceDefinition of FineTuneJob from the models.
+
+    python -m finetune_api.crd > crds/finetunejobs.yaml
 
 The schema is structural, as the API server demands: pydantic's JSON Schema with references put in place, null
 left out (in Kubernetes a field that is null is absent), and unions that cannot be typed left open, for the
@@ -53,7 +55,7 @@ _BOUNDS = {
     "exclusiveMaximum": ("maximum", True),
     "lt": ("maximum", True),
 }
-"""pydantic's words for bounds, and for each whether it leaves the bound out."""
+"""pydantic's words for bounds: OpenAPI's word, and whether the bound itself is excluded."""
 _COLUMNS = (
     ("PHASE", "string", ".status.phase"),
     ("DEVICES", "integer", ".spec.num_devices"),
@@ -131,8 +133,8 @@ def _resource() -> Schema:
     return {
         "type": "object",
         "description": (
-            "Fine-tunes a language model: an LLMForge training YAML under `spec`, the state of the run under"
-            " `status`."
+            "Fine-tunes a language model: an LLMForge training YAML under `spec`,"
+            " the state of the run under `status`."
         ),
         "required": ["spec"],
         "properties": {
@@ -158,7 +160,7 @@ def _rules() -> Iterator[Schema]:
 
 
 def _immutability() -> Iterator[Schema]:
-    """A rule for each field that must not change, and one for all, which sees into open fields too."""
+    """A rule for each field that must not change, and one for the whole spec, which sees open fields too."""
     spec = _spec()
     for name, field in spec["properties"].items():
         if name in MUTABLE or not _visible(field):
@@ -175,7 +177,10 @@ def _immutability() -> Iterator[Schema]:
 
 
 def _visible(schema: Schema) -> bool:
-    """Whether CEL can name a field: a type is known all the way down a list or map; what is open inside an object does not matter."""
+    """Whether a CEL rule can name a field.
+
+    It can when the types are known all the way down a list or map; an object with open fields is fine.
+    """
     inside = schema.get("items") or schema.get("additionalProperties")
     return ("type" in schema or _INT_OR_STRING in schema) and (inside is None or _visible(inside))
 

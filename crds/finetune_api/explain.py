@@ -1,4 +1,8 @@
-"""What pydantic finds wrong, in words for the person who wrote the document: `spec.lora_config.r: must be at least 1, is 0`."""
+"""Turns pydantic's errors into lines for the person who wrote the document.
+
+spec.lora_config.r: must be at least 1, is 0
+spec.learning_rte: is not a known field; did you mean learning_rate?
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from pydantic_core import ErrorDetails
 _LONGEST_SHOWN = 60
 _MOST_SUGGESTIONS = 3
 _SHORTEST_PART = 4
+_SIMILAR = 0.6
+"""difflib's ratio above which a name is suggested; `load_in_4bit` and `lora_bias` have 0.56."""
 
 _WHOLE = "must be a whole number, is {given}"
 _NUMBER = "must be a number, is {given}"
@@ -50,17 +56,26 @@ _REASONS = {
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], document: Mapping[str, JsonValue], root: str
+    error: ValidationError,
+    model: type[BaseModel],
+    document: Mapping[str, JsonValue],
+    root: str,
+    hints: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """A line `path: what is wrong` for every error in a document, whose own path is `root`."""
-    return [_line(detail, model, document, root) for detail in error.errors(include_url=False)]
+    """A line `path: what is wrong` for every error in a document, whose own path is `root`.
 
-
-def _line(detail: ErrorDetails, model: type[BaseModel], document: Mapping[str, JsonValue], root: str) -> str:
-    path, owner = _locate(detail["loc"], model, document)
-    if detail["type"] == "extra_forbidden":
-        return f"{root}{path}: is not a known field{_suggestion(str(detail['loc'][-1]), owner, model, root)}"
-    return f"{root}{path}: {_reason(detail)}"
+    `hints` has what to say about certain unknown keys; about the others, fields with similar names are said.
+    """
+    lines = []
+    for detail in error.errors(include_url=False):
+        path, owner = _locate(detail["loc"], model, document)
+        reason = _reason(detail)
+        if detail["type"] == "extra_forbidden":
+            key = str(detail["loc"][-1])
+            hint = (hints or {}).get(key) or _suggestion(key, owner, model, root)
+            reason = f"is not a known field; {hint}" if hint else "is not a known field"
+        lines.append(f"{root}{path}: {reason}")
+    return lines
 
 
 def _reason(detail: ErrorDetails) -> str:
@@ -128,15 +143,19 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _suggestion(key: str, owner: type[BaseModel], model: type[BaseModel], root: str) -> str:
-    """What was meant: a field of that name elsewhere (a mistake of indentation), or the owner's with a longer or a similar name."""
+    """`did you mean ...?` for an unknown key, or nothing.
+
+    A field of that name elsewhere (a mistake of indentation) comes before the owner's fields with a longer
+    or a similar name.
+    """
     elsewhere = [path for path in _paths(model, root) if path.rpartition(".")[2] == key]
     if len(elsewhere) == 1:
-        return f"; did you mean {elsewhere[0]}?"
+        return f"did you mean {elsewhere[0]}?"
     names = {_plain(name): name for name in owner.model_fields}
     meant = [plain for plain in names if _plain(key) in plain] if len(_plain(key)) >= _SHORTEST_PART else []
     if not 0 < len(meant) <= _MOST_SUGGESTIONS:
-        meant = difflib.get_close_matches(_plain(key), names, n=1, cutoff=0.5)
-    return f"; did you mean {' or '.join(names[plain] for plain in meant)}?" if meant else ""
+        meant = difflib.get_close_matches(_plain(key), names, n=1, cutoff=_SIMILAR)
+    return f"did you mean {' or '.join(names[plain] for plain in meant)}?" if meant else ""
 
 
 def _paths(model: type[BaseModel], root: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ def scheme(path: str) -> str:
 
 
 class _PathForms:
-    """The forms that a path may have, checked by pydantic and, as a CEL rule in the schema, by the API server."""
+    """The forms that a path may have, as a check for pydantic and as a CEL rule for the API server."""
 
     def __init__(self, forms: dict[str, str]) -> None:
         self._pattern = f"^({'|'.join(forms.values())})$"
@@ -116,7 +116,11 @@ not see a map of open values."""
 
 
 class SpecModel(BaseModel):
-    """Base of all spec models: unknown keys are errors, null is absence, and a docstring after each field is its description."""
+    """Base of all spec models.
+
+    Unknown keys are errors, a field that is null counts as absent, and the docstring after a field is its
+    description.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -140,7 +144,7 @@ class HubRepository(SpecModel):
 
 
 def kind_of_value(value: object) -> str | None:
-    """What tells the members of a union apart."""
+    """The kind of a value, by which `one_of` chooses the member of a union; None for kinds no union has."""
     match value:
         case bool():
             return "flag"
@@ -157,7 +161,7 @@ def kind_of_value(value: object) -> str | None:
 
 
 def one_of(words: str) -> Discriminator:
-    """Chooses the member of a union that is tagged with the kind of the value; `words` are the error for a value of no such kind."""
+    """Chooses the member of a union by the value's kind; other kinds are the error `must be {words}`."""
     return Discriminator(kind_of_value, custom_error_type="kind", custom_error_message=f"must be {words}")
 
 

@@ -22,8 +22,7 @@ _CEL: list[JsonValue] = [
         "!self.system_in_last_user || self.system_in_user": _LAST_NEEDS_FIRST,
     }.items()
 ]
-"""What the API server can tell without reading the templates as Python does: braces written twice deceive
-it."""
+"""What the API server can check without parsing the templates; it is deceived by escaped braces (`{{`)."""
 
 
 class PromptFormat(SpecModel):
@@ -92,14 +91,14 @@ def _misplaced(role: str, template: str, names: tuple[str, ...]) -> list[str]:
             )
         else:
             problems.append(
-                f"{role} has {{{name}}}, which stands for nothing; write a brace that is part of the text"
-                " twice"
+                f"{role} has {{{name}}}, which stands for nothing;"
+                " write a brace that is part of the text twice"
             )
     return problems
 
 
 class GenerationConfig(SpecModel):
-    """How prompts are written and where answers stop; needed for models whose tokenizer has no chat template."""
+    """How prompts are written and where answers stop; for models whose tokenizer has no chat template."""
 
     prompt_format: PromptFormat | None = None
     """Used instead of the tokenizer's own chat template."""

@@ -35,8 +35,8 @@ UNBUILT_INITIALISATIONS = {
     "lora_ga": NEEDS_DATA,
     "loftq": QUANTIZES,
     "pissa_niter_N": (
-        "starts from a random approximation that nobody who loads the adapter can repeat; pissa can be"
-        " repeated"
+        "starts from a random approximation that nobody who loads the adapter can repeat;"
+        " pissa can be repeated"
     ),
 }
 """PEFT's other initialisations, and why they are refused; N is a number of iterations."""
@@ -109,10 +109,9 @@ class LoraConfig(SpecModel):
     lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Probability with which inputs of the adapters are dropped in training."""
     target_modules: TextOrList = ALL_LINEAR
-    """Modules that get adapters: names, a regular expression, or `all-linear` for every linear layer but the
-    head."""
+    """Modules with adapters: names, a regular expression, or `all-linear`: all linear ones but the head."""
     exclude_modules: TextOrList | None = None
-    """Modules that get none."""
+    """Modules that get no adapters."""
     task_type: Literal["CAUSAL_LM"] | None = None
     """PEFT's own task type; only CAUSAL_LM is trained here."""
     modules_to_save: TextList | None = None
@@ -177,7 +176,7 @@ class LoraConfig(SpecModel):
     use_bdlora: JsonObject | None = None
     """Arguments of block-diagonal adapters (BD-LoRA)."""
     runtime_config: RuntimeConfig = RuntimeConfig()
-    """How PEFT computes, and nothing that it saves."""
+    """How PEFT computes; it changes nothing that is saved."""
     base_model_name_or_path: LongText | None = None
     """Written by PEFT; model_id decides."""
     revision: ShortText | None = None

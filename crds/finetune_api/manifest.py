@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from finetune_api.consistency import contradictions, warnings
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.other_tools import HINTS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.yaml_text import dump, parse
 
@@ -56,7 +57,7 @@ class Metadata(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A FineTuneJob as read, with what the reader had to remark."""
+    """A FineTuneJob as it was read from a file, with the warnings about it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,7 +67,7 @@ class Manifest(BaseModel):
 
     @property
     def document(self) -> dict[str, JsonValue]:
-        """The FineTuneJob as a Kubernetes object with the fields that were set, numbers written as numbers."""
+        """The FineTuneJob as a Kubernetes object: only the fields that were set, numbers as numbers."""
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -100,12 +101,15 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_spec(document: Mapping[str, JsonValue]) -> FineTuneJobSpec:
-    """A validated spec. Raises FineTuneError (InvalidSpec) with every problem, each as `spec.field: what is wrong`."""
+    """A validated spec.
+
+    Raises FineTuneError (InvalidSpec) with every problem, each as `spec.field: what is wrong`.
+    """
     try:
         spec = FineTuneJobSpec.model_validate(document)
     except ValidationError as error:
         wrong = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
-        problems = explain(error, FineTuneJobSpec, document, "spec") + _problems(
+        problems = explain(error, FineTuneJobSpec, document, "spec", HINTS) + _problems(
             _what_is_right(document, wrong)
         )
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems) from error
@@ -120,17 +124,17 @@ def _problems(spec: FineTuneJobSpec) -> list[str]:
 
 
 def _what_is_right(document: Mapping[str, JsonValue], wrong: set[str]) -> FineTuneJobSpec:
-    """The spec without its wrong fields, so that contradictions among the others are told as well.
+    """The spec without its wrong fields, so that contradictions among the others are reported too.
 
-    Something right stands in for a wrong field that others need.
+    A wrong field that is required, or that others refer to, is replaced by a valid placeholder.
     """
-    stand_ins = {
+    placeholders = {
         "model_id": "model",
         "train_path": "data",
         **({"lora_config": {}} if "lora_config" in wrong else {}),
     }
     return FineTuneJobSpec.model_validate(
-        stand_ins | {key: value for key, value in document.items() if key not in wrong}
+        placeholders | {key: value for key, value in document.items() if key not in wrong}
     )
 
 
@@ -157,7 +161,7 @@ def _read_object(document: dict[str, JsonValue], remarks: list[str]) -> Manifest
 
 
 def _frame_problems(document: dict[str, JsonValue]) -> Iterator[str]:
-    """What is wrong outside metadata and spec."""
+    """What is wrong outside `metadata` and `spec`: apiVersion, kind, unknown keys."""
     for key, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         found = document.get(key)
         if found != expected:

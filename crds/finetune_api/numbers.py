@@ -23,13 +23,12 @@ DEFAULT_FULL_LEARNING_RATE = 1e-5
 """LLMForge's advice: about 1e-4 for LoRA and 1e-5 for full-parameter training."""
 SHORTEST_CONTEXT = 512
 TOKENS_PER_MICRO_BATCH = 8192
-"""Batch size times context length of the default; 512 tokens give 16 rows, LLMForge's advice for 7B models on
-an A10."""
+"""Default batch size times context length; 512 tokens give 16 rows, LLMForge's advice for 7B on an A10."""
 LARGEST_DEFAULT_BATCH = 16
 
 
 class Numbers(BaseModel):
-    """What the spec, the data and the model together say about a run.
+    """The numbers of a run, computed from the spec, the data and the model.
 
     A row is a conversation, a micro-batch what one device computes at once, a step an optimizer update.
     """
@@ -121,8 +120,8 @@ def numbers(
         shortfall = f"{warmup} warm-up steps leave none of the run's {total_steps} for the full learning rate"
         if spec.num_warmup_steps is None:
             warnings.append(
-                f"spec.num_warmup_steps is left out, and its default of {shortfall}; set it lower, or train"
-                " longer"
+                f"spec.num_warmup_steps is left out, and its default of {shortfall};"
+                " set it lower, or train longer"
             )
         else:
             problems.append(f"spec.num_warmup_steps: {shortfall}; at most {total_steps - 1} are possible")

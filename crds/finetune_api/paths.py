@@ -1,4 +1,4 @@
-"""Where a run is, and where the pods of a job see what `pvc://CLAIM/path` and `configmap://NAME/KEY` name."""
+"""Paths of a run in its storage, and the mount points of `pvc://` and `configmap://` paths in the pods."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def mounted(path: str) -> PurePosixPath | None:
 
 
 def run_directory_name(namespace: str, name: str, uid: str) -> str:
-    """Where in the storage a job's run is, relative to it."""
+    """A job's run directory, relative to the storage."""
     return f"{namespace}/{name}-{uid}"
 
 
 def child(path: str, name: str) -> str:
-    """The path of what is in a directory. The options of a bucket's path, `?region=...`, stay at its end."""
+    """The path of `name` inside the directory `path`; a bucket's options, `?region=...`, stay at the end."""
     directory, mark, options = path.partition("?") if scheme(path) in ("s3", "gs") else (path, "", "")
     return f"{directory.rstrip('/')}/{name}{mark}{options}"
 

@@ -57,8 +57,8 @@ def _sections(paths: Sequence[tuple[str, ...]], model: type[BaseModel], *, defau
             nested.setdefault(each, []).extend((*path, name) for path in paths)
         cells = [
             f"`{name}`",
-            _type(field.annotation),
-            *([_default(field)] if defaults else []),
+            type_in_words(field.annotation),
+            *([default_in_words(field)] if defaults else []),
             _description(paths[0], name, field),
         ]
         yield f"| {' | '.join(cells)} |"
@@ -72,7 +72,8 @@ def _description(path: tuple[str, ...], name: str, field: FieldInfo) -> str:
     return f"{text} {effect(name) if path == ('spec',) else ''}".strip()
 
 
-def _default(field: FieldInfo) -> str:
+def default_in_words(field: FieldInfo) -> str:
+    """The default of a field as a cell of a Markdown table; empty where there is none to show."""
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
@@ -81,22 +82,22 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def _type(annotation: object) -> str:
+def type_in_words(annotation: object) -> str:
     """A type in words, without the constraints, which error messages name."""
     origin = get_origin(annotation)
     arguments = get_args(annotation)
     if origin is Annotated:
-        return _type(arguments[0])
+        return type_in_words(arguments[0])
     if origin is Literal:
         return ", ".join(
             f"`{str(argument).lower() if isinstance(argument, bool) else argument}`" for argument in arguments
         )
     if origin in (Union, types.UnionType):
         return " or ".join(
-            dict.fromkeys(_type(argument) for argument in arguments if argument is not type(None))
+            dict.fromkeys(type_in_words(argument) for argument in arguments if argument is not type(None))
         )
     if origin is list:
-        return f"list of {_type(arguments[0])}"
+        return f"list of {type_in_words(arguments[0])}"
     if origin is dict:
         return "map"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

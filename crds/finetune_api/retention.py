@@ -9,7 +9,10 @@ from finetune_api.status import Checkpoint
 
 
 def kept(checkpoints: Sequence[Checkpoint], num_to_keep: int, *, finished: bool) -> set[str]:
-    """The names of the checkpoints that stay: the best `num_to_keep`, and the newest while the job runs, because resume needs it."""
+    """The names of the checkpoints to keep: the best `num_to_keep`.
+
+    While the job runs also the newest, because a resumed run starts from it.
+    """
     stay = sorted(checkpoints, key=_rank)[:num_to_keep]
     if not finished:
         stay += sorted(checkpoints, key=_age)[-1:]
@@ -17,12 +20,15 @@ def kept(checkpoints: Sequence[Checkpoint], num_to_keep: int, *, finished: bool)
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest validation loss, the earlier of equals; without validation the newest; None if there is none."""
+    """The checkpoint with the lowest validation loss, the earlier of equals.
+
+    Without validation losses the newest; None if there are no checkpoints.
+    """
     return min(checkpoints, key=_rank, default=None)
 
 
 def flagged(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """The checkpoints in the order in which they were saved, with `best` and `latest` set on the ones that are."""
+    """The checkpoints in the order they were saved, with `best` and `latest` set on the right ones."""
     top = best(checkpoints)
     ordered = sorted(checkpoints, key=_age)
     return [

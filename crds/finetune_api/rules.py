@@ -1,4 +1,4 @@
-"""Rules between fields that this package and the API server both hold a spec to, in both their languages."""
+"""Rules between fields of a spec, each once in Python for this package and once in CEL for the API server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WANDB_KEYS = ("project", "group", "name", "tags")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a spec must not say."""
+    """A rule that a spec must keep, and what is wrong with one that breaks it."""
 
     field: str
     """Where the problem is shown: a path below `spec`."""

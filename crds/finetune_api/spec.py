@@ -1,6 +1,6 @@
 """`spec` of a FineTuneJob: an LLMForge training YAML, word for word, and a few fields of our own.
 
-Only what a single field can say is checked by the models; what two fields say together is in `consistency`.
+The models check each field by itself; what fields say together is checked in `consistency`.
 Sources of names, types and defaults: Anyscale's fine-tuning config reference and its public templates.
 """
 
@@ -71,24 +71,24 @@ class TorchCompile(SpecModel):
     enabled: Flag = True
     """False leaves the model as it is."""
     backend: ShortText | None = None
-    """The compiler; PyTorch's inductor, if left out."""
+    """The compiler; default: PyTorch's inductor."""
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
     """What the compiler spends time on."""
     dynamic: Flag | None = None
-    """Compile for changing lengths; PyTorch finds out by itself, if left out."""
+    """Compile for changing lengths; by default PyTorch finds out by itself."""
     fullgraph: Flag = False
     """Fail when the model cannot be compiled as a whole."""
 
 
 class LoggerConfig(SpecModel):
-    """What the tracker is told: the first four keys for wandb, the others for mlflow."""
+    """Settings of the tracker: the first four keys are for wandb, the others for mlflow."""
 
     project: ShortText | None = None
     """wandb: project; `llmforge` is LLMForge's default and ours."""
     group: ShortText | None = None
-    """wandb: group; the model id, if left out."""
+    """wandb: group; default: the model id."""
     name: ShortText | None = None
-    """wandb: name of the run; custom_model_tag or the job's name, if left out."""
+    """wandb: name of the run; default: custom_model_tag, else the job's name."""
     tags: TextList | None = None
     """wandb: tags."""
     tracking_uri: LongText | None = None
@@ -96,7 +96,7 @@ class LoggerConfig(SpecModel):
     experiment_name: ShortText | None = None
     """mlflow: experiment."""
     create_experiment_if_not_exists: Flag | None = None
-    """mlflow: make the experiment when it is not there; true, if left out."""
+    """mlflow: make the experiment when it is not there; default: true."""
 
 
 class Logger(SpecModel):
@@ -105,7 +105,7 @@ class Logger(SpecModel):
     provider: Literal["wandb", "mlflow"]
     """Which tracker."""
     provider_config: LoggerConfig = LoggerConfig()
-    """What it is told."""
+    """Its settings."""
     rank_zero_only: Flag = True
     """Only the first worker reports; the others have nothing else to say."""
 
@@ -119,19 +119,19 @@ class FineTuneJobSpec(SpecModel):
     initial_base_model_ckpt_path: CheckpointPath | None = None
     """Take the base model's weights from here."""
     initial_adapter_model_ckpt_path: CheckpointPath | None = None
-    """Go on from this adapter; lora_config must fit it."""
+    """Start from this adapter; lora_config must fit it."""
 
     # The data
     train_path: DataPath
-    """Training rows: JSONL, a conversation (`messages`) a line."""
+    """Training rows: JSONL, one conversation (`messages`) per line."""
     valid_path: DataPath | None = None
-    """Validation rows, the same."""
+    """Validation rows, in the same form."""
     task: Task | None = None
     """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's."""
     generation_config: GenerationConfig | None = None
-    """How a conversation becomes text; the tokenizer's own chat template, if left out."""
+    """How a conversation becomes text; default: the tokenizer's own chat template."""
     context_length: Annotated[Integer, Field(ge=8, le=16_777_216)] | None = None
-    """Longest sequence in tokens; longer rows are truncated. Derived from the data, if left out."""
+    """Longest sequence in tokens; longer rows are truncated. Derived from the data by default."""
     padding: Literal["longest", "max_length"] = "longest"
     """Pad micro-batches to their longest row, or to context_length."""
     packing: Flag = False
@@ -154,19 +154,19 @@ class FineTuneJobSpec(SpecModel):
     gradient_accumulation_steps: Annotated[Integer, Field(ge=1, le=65536)] = 1
     """Micro-batches of an optimizer step."""
     num_epochs: Epochs | None = None
-    """Epochs; derived from min_update_steps, if left out."""
+    """Epochs; derived from min_update_steps by default."""
     min_update_steps: Annotated[Steps, Field(ge=1)] | None = None
-    """Optimizer steps that a run without num_epochs has at least; 100, if left out."""
+    """Optimizer steps that a run without num_epochs has at least; default: 100."""
     min_num_update_steps: Annotated[Steps, Field(ge=1)] | None = None
     """The other spelling of min_update_steps."""
 
     # The optimizer
     learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """Peak learning rate; 1e-4 for LoRA and 1e-5 for full-parameter training, if left out."""
+    """Peak learning rate; default: 1e-4 for LoRA and 1e-5 for full-parameter training."""
     lr_scheduler_type: Scheduler = "cosine"
     """What follows the warm-up."""
     num_warmup_steps: Steps | None = None
-    """Steps of linear warm-up; 10, if left out."""
+    """Steps of linear warm-up; default: 10."""
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[Number, Field(gt=0, le=1e9)] = 1.0
@@ -190,15 +190,15 @@ class FineTuneJobSpec(SpecModel):
     lora_config: LoraConfig | None = None
     """Train low-rank adapters. Without it every parameter is trained."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the arithmetic: bf16 on GPUs and fp32 on CPUs, if left to itself."""
+    """Precision of the arithmetic; `auto` is bf16 on GPUs and fp32 on CPUs."""
     parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
     gradient_checkpointing: Flag | None = None
-    """Recompute activations instead of keeping them; true, if left out."""
+    """Recompute activations instead of keeping them; default: true."""
     no_gradient_checkpoint: Flag | None = None
     """The older, inverted spelling of gradient_checkpointing."""
     flash_attention_2: Flag | None = None
-    """Use the flash-attn package on GPUs; PyTorch's own attention, if left out or false."""
+    """Use the flash-attn package on GPUs; by default PyTorch's own attention is used."""
     torch_compile: TorchCompile | None = None
     """Compile the model."""
     deepspeed: DeepSpeed | None = None
@@ -224,7 +224,7 @@ class FineTuneJobSpec(SpecModel):
 
     # The run
     suspend: Flag = False
-    """Give the devices back and keep the checkpoints; false goes on from them."""
+    """Give the devices back and keep the checkpoints; set to false, the job resumes from them."""
     run_policy: RunPolicy = RunPolicy()
     """How long and how often the job is tried on a cluster."""
     cluster: Cluster | None = None
@@ -232,7 +232,7 @@ class FineTuneJobSpec(SpecModel):
 
     @property
     def trained_task(self) -> Literal["causal_lm", "instruction_tuning"]:
-        """The task, with its default; of the two that `consistency` lets through."""
+        """The task, `causal_lm` by default; `consistency` refuses the tasks that are not built."""
         return "instruction_tuning" if self.task == "instruction_tuning" else "causal_lm"
 
     @property

@@ -1,4 +1,7 @@
-"""`status` of a FineTuneJob (camelCase, since Kubernetes tools read it), and the progress record it is made from."""
+"""`status` of a FineTuneJob, and the progress record of the trainer that it is made from.
+
+Names are camelCase outside, since Kubernetes tools read them.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +180,7 @@ class Progress(StatusModel):
     tokens_trained: Count
     """Tokens (without padding) that went through the model in training so far."""
     estimated_completion_time: Time | None = None
-    """When the run ends, if it goes on at this pace."""
+    """When the run ends at this pace."""
     last_update_time: Time
     """When this was true."""
 
@@ -245,7 +248,7 @@ class FineTuneJobStatus(StatusModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = []
-    """The status for programs, one entry a type."""
+    """The status for programs, one entry per type."""
     message: LongText | None = None
     """The status for people: what is happening, or what is waited for."""
     ray_job_name: Name | None = None
@@ -287,7 +290,7 @@ class FineTuneJobStatus(StatusModel):
 
 
 class ProgressRecord(StatusModel):
-    """What the trainer says of itself: the part of a status that only training knows."""
+    """What the trainer reports: the part of a status that only training knows."""
 
     version: Literal[1] = 1
     attempt: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -69,7 +69,9 @@ def dump(document: Mapping[str, JsonValue]) -> str:
 
 
 def parse(text: str, source: str) -> tuple[dict[str, JsonValue], list[str]]:
-    """The map that a text holds, and remarks about keys that are given twice with the same value, which public LLMForge files have.
+    """The map that a text holds, and remarks about keys that are given twice with the same value.
+
+    Public LLMForge files have such keys.
 
     Raises FineTuneError (InvalidSpec), with the line, for what is not YAML, not one map, or has keys that
     contradict each other.
@@ -127,7 +129,7 @@ def _explain(error: yaml.MarkedYAMLError, source: str) -> str:
 
 
 def _keys(root: MappingNode, source: str) -> tuple[list[str], list[str]]:
-    """What is wrong with keys, and what is remarkable: a key given twice is wrong with two values, and remarkable with one."""
+    """Problems and remarks about keys: one given twice is a problem with two values, a remark with one."""
     problems: list[str] = []
     remarks: list[str] = []
     for node in _maps(root):

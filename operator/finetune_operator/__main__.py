@@ -11,7 +11,10 @@ from typing import NoReturn
 
 
 def run() -> None:
-    """Runs until SIGTERM. A wrong configuration ends it at once, with every mistake on standard error, and exit code 1."""
+    """Runs the operator until SIGTERM.
+
+    A wrong configuration ends it at once with exit code 1, and every mistake on standard error.
+    """
     # The first process of a container is deaf to signals that it has no handler for, and kopf's is there a
     # second later only.
     signal.signal(signal.SIGTERM, _end)
@@ -20,9 +23,10 @@ def run() -> None:
 
     import finetune_operator.main  # noqa: F401 - registers the handlers
     from finetune_api.failure import FineTuneError
-    from finetune_operator.configuration import load_configuration
-    from finetune_operator.kubernetes_api import COMPONENT
-    from finetune_operator.logs import configure
+    from finetune_operator.cluster.kubernetes_api import COMPONENT
+    from finetune_operator.settings.configuration import load_configuration
+    from finetune_operator.state import OperatorState
+    from finetune_operator.telemetry.logs import configure
 
     try:
         configuration = load_configuration()
@@ -32,12 +36,12 @@ def run() -> None:
     # kopf makes this and, when the start fails, leaves it: no matter for whoever has to read why it failed.
     warnings.filterwarnings("ignore", "coroutine 'authenticator' was never awaited", RuntimeWarning)
     ready = asyncio.Event()
-    memo = kopf.Memo(configuration=configuration, ready=ready)
+    state = OperatorState(configuration, ready)
     try:
         asyncio.run(
             kopf.operator(
                 registry=kopf.get_default_registry(),
-                memo=memo,
+                memo=kopf.Memo(state=state),
                 ready_flag=ready,
                 standalone=True,
                 # kopf would ask for the user's name, and in a container the user has none.
@@ -47,7 +51,7 @@ def run() -> None:
             )
         )
     except Exception:
-        if "failure" not in memo:
+        if state.failure is None:
             raise
         sys.exit(1)  # kopf has logged why
 

@@ -1,4 +1,4 @@
-"""Looks at a job: gathers what is known, has it decided, and carries the decision out."""
+"""Reconciles a job: gathers what is known of it, has `decide` decide, and carries the decision out."""
 
 from __future__ import annotations
 
@@ -13,70 +13,85 @@ from pydantic import JsonValue
 
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.manifest import KIND
-from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.children import CONFIG_MAP, RAY_JOB
-from finetune_operator.configuration import Configuration
-from finetune_operator.event_limit import EventLimit
-from finetune_operator.freshness import Freshness
-from finetune_operator.kubernetes_api import Body, KubernetesApi, RefusedError
-from finetune_operator.logs import job_logger
-from finetune_operator.metrics import DEVICE_SECONDS, EVENTS_LOST, PROGRESS_LAG, RECONCILES, TIME_TO_RUNNING
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.children.objects import CONFIG_MAP, RAY_JOB
+from finetune_operator.cluster.freshness import Freshness
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.decide.cleanup import release
+from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.event_limit import EventLimit
+from finetune_operator.decide.events import Event
+from finetune_operator.decide.phases import ENDED
+from finetune_operator.decide.reconcile import reconcile, refused
 from finetune_operator.names import JOB_UID, child_name, ray_job_name
-from finetune_operator.reconcile import ENDED, Decision, reconcile, refused, release
-from finetune_operator.seen import Job, Metadata, Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.observed import (
+    Job,
+    KubernetesObject,
+    ObjectMeta,
+    Observed,
+    Pod,
+    RayCluster,
+    RayJob,
+    read_job,
+)
+from finetune_operator.settings.configuration import Configuration
+from finetune_operator.telemetry.logs import job_logger
+from finetune_operator.telemetry.metrics import EVENTS_LOST, RECONCILES, measure
 
 FINAL = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 """What the API server says of an object that it will never take."""
 REFUSED_AGAIN_AFTER = timedelta(seconds=15)
+"""When an object that the API server refuses for now is asked for again."""
 
 _log = logging.getLogger(__name__)
 
 
 class NotOursError(Exception):
-    """An object of a name that is this job's belongs to somebody else."""
+    """An object whose name should be that of a child of this job belongs to somebody else."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A job, which another one of that name is not."""
+    """Which job to reconcile: a later job of the same name has another UID and is another key."""
 
     namespace: str
     name: str
     uid: str
 
 
-class Children(Protocol):
-    """What watches have told of pods and Ray clusters, by the UID of their job."""
+class Caches(Protocol):
+    """Pods and Ray clusters as the watches last reported them, by the UID of their job."""
 
     def pods(self, uid: str) -> Sequence[Pod]:
-        """The pods."""
+        """The pods of a job."""
 
     def clusters(self, uid: str) -> Sequence[RayCluster]:
-        """The Ray clusters."""
+        """The Ray clusters of a job."""
 
 
 class Controller:
-    """Holds no state of its own that would be missed: what decides is in the cluster."""
+    """Reconciles jobs. It could be replaced at any moment: all that decisions depend on is in the cluster."""
 
     def __init__(
         self,
         api: KubernetesApi,
         configuration: Configuration,
-        children: Children,
+        caches: Caches,
         freshness: Freshness,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
         self._configuration = configuration
-        self._children = children
+        self._caches = caches
         self._freshness = freshness
         self._clock = clock
         self._event_limit = EventLimit()
 
-    async def look(self, key: Key) -> timedelta | None:
-        """Looks at a job once; returns when to look again.
+    async def reconcile(self, key: Key) -> timedelta | None:
+        """Reconciles a job once; returns after which time to do so again, if ever.
 
-        Raises RefusedError or OSError where the API server does not do as it should.
+        Raises ApiRefusedError or OSError when a call to the API server fails, and NotOursError when somebody
+        else's object has the name of the job's RayJob.
         """
         with RECONCILES.time():
             body = await self._api.get(KIND, key.namespace, key.name)
@@ -84,21 +99,23 @@ class Controller:
             if body is None or job is None or job.metadata.uid != key.uid:
                 return await self._release(key)
             self._freshness.expect(key.uid, job.metadata.resource_version)
-            seen = await self._gather(job)
-            decision = reconcile(seen, self._configuration, self._clock())
-            if decision.create or _may_wait_in_vain(seen):
-                # Before anything is made, what may be in its way is read as etcd has it; and that something
-                # is gone a watch may not tell.
-                decision = reconcile(await self._gather(job, live=True), self._configuration, self._clock())
-            again = await self._carry_out(body, job, decision)
+            observed = await self._observe(job)
+            decision = reconcile(observed, self._configuration, self._clock())
+            if decision.create or _waits_for_deletions(observed):
+                # Before anything is made, what may be in its way is read from the API server; and a watch may
+                # never report that something is gone.
+                observed = await self._observe(job, live=True)
+                decision = reconcile(observed, self._configuration, self._clock())
+            requeue_after = await self._carry_out(body, job, decision)
             resync = (
                 None
                 if decision.status.phase in ENDED
                 else timedelta(seconds=self._configuration.resync_seconds)
             )
-            return min((each for each in (again, resync) if each is not None), default=None)
+            return min((each for each in (requeue_after, resync) if each is not None), default=None)
 
-    async def _gather(self, job: Job, *, live: bool = False) -> Observed:
+    async def _observe(self, job: Job, *, live: bool = False) -> Observed:
+        """All that is known of a job; if `live`, its pods and Ray clusters are read anew, not cached."""
         namespace, uid = job.metadata.namespace, job.metadata.uid
         name = ray_job_name(job.metadata.name, uid, job.attempt)
         ray_job = await self._api.get(RAY_JOB, namespace, name)
@@ -109,8 +126,8 @@ class Controller:
         config_map = None
         if job.status.phase not in ENDED:
             config_map = await self._api.get(CONFIG_MAP, namespace, child_name(job.metadata.name, uid))
-        for found in (ray_job, config_map):
-            metadata = Metadata.model_validate(found["metadata"]) if found is not None else None
+        for child in (ray_job, config_map):
+            metadata = ObjectMeta.model_validate(child["metadata"]) if child is not None else None
             # Whoever takes the label away hides the object from the watch.
             if metadata is not None and JOB_UID in metadata.labels:
                 self._freshness.expect(metadata.uid, metadata.resource_version)
@@ -123,7 +140,7 @@ class Controller:
                 for each in await self._api.of_job("RayCluster", namespace, uid)
             ]
         else:
-            pods, clusters = list(self._children.pods(uid)), list(self._children.clusters(uid))
+            pods, clusters = list(self._caches.pods(uid)), list(self._caches.clusters(uid))
         return Observed(
             job=job,
             ray_job=RayJob.model_validate(ray_job) if ray_job is not None else None,
@@ -132,7 +149,7 @@ class Controller:
             record=str(record) if record is not None else None,
         )
 
-    async def _carry_out(self, body: Body, job: Job, decision: Decision) -> timedelta | None:
+    async def _carry_out(self, body: KubernetesObject, job: Job, decision: Decision) -> timedelta | None:
         body = await self._show(body, job, decision)
         for deletion in decision.delete:
             job_logger(job.metadata).info("deleting %s %s", deletion.kind, deletion.name)
@@ -141,70 +158,79 @@ class Controller:
             metadata = cast("dict[str, str]", manifest["metadata"])
             try:
                 made = await self._api.create(manifest)
-            except RefusedError as refusal:
-                if (
-                    refusal.status == HTTPStatus.CONFLICT
-                ):  # of something that the server counts: it is to be tried again
+            except ApiRefusedError as refusal:
+                # A conflict about something that the server counts passes by itself.
+                if refusal.status == HTTPStatus.CONFLICT:
                     raise
                 return await self._show_refusal(body, job, decision.status, manifest, refusal)
             if made:
                 job_logger(job.metadata).info("made %s %s", manifest["kind"], metadata["name"])
-        return decision.look_again
+        return decision.requeue_after
 
-    async def _show(self, body: Body, job: Job, decision: Decision) -> Body:
-        """Writes the status, if it has changed, and tells the turns; returns the object as it is then."""
-        before, after = job.status, decision.status
-        if after == before:
+    async def _show(self, body: KubernetesObject, job: Job, decision: Decision) -> KubernetesObject:
+        """Makes a status public that is not the job's already; returns the FineTuneJob as it is then."""
+        if decision.status == job.status:
             return body
-        written = await self._api.replace_status({**body, "status": _document(after)})
-        self._freshness.expect(
-            job.metadata.uid, str(cast("dict[str, JsonValue]", written["metadata"])["resourceVersion"])
-        )
-        self._measure(job, before, after)
-        events = self._event_limit.admitted(job.metadata.uid, decision.events, self._clock())
-        if len(events) < len(decision.events):
-            EVENTS_LOST.inc(len(decision.events) - len(events))
+        written = await self._write_status(body, job, decision.status)
+        measure(job, decision.status, self._clock())
+        await self._post_events(job, decision.events)
+        return written
+
+    async def _write_status(
+        self, body: KubernetesObject, job: Job, status: FineTuneJobStatus
+    ) -> KubernetesObject:
+        document = cast("JsonValue", status.model_dump(mode="json", by_alias=True, exclude_none=True))
+        written = await self._api.replace_status({**body, "status": document})
+        version = cast("dict[str, str]", written["metadata"])["resourceVersion"]
+        self._freshness.expect(job.metadata.uid, version)
+        return written
+
+    async def _post_events(self, job: Job, events: Sequence[Event]) -> None:
+        """Posts and logs as many of the events as the job may cause."""
+        admitted = self._event_limit.admitted(job.metadata.uid, events, self._clock())
+        if len(admitted) < len(events):
+            EVENTS_LOST.inc(len(events) - len(admitted))
             job_logger(job.metadata).warning(
-                "%d events are not posted: there are too many", len(decision.events) - len(events)
+                "%d events are not posted: there are too many", len(events) - len(admitted)
             )
-        for event in events:
+        for event in admitted:
             job_logger(job.metadata).info("%s: %s", event.reason, event.message)
             try:
-                await self._api.tell(job.metadata, event)
-            except (RefusedError, OSError) as error:  # nothing depends on an event
+                await self._api.post_event(job.metadata, event)
+            except (ApiRefusedError, OSError) as error:  # nothing depends on an event
                 EVENTS_LOST.inc()
                 job_logger(job.metadata).warning("the event %s could not be posted: %s", event.reason, error)
-        return written
 
     async def _show_refusal(
         self,
-        body: Body,
+        body: KubernetesObject,
         job: Job,
         status: FineTuneJobStatus,
-        manifest: Body,
-        refusal: RefusedError,
+        manifest: KubernetesObject,
+        refusal: ApiRefusedError,
     ) -> timedelta | None:
+        """Shows that an object cannot be created; returns after which time to try again, None for never."""
         name = cast("dict[str, str]", manifest["metadata"])["name"]
-        what = f"the API server refuses {manifest['kind']} {name}: {refusal.message}"
+        message = f"the API server refuses {manifest['kind']} {name}: {refusal.message}"
         if refusal.status == HTTPStatus.NOT_FOUND and manifest["kind"] == RAY_JOB:
-            what = (
+            message = (
                 f"{manifest['kind']} {name} cannot be made: KubeRay's resource definitions are not installed"
             )
-        job_logger(job.metadata).warning("%s", what)
-        decision = refused(job, status, what, final=refusal.status in FINAL, now=self._clock())
+        job_logger(job.metadata).warning("%s", message)
+        decision = refused(job, status, message, final=refusal.status in FINAL, now=self._clock())
         await self._show(body, job.model_copy(update={"status": status}), decision)
         return None if decision.status.phase in ENDED else REFUSED_AGAIN_AFTER
 
     async def _release(self, key: Key) -> timedelta | None:
-        """Sees that a job that is gone holds no devices."""
+        """Frees the devices of a job that is gone; returns after which time to check that they are."""
         self._event_limit.forget(key.uid)
-        clusters = list(self._children.clusters(key.uid))
+        clusters = list(self._caches.clusters(key.uid))
         if not clusters:
             return None
         ray_jobs = [
             RayJob.model_validate(each) for each in await self._api.of_job(RAY_JOB, key.namespace, key.uid)
         ]
-        deletions, again = release(ray_jobs, clusters, self._clock())
+        deletions, requeue_after = release(ray_jobs, clusters, self._clock())
         for deletion in deletions:
             _log.warning(
                 "deleting %s %s/%s of a deleted job, since KubeRay has not",
@@ -213,38 +239,15 @@ class Controller:
                 deletion.name,
             )
             await self._api.delete(deletion.kind, key.namespace, deletion.name, deletion.uid)
-        return again
-
-    def _measure(self, job: Job, before: FineTuneJobStatus, after: FineTuneJobStatus) -> None:
-        now = self._clock()
-        if after.accelerator_type is not None:
-            held = (after.device_seconds or 0.0) - (before.device_seconds or 0.0)
-            # With nothing as well: a series that does not begin at 0 hides what it began with.
-            DEVICE_SECONDS.labels(accelerator=after.accelerator_type).inc(max(0.0, held))
-        if after.progress is not None and (
-            before.progress is None or after.progress.last_update_time != before.progress.last_update_time
-        ):
-            PROGRESS_LAG.observe(max(0.0, (now - after.progress.last_update_time).total_seconds()))
-        created = job.metadata.creation_timestamp
-        if (
-            after.phase is Phase.RUNNING
-            and before.phase is not Phase.RUNNING
-            and after.attempts == 1
-            and created is not None
-        ):
-            TIME_TO_RUNNING.observe((now - created).total_seconds())
+        return requeue_after
 
 
-def _may_wait_in_vain(seen: Observed) -> bool:
-    """Whether something of an earlier cluster is all that keeps another one back."""
-    ended = seen.ray_job is None or seen.ray_job.has_ended
-    return ended and seen.job.status.phase not in ENDED and bool(seen.pods or seen.ray_clusters)
+def _waits_for_deletions(observed: Observed) -> bool:
+    """Whether something of an earlier cluster is all that keeps the job's next cluster back."""
+    ended = observed.ray_job is None or observed.ray_job.has_ended
+    return ended and observed.job.status.phase not in ENDED and bool(observed.pods or observed.ray_clusters)
 
 
-def _is_owned(body: Body, uid: str) -> bool:
+def _is_owned(body: KubernetesObject, uid: str) -> bool:
     owners = cast("dict[str, list[dict[str, str]]]", body["metadata"]).get("ownerReferences") or []
     return any(owner["uid"] == uid for owner in owners)
-
-
-def _document(status: FineTuneJobStatus) -> JsonValue:
-    return cast("JsonValue", status.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -1,13 +1,11 @@
 """Every trigger of the operator, on one screen.
 
-Each only wakes the job that it is about; `controller` looks at it.
-
-python -m finetune_operator
+Each only has the job that it is about reconciled, by `controller`. `python -m finetune_operator` starts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -17,36 +15,23 @@ from prometheus_client import REGISTRY
 from finetune_api.crd import PLURAL
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import GROUP, VERSION
-from finetune_operator.configuration import load_configuration
+from finetune_operator.cluster.caches import WatchCaches
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Controller, Key, NotOursError
-from finetune_operator.freshness import Freshness
-from finetune_operator.health import serve
-from finetune_operator.kubernetes_api import KubernetesApi, RefusedError
-from finetune_operator.logs import job_logger
-from finetune_operator.metrics import RECONCILE_ERRORS, WATCH_STALE, JobCollector
 from finetune_operator.names import JOB_NAME, JOB_UID
-from finetune_operator.seen import Job, Metadata, Pod, RayCluster, read_job
-from finetune_operator.work_queue import WorkQueue
+from finetune_operator.observed import Job, ObjectMeta, Pod, RayCluster, read_job
+from finetune_operator.settings.configuration import load_configuration
+from finetune_operator.state import OperatorState
+from finetune_operator.telemetry.health import serve
+from finetune_operator.telemetry.logs import job_logger
+from finetune_operator.telemetry.metrics import RECONCILE_ERRORS, WATCH_STALE, JobCollector
 
 RAY_JOBS = ("ray.io", "v1", "rayjobs")
 RAY_CLUSTERS = ("ray.io", "v1", "rayclusters")
 OURS = {JOB_UID: kopf.PRESENT}
 _OVERTAKEN = (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
-"""Somebody wrote or deleted the job while it was looked at."""
-
-
-class _Indexed:
-    """What kopf's indexes hold, typed."""
-
-    def __init__(self, pods: kopf.Index[str, Pod], clusters: kopf.Index[str, RayCluster]) -> None:
-        self._pods = pods
-        self._clusters = clusters
-
-    def pods(self, uid: str) -> Sequence[Pod]:
-        return list(self._pods.get(uid, ()))
-
-    def clusters(self, uid: str) -> Sequence[RayCluster]:
-        return list(self._clusters.get(uid, ()))
+"""Somebody wrote or deleted the job while it was reconciled."""
 
 
 @kopf.on.startup(errors=kopf.ErrorsMode.PERMANENT)
@@ -55,59 +40,50 @@ async def start(
     settings: kopf.OperatorSettings,
     **indexes: Any,  # noqa: ANN401 - kopf passes the indexes below by their names
 ) -> None:
-    """Connects, and begins to look at jobs.
+    """Connects to the cluster, serves health and metrics, and makes the queue of jobs to reconcile.
 
-    What is in the way ends the operator: Kubernetes starts it again, later and later.
+    Whatever prevents that ends the operator: Kubernetes starts it again, later and later.
     """
+    if "state" not in memo:  # whoever embeds the handlers, or runs `kopf run`, need not know of it
+        memo.state = OperatorState(load_configuration())
+    state = _state(memo)
+    _configure(settings)
     try:
-        await _start(memo, settings, indexes)
-    except (FineTuneError, RefusedError, OSError) as error:
-        memo.failure = str(error) or repr(error)
-        await _close(memo)  # kopf calls `stop` only of what has started
-        raise kopf.PermanentError(memo.failure) from error
+        await _start(state, indexes)
+    except (FineTuneError, ApiRefusedError, OSError) as error:
+        state.failure = str(error) or repr(error)
+        await state.closing.aclose()  # kopf calls `stop` only of what has started
+        raise kopf.PermanentError(state.failure) from error
 
 
-async def _start(memo: kopf.Memo, settings: kopf.OperatorSettings, indexes: Mapping[str, Any]) -> None:
-    configuration = memo.get("configuration") or load_configuration()
-    _settle(settings)
-    memo.jobs = {}
-    memo.freshness = Freshness()
-    memo.api = await KubernetesApi.connect()
-    await memo.api.check(configuration.watch_namespaces)
-    controller = Controller(
-        memo.api,
-        configuration,
-        _Indexed(indexes["pods_of_jobs"], indexes["clusters_of_jobs"]),
-        memo.freshness,
-    )
-    memo.queue = WorkQueue(controller.look, workers=configuration.workers, on_error=_say)
-    memo.collector = JobCollector(lambda: list(memo.jobs.values()))
-    REGISTRY.register(memo.collector)
-    WATCH_STALE.set_function(memo.freshness.stale_seconds)
-    ready = memo.get("ready")
-    memo.server = await serve(
+async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
+    configuration, freshness, ready = state.configuration, state.freshness, state.ready
+    api = await KubernetesApi.connect()
+    state.closing.push_async_callback(api.close)
+    await api.check(configuration.watch_namespaces)
+
+    caches = WatchCaches(indexes["pods_of_jobs"], indexes["clusters_of_jobs"])
+    controller = Controller(api, configuration, caches, freshness)
+    state.queue = WorkQueue(controller.reconcile, workers=configuration.workers, on_error=_log_error)
+    state.closing.push_async_callback(state.queue.close)
+
+    collector = JobCollector(lambda: list(state.jobs.values()))
+    REGISTRY.register(collector)
+    state.closing.callback(REGISTRY.unregister, collector)
+    WATCH_STALE.set_function(freshness.stale_seconds)
+
+    server = await serve(
         configuration.listen_port,
-        live=lambda: "a watch has gone silent" if memo.freshness.is_stale() else None,
+        live=lambda: "a watch has gone silent" if freshness.is_stale() else None,
         ready=lambda: None if ready is None or ready.is_set() else "starting",
     )
+    state.closing.push_async_callback(server.cleanup)
 
 
 @kopf.on.cleanup()
 async def stop(memo: kopf.Memo, **_: object) -> None:
     """Ends what `start` began."""
-    await _close(memo)
-
-
-async def _close(memo: kopf.Memo) -> None:
-    """As far as it came."""
-    if "queue" in memo:
-        await memo.queue.close()
-    if "collector" in memo:
-        REGISTRY.unregister(memo.collector)
-    if "server" in memo:
-        await memo.server.cleanup()
-    if "api" in memo:
-        await memo.api.close()
+    await _state(memo).closing.aclose()
 
 
 @kopf.index("", "v1", "pods", labels=OURS)
@@ -127,32 +103,37 @@ async def clusters_of_jobs(body: kopf.Body, **_: object) -> Mapping[str, RayClus
 @kopf.on.event(GROUP, VERSION, PLURAL)
 async def job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002 - kopf's name
     """A FineTuneJob is new, was changed, or is gone."""
+    state = _state(memo)
     job = read_job(_plain(body))
-    _seen(memo, type, job.metadata)
+    _note_version(state, type, job.metadata)
     if type == "DELETED":
-        memo.jobs.pop(job.metadata.uid, None)
+        state.jobs.pop(job.metadata.uid, None)
     else:
-        memo.jobs[job.metadata.uid] = job
-    memo.queue.wake(_key(job))
+        state.jobs[job.metadata.uid] = job
+    state.queue.wake(_key(job))
 
 
 @kopf.on.event(*RAY_JOBS, labels=OURS)
 @kopf.on.event("", "v1", "configmaps", labels=OURS)
 async def child_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
     """A RayJob or a progress record has changed."""
-    metadata = Metadata.model_validate(dict(body.metadata))
-    _seen(memo, type, metadata)
-    _wake_owner(memo, metadata)
+    metadata = ObjectMeta.model_validate(dict(body.metadata))
+    _note_version(_state(memo), type, metadata)
+    _wake_owner(_state(memo), metadata)
 
 
 @kopf.on.event(*RAY_CLUSTERS, labels=OURS)
 @kopf.on.event("", "v1", "pods", labels=OURS)
 async def part_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
     """A Ray cluster or a pod of it has changed."""
-    _wake_owner(memo, Metadata.model_validate(dict(body.metadata)))
+    _wake_owner(_state(memo), ObjectMeta.model_validate(dict(body.metadata)))
 
 
-def _settle(settings: kopf.OperatorSettings) -> None:
+def _state(memo: kopf.Memo) -> OperatorState:
+    return cast("OperatorState", memo.state)
+
+
+def _configure(settings: kopf.OperatorSettings) -> None:
     # The operator needs none of what these keep on objects; were kopf to keep something, it should bear our
     # name.
     settings.persistence.finalizer = f"{GROUP}/finalizer"
@@ -170,37 +151,40 @@ def _settle(settings: kopf.OperatorSettings) -> None:
         settings.watching.label_selectors[resource] = JOB_UID
 
 
-def _seen(memo: kopf.Memo, event: str | None, metadata: Metadata) -> None:
+def _note_version(state: OperatorState, event: str | None, metadata: ObjectMeta) -> None:
     if event == "DELETED":
-        memo.freshness.forget(metadata.uid)
+        state.freshness.forget(metadata.uid)
     else:
-        memo.freshness.watched(metadata.uid, metadata.resource_version)
+        state.freshness.watched(metadata.uid, metadata.resource_version)
 
 
-def _wake_owner(memo: kopf.Memo, child: Metadata) -> None:
+def _wake_owner(state: OperatorState, child: ObjectMeta) -> None:
     uid = child.labels[JOB_UID]
-    job = memo.jobs.get(uid)
+    job = state.jobs.get(uid)
     name = job.metadata.name if job is not None else child.annotations.get(JOB_NAME)
     if name is not None:
-        memo.queue.wake(Key(child.namespace, name, uid))
+        state.queue.wake(Key(child.namespace, name, uid))
 
 
 def _key(job: Job) -> Key:
     return Key(job.metadata.namespace, job.metadata.name, job.metadata.uid)
 
 
-def _say(key: Key, error: Exception) -> None:
+def _log_error(key: Key, error: Exception) -> None:
     RECONCILE_ERRORS.labels(kind=type(error).__name__).inc()
-    logger = job_logger(Metadata(name=key.name, namespace=key.namespace, uid=key.uid))
-    told = None if isinstance(error, OSError | NotOursError) or _is_passing(error) else error
+    logger = job_logger(ObjectMeta(name=key.name, namespace=key.namespace, uid=key.uid))
+    expected = isinstance(error, OSError | NotOursError) or _is_passing(error)
     logger.warning(
-        "looking at the job failed and is tried again: %s: %s", type(error).__name__, error, exc_info=told
+        "looking at the job failed and is tried again: %s: %s",
+        type(error).__name__,
+        error,
+        exc_info=None if expected else error,
     )
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether a refusal is one that comes and goes: an object was overtaken, or the API server is starting or busy."""
-    if not isinstance(error, RefusedError):
+    """Whether an error passes by itself: an object was overtaken, or the API server starts or is busy."""
+    if not isinstance(error, ApiRefusedError):
         return False
     return (
         error.status in (*_OVERTAKEN, HTTPStatus.TOO_MANY_REQUESTS)

@@ -29,7 +29,10 @@ _LONGEST_ATTEMPT = 4
 
 
 def child_name(job_name: str, uid: str) -> str:
-    """The name of a job's children: legal as a DNS-1035 label whatever the FineTuneJob is called, and another one for each UID."""
+    """The name of a job's children, its own for each UID.
+
+    It is a legal DNS-1035 label whatever the FineTuneJob is called.
+    """
     longest = LONGEST_RAY_JOB - 1 - _UID_PART - 1 - _LONGEST_ATTEMPT
     readable = re.sub(r"[^a-z0-9]+", "-", job_name.lower())[:longest].strip("-")
     if not readable[:1].isalpha():

@@ -1,4 +1,4 @@
-"""Draws the dashboard's panels from what Prometheus answered to their queries: where they are in Grafana, and in plainer form."""
+"""Draws the dashboard's panels, placed as in Grafana, from what Prometheus answered to their queries."""
 
 from __future__ import annotations
 

@@ -8,7 +8,9 @@ from string import Template
 
 
 def queries(dashboard: Path, namespace: str, job: str, rate_interval: str) -> dict[str, list[str]]:
-    """The PromQL expressions of each panel with data, by its title, as Grafana fills them in for the dashboard's own time range.
+    """The PromQL expressions of each panel with data, by its title, filled in as Grafana does it.
+
+    The time range is the dashboard's own.
 
     `namespace` and `job` are regular expressions, `rate_interval` is a duration: at least four times the
     interval of scrapes. Raises KeyError for a variable that is not known."""

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules of the chart: they ask for what the operator exports, and Prometheus takes them."""
+"""The dashboard and the alert rules of the chart ask for metrics that the operator exports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from tests.chart.dashboard_queries import queries
 
-from finetune_operator import metrics
-from finetune_operator.metrics import JobCollector
+from finetune_operator.telemetry import metrics
+from finetune_operator.telemetry.metrics import JobCollector
 
 FILES = Path(__file__).parents[2] / "charts/finetune-operator/files"
 DASHBOARD = FILES / "dashboard.json"

@@ -1,4 +1,4 @@
-"""Whatever the switches: a real API server takes what the chart makes, by the schemas of its version and with no unknown field."""
+"""A real API server accepts what the chart makes, with no unknown field, whatever the values."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.cluster.failure import ClusterError
 from chart_files import generated
 from finetune_api.crd import crd
 from finetune_api.manifest import GROUP, read_spec
-from finetune_operator.configuration import FILE, load_configuration
+from finetune_operator.settings.configuration import FILE, load_configuration
 
 ROOT = CHART.parents[1]
 NAME = "finetune-operator"
@@ -351,14 +351,14 @@ def test_a_releases_name_may_be_long() -> None:
             assert len(str(at(each, "metadata.name"))) <= 63
 
 
-def trial(rendered: list[Manifest]) -> Manifest:
+def helm_test_job(rendered: list[Manifest]) -> Manifest:
     """The job that `helm test` tries."""
     [held] = [each for each in rendered if each["kind"] == "ConfigMap" and is_hook(each)]
     return dict(yaml.safe_load(str(at(held, "data").get("job.yaml"))))  # type: ignore[union-attr]
 
 
 def test_the_tried_job_is_one_and_trains_on_a_cpu(default: list[Manifest]) -> None:
-    spec = read_spec(dict(at(trial(default), "spec")))  # type: ignore[arg-type]
+    spec = read_spec(dict(at(helm_test_job(default), "spec")))  # type: ignore[arg-type]
     assert spec.worker_resources == {"accelerator_type:CPU": 0.001}
     assert [
         each["kind"] for each in default if is_hook(each) and each["kind"] == "PersistentVolumeClaim"
@@ -372,7 +372,7 @@ def test_the_tried_job_is_one_and_trains_on_a_cpu(default: list[Manifest]) -> No
 )
 def test_the_tried_job_uses_storage_that_is_there(values: Manifest) -> None:
     rendered = manifests(values=values)
-    assert at(trial(rendered), "spec.storage.path") == "s3://runs"
+    assert at(helm_test_job(rendered), "spec.storage.path") == "s3://runs"
     assert not [each for each in rendered if each["kind"] == "PersistentVolumeClaim"]
 
 
@@ -383,7 +383,7 @@ def test_a_job_is_tried_where_the_operator_looks_with_what_is_laid_over_it() -> 
     }
     rendered = manifests(values=values)
     assert {at(each, "metadata.namespace") for each in rendered if is_hook(each)} == {"a"}
-    job = trial(rendered)
+    job = helm_test_job(rendered)
     assert at(job, "metadata.namespace") == "a"
     assert at(job, "spec.num_epochs") == 1
     assert at(job, "spec.cluster.node_selector") == {"pool": "cpu"}

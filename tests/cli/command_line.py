@@ -58,7 +58,7 @@ def write_job(path: Path, fields: Mapping[str, JsonValue]) -> Path:
 
 
 def small_job(directory: Path, model: Path, **fields: JsonValue) -> Path:
-    """A job of two epochs of three steps on the tiny model, with its rows, in a directory; LoRA unless `lora_config` is None."""
+    """A job of two epochs of three steps on the tiny model; LoRA unless `lora_config` is None."""
     make_tiny_rows(directory / "train.jsonl", 12)
     make_tiny_rows(directory / "valid.jsonl", 4, seed=1)
     chosen: dict[str, JsonValue] = {

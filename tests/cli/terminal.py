@@ -52,7 +52,7 @@ def screen(seen: str) -> list[str]:
 
 
 class Terminal:
-    """Runs `finetune ...` from `with` on; `seen` is all that it wrote, with the terminal's control sequences."""
+    """Runs `finetune ...` inside the `with` block; `seen` is all its output, control sequences included."""
 
     def __init__(self, *arguments: str | Path, cwd: Path, columns: int) -> None:
         self._terminal, side = pty.openpty()

@@ -24,7 +24,7 @@ def files_under(directory: Path) -> dict[str, bytes]:
 
 
 def refused(finetune: Command, directory: Path) -> list[str]:
-    """Runs job.yaml, which must end with exit code 1 and change no file; returns what it said on standard error."""
+    """Runs job.yaml, which must exit with 1 and change no file; returns the lines of standard error."""
     before = files_under(directory)
 
     ended = finetune("run", "job.yaml", "--storage", "runs", "-o", "json")

@@ -122,7 +122,7 @@ def test_people_get_tables_with_memory_for_either_precision(
 
     assert (ended.code, ended.err) == (0, "")
     assert f"tiny: {tiny_model}" in lines
-    assert "effective batch size 4 = 4 rows x 1 devices x 1 accumulated" in lines
+    assert "effective batch size 4 = 4 rows x 1 device x 1 accumulated" in lines
     assert "learning rate 0.001, cosine after 1 warm-up steps" in lines
     assert "checkpoints after epoch 1, 2" in lines
     assert "Memory of a device, estimated, GiB GPU, bf16 CPU, fp32" in lines
@@ -152,7 +152,7 @@ def test_the_learning_rate_is_drawn_in_the_format_of_the_suffix(
 
     assert ended.code == 0
     assert json_of(ended)
-    assert ended.err == f"the learning rate, drawn: {name}\n"
+    assert ended.err == f"learning-rate plot: {name}\n"
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 

@@ -62,8 +62,8 @@ def test_every_validation_gets_one_line(lines: LineProgress, written: io.StringI
 
     said = [line for line in written.getvalue().splitlines() if "validation" in line]
     assert said == [
-        "epoch 1: validation loss 2.000, perplexity 7.389",
-        "epoch 2: validation loss 1.500, perplexity 4.482",
+        "after epoch 1: validation loss 2.000, perplexity 7.389",
+        "after epoch 2: validation loss 1.500, perplexity 4.482",
     ]
 
 

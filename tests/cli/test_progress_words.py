@@ -102,7 +102,7 @@ def test_a_validation_names_the_checkpoint_that_holds_its_model() -> None:
         Evaluation(epoch=0, loss=3.74, perplexity=42.097),
         Evaluation(epoch=2, loss=2.0, perplexity=7.389),
     )
-    said = "epoch 2: validation loss 2.000, perplexity 7.389"
+    said = "after epoch 2: validation loss 2.000, perplexity 7.389"
 
     assert (
         validated(ProgressRecord(evaluation=before))

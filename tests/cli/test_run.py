@@ -1,4 +1,4 @@
-"""One job from the first step to the last: interrupted on a terminal, ended by SIGTERM, finished, and asked for again."""
+"""One job from the first step to the last: interrupted by Ctrl-C, by SIGTERM, finished, and run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
+from tests.cli.command_line import FINETUNE, Ended, json_of, make_tiny_rows, process, small_job
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 from tests.trainer.training_jobs import column
 
@@ -111,8 +111,7 @@ def test_ctrl_c_leaves_a_snapshot_says_how_to_go_on_and_is_exit_code_130(story: 
 
     assert story.interrupted.code == 130
     assert any(
-        re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to go on from there", line)
-        for line in shown
+        re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to resume", line) for line in shown
     )
     assert "  phase: Suspended" in shown
     assert not any("Traceback" in line for line in shown)
@@ -130,9 +129,9 @@ def test_without_a_terminal_there_are_plain_lines(story: Story) -> None:
 
 def test_sigterm_leaves_a_snapshot_too(story: Story) -> None:
     assert (story.terminated.code, story.terminated.err) == (130, "")
-    assert re.search(r"^going on from .*/snapshot-\d+$", story.terminated.out, re.MULTILINE)
+    assert re.search(r"^resuming from .*/snapshot-\d+$", story.terminated.out, re.MULTILINE)
     assert re.search(
-        r"^Suspended: stopped after step \d+ of 120; run again to go on from there$",
+        r"^Suspended: stopped after step \d+ of 120; run again to resume$",
         story.terminated.out,
         re.MULTILINE,
     )
@@ -142,7 +141,7 @@ def test_run_again_it_goes_on_to_the_end(story: Story) -> None:
     status = status_of(story.finished)
 
     assert story.finished.code == 0
-    assert re.search(r"^going on from .*/snapshot-\d+$", story.finished.err, re.MULTILINE)
+    assert re.search(r"^resuming from .*/snapshot-\d+$", story.finished.err, re.MULTILINE)
     assert status.phase is Phase.SUCCEEDED
     assert status.progress is not None
     assert (status.progress.step, status.progress.epochs) == (STEPS, "40/40")
@@ -173,9 +172,12 @@ def test_the_result_is_the_finetunejob_with_its_status(story: Story) -> None:
 def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_the_run(story: Story) -> None:
     said = [
         r"training on (CPU \(\d+ cores\)|\d+ .+)",
-        r"going on from .+",
+        r"resuming from .+",
         r"12 rows with [\d,]+ tokens, 40 x 3 steps, 8.2k of 213.3k parameters",
-        r"(before training|epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+(, saved as epoch-\d+)?",
+        (
+            r"(before training|after epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+"
+            r"(, saved as epoch-\d+)?"
+        ),
         r"epoch \d+/40  step +\d+/120(  loss [\d.]+)?(  [\d:]+ left)?(  [\d,]+ tokens/s)?",
     ]
     assert json_of(story.finished)
@@ -191,7 +193,7 @@ def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) ->
     assert isinstance(again, dict)
 
     assert (story.again.code, story.again.err) == (0, "")
-    assert "holds this run, finished; delete it to train again" in story.again.out
+    assert "this run has already finished; delete it to train again" in story.again.out
     assert (
         FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
     )
@@ -206,7 +208,7 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
 
     assert "epochs 40/40" in lines
     assert f"run directory {run_directory(story)}" in lines
-    assert "checkpoint epoch step validation loss perplexity" in lines
+    assert "checkpoint after epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
         marks = ", ".join(
             mark for mark, holds in {"best": checkpoint.best, "latest": checkpoint.latest}.items() if holds
@@ -215,6 +217,24 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
             f"{checkpoint.epoch} {checkpoint.step} {checkpoint.eval_loss:.3f} {checkpoint.perplexity:.4g}"
         )
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
+
+
+@pytest.mark.parametrize("devices", [[], ["--devices", "2"]], ids=["in this process", "on Ray"])
+def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(
+    devices: list[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    job = small_job(tmp_path, tiny_model, eval_first=True)
+    # What comes before the first step takes long enough to be interrupted.
+    make_tiny_rows(tmp_path / "valid.jsonl", 4000, seed=1)
+    with Terminal("run", job, "--storage", "runs", *devices, cwd=tmp_path, columns=100) as terminal:
+        terminal.read_until("rows with")
+        terminal.press(CTRL_C)
+        code, shown = terminal.exit_code(), screen(terminal.seen)
+
+    assert code == 130
+    assert "Suspended: stopped before a step was trained; run again to train" in shown
+    assert not any("snapshot" in line or "Traceback" in line for line in shown)
+    assert list(tmp_path.glob("runs/*/*/snapshot-*")) == []
 
 
 def test_two_workers_see_the_same_losses_as_one(tmp_path: Path, tiny_model: Path) -> None:

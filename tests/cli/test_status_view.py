@@ -83,14 +83,14 @@ def test_yaml_and_json_say_the_same(manifest: Manifest) -> None:
 def test_the_summary_of_a_job_that_succeeded() -> None:
     assert summary(ENDED) == [
         "Succeeded: trained 225 steps",
-        "epochs 3/3",
+        "epochs completed 3/3",
         "training loss 1.950 in the last step",
         "last validation loss 2.000, perplexity 7.389",
         "time 2:30",
         "run directory /runs",
         "best checkpoint /runs/epoch-2",
         "",
-        "checkpoint epoch step validation loss perplexity",
+        "checkpoint after epoch step validation loss perplexity",
         "epoch-2 3 225 2.000 7.389 best, latest",
     ]
 

@@ -172,7 +172,7 @@ def archived(
             for path in ("locks/build.txt", "pyproject.toml", "crds/finetune_api/crd.py")
         ),
         (TRAINER, "trainer/finetune_trainer/training/loop.py"),
-        (OPERATOR, "operator/finetune_operator/reconcile.py"),
+        (OPERATOR, "operator/finetune_operator/__main__.py"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""What Kubernetes asks of the schema in a CRD, and how it holds an object to it: types, ranges and names, without CEL.
+"""What Kubernetes asks of a CRD's schema, and how it checks objects against it; without CEL.
 
 Sources: `apiserver/schema/validation.go` and `apis/apiextensions/validation/validation.go` of
 k8s.io/apiextensions-apiserver."""
@@ -24,43 +24,51 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "number": (int, float),
 }
 KEYS = {
-    *(
-        "type",
-        "format",
-        "description",
-        "default",
-        "enum",
-        "pattern",
-        "required",
-        "properties",
-        "additionalProperties",
-        "items",
-    ),
-    *("maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"),
-    *("maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum"),
+    "type",
+    "format",
+    "description",
+    "default",
+    "enum",
+    "pattern",
+    "required",
+    "properties",
+    "additionalProperties",
+    "items",
+    "maxLength",
+    "minLength",
+    "maxItems",
+    "minItems",
+    "maxProperties",
+    "minProperties",
+    "maximum",
+    "minimum",
+    "exclusiveMaximum",
+    "exclusiveMinimum",
     *(INT_OR_STRING, OPEN, VALIDATIONS, "x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
 }
-"""The keys of JSONSchemaProps that a structural schema may have, less those that combine schemas (`anyOf`,
-...)."""
+"""Keys of JSONSchemaProps that a structural schema may have, without `anyOf` and others that combine."""
 RESERVED = {
-    *(
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-    ),
-    *("package", "namespace", "return", "var", "void", "while"),
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 }
 """Words that CEL does not take for the name of a field."""
 
@@ -115,7 +123,7 @@ def _rule_problems(schema: Schema) -> Iterator[str]:
 
 
 def is_bounded(schema: Schema) -> bool:
-    """Whether a text, a list or a map has a greatest size: without one, the cost of CEL rules cannot be estimated."""
+    """Whether a text, list or map has a greatest size, without which CEL costs cannot be estimated."""
     match schema.get("type"):
         case "string":
             return "maxLength" in schema or "enum" in schema or schema.get("format") == "date-time"
@@ -128,7 +136,7 @@ def is_bounded(schema: Schema) -> bool:
 
 
 def refusals(schema: Schema, value: object, path: str = "") -> Iterator[str]:
-    """Why the API server would refuse a value, `path: reason` each; unknown fields are refused as kubectl does."""
+    """Why the API server would refuse a value, `path: reason` each; unknown fields too, as by kubectl."""
     if INT_OR_STRING in schema:
         if not isinstance(value, int | str) or isinstance(value, bool):
             yield f"{path}: is neither a whole number nor a text"

@@ -52,10 +52,14 @@ def test_a_text_that_is_no_quantity_is_refused(written: str) -> None:
 
 def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
     text = """
-  {image: registry/trainer:1, image_pull_policy: IfNotPresent, image_pull_secrets: [{name: key}], service_account_name: reader,
-   env: [{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: token}}}], env_from: [{secretRef: {name: s3}}],
-   volumes: [{name: data, persistentVolumeClaim: {claimName: data}}], volume_mounts: [{name: data, mountPath: /data}],
-   node_selector: {zone: a}, tolerations: [{key: gpu, operator: Exists}], affinity: {nodeAffinity: {}}, priority_class_name: low,
+  {image: registry/trainer:1, image_pull_policy: IfNotPresent, image_pull_secrets: [{name: key}],
+   service_account_name: reader,
+   env: [{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: token}}}],
+   env_from: [{secretRef: {name: s3}}],
+   volumes: [{name: data, persistentVolumeClaim: {claimName: data}}],
+   volume_mounts: [{name: data, mountPath: /data}],
+   node_selector: {zone: a}, tolerations: [{key: gpu, operator: Exists}],
+   affinity: {nodeAffinity: {}}, priority_class_name: low,
    labels: {team: nlp}, annotations: {note: "x"}}
 """
     cluster = cluster_of(text)

@@ -1,4 +1,4 @@
-"""What fields say together, and what a person is told of fields that change nothing."""
+"""Contradictions between fields, and the warnings about fields without effect."""
 
 from __future__ import annotations
 

@@ -54,14 +54,12 @@ def rules_at(schema: Schema, field: str) -> list[tuple[str, str]]:
 
 
 def keys_of(problem: str) -> list[str]:
-    """The keys of the path that a problem begins with: `spec.a[b]: ...` and `spec.a.b: ...` are about the same field."""
+    """The keys of the path that a problem begins with; `spec.a[b]` and `spec.a.b` name the same field."""
     return re.split(r"[.\[]", problem.partition(": ")[0].replace("]", ""))
 
 
 def test_the_committed_file_is_fresh() -> None:
-    assert FILE.read_text(encoding="utf-8") == crd_yaml(), (
-        "run: python -m finetune_api.crd > crds/finetunejobs.yaml"
-    )
+    assert FILE.read_text(encoding="utf-8") == crd_yaml(), "run: make generate"
 
 
 def test_the_module_writes_the_file() -> None:
@@ -121,10 +119,21 @@ def test_columns_show_the_state_and_wide_ones_the_rest() -> None:
     columns = {column["name"]: column for column in VERSION["additionalPrinterColumns"]}
 
     assert [name for name, column in columns.items() if not column.get("priority")] == [
-        *("PHASE", "DEVICES", "ACCELERATOR", "EPOCH", "LOSS", "EVAL-LOSS", "AGE"),
+        "PHASE",
+        "DEVICES",
+        "ACCELERATOR",
+        "EPOCH",
+        "LOSS",
+        "EVAL-LOSS",
+        "AGE",
     ]
     assert [name for name, column in columns.items() if column.get("priority")] == [
-        *("MODEL", "STEP", "TOKENS/S", "ETA", "BEST", "ATTEMPTS"),
+        "MODEL",
+        "STEP",
+        "TOKENS/S",
+        "ETA",
+        "BEST",
+        "ATTEMPTS",
     ]
 
 
@@ -219,23 +228,21 @@ def test_the_operator_is_told_what_cel_cannot_name() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        *(
-            "num_warmup_steps",
-            "min_update_steps",
-            "min_num_update_steps",
-            "task",
-            "gradient_checkpointing",
-            "no_gradient_checkpoint",
-        ),
-        *(
-            "context_length",
-            "learning_rate",
-            "num_epochs",
-            "train_batch_size_per_device",
-            "lora_config",
-            "checkpoint_every_n_epochs",
-        ),
-        *("storage", "cluster", "worker_resources"),
+        "num_warmup_steps",
+        "min_update_steps",
+        "min_num_update_steps",
+        "task",
+        "gradient_checkpointing",
+        "no_gradient_checkpoint",
+        "context_length",
+        "learning_rate",
+        "num_epochs",
+        "train_batch_size_per_device",
+        "lora_config",
+        "checkpoint_every_n_epochs",
+        "storage",
+        "cluster",
+        "worker_resources",
     ],
 )
 def test_no_default_hides_whether_a_field_was_set(field: str) -> None:

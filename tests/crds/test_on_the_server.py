@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition on a real API server: what it refuses and in whose name, what may change, and what is kept."""
+"""The CustomResourceDefinition on a real API server: what is refused, what may change, and what is kept."""
 
 from __future__ import annotations
 
@@ -57,10 +57,7 @@ def job_of(text: str) -> Object:
 def templates(**changes: JsonValue) -> str:
     """A generation_config that would be right but for these changes."""
     right = dict.fromkeys(("system", "user", "assistant"), "{instruction}")
-    return (
-        "generation_config:"
-        f" {json.dumps({'prompt_format': changes | {key: right[key] for key in right if key not in changes}})}"
-    )
+    return f"generation_config: {json.dumps({'prompt_format': right | changes})}"
 
 
 class Server:
@@ -534,7 +531,7 @@ def test_a_length_is_that_of_characters_to_both(server: Server) -> None:
 
 
 def ordinary(value: JsonValue) -> JsonValue:
-    """Without null, which the server drops, and without large floats, which it writes as other integers than Python does."""
+    """Without null, which the server drops, and without large floats, which it writes differently."""
     match value:
         case dict():
             return {key: ordinary(part) for key, part in value.items() if part is not None}

@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
 
 
 def test_the_page_is_fresh() -> None:
-    assert PAGE.read_text() == reference(), "run: python -m finetune_api.reference > docs/fields.md"
+    assert PAGE.read_text() == reference(), "run: make generate"
 
 
 def test_every_field_is_described() -> None:

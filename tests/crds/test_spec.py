@@ -1,4 +1,4 @@
-"""What a field of a spec may hold, and what a person is told of one that is wrong."""
+"""What a field of a spec may hold, and the message for one that is wrong."""
 
 from __future__ import annotations
 

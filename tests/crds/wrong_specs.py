@@ -1,4 +1,4 @@
-"""Mistakes in a spec, as a person writes them, and what the person is told."""
+"""Mistakes in a spec, as people write them, and the message for each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ DATA_PATH = (
     " pvc://CLAIM/path, configmap://NAME/KEY or file:///path"
 )
 MODEL_PATH = (
-    "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://OWNER/NAME, pvc://CLAIM/path or"
-    " file:///path"
+    "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, hf://OWNER/NAME,"
+    " pvc://CLAIM/path or file:///path"
 )
 STORAGE_PATH = "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, pvc://CLAIM/path or file:///path"
 QUANTITY = "must be a quantity such as 2, 500m or 16Gi"
@@ -238,7 +238,19 @@ WRONG_FIELDS = [
         "lora_config: {num_epochs: 3}",
         "spec.lora_config.num_epochs: is not a known field; did you mean spec.num_epochs?",
     ),
-    ("lora_config: {rank: 8}", "spec.lora_config.rank: is not a known field; did you mean rank_pattern?"),
+    # Fields of other tools
+    (
+        "lora_config: {rank: 8}",
+        "spec.lora_config.rank: is not a known field; did you mean spec.lora_config.r?",
+    ),
+    ("lora_r: 8", "spec.lora_r: is not a known field; did you mean spec.lora_config.r?"),
+    ("datasets: [a.jsonl]", "spec.datasets: is not a known field; did you mean spec.train_path?"),
+    ("val_size: 0.1", "spec.val_size: is not a known field; did you mean spec.valid_path?"),
+    ("save_steps: 10", "spec.save_steps: is not a known field; did you mean spec.checkpoint_every_n_epochs?"),
+    (
+        "load_in_4bit: true",
+        "spec.load_in_4bit: is not a known field; it quantizes the base model, which is not supported yet",
+    ),
     ("'a key/with spaces': 1", "spec[a key/with spaces]: is not a known field"),
     ("lora_config: {unknown: null}", "spec.lora_config.unknown: is not a known field"),
 ]
@@ -326,8 +338,8 @@ CONTRADICTIONS = [
     (
         "logger: {provider: wandb, provider_config: {create_experiment_if_not_exists: true}}",
         (
-            "spec.logger.provider_config.create_experiment_if_not_exists: belongs to mlflow; the provider is"
-            " wandb"
+            "spec.logger.provider_config.create_experiment_if_not_exists:"
+            " belongs to mlflow; the provider is wandb"
         ),
     ),
     (
@@ -372,8 +384,8 @@ CONTRADICTIONS = [
 
 _NAME = "must name a type, as in accelerator_type:A10G or anyscale/accelerator_shape:4xA10G"
 _AMOUNT = (
-    "an accelerator's amount must be more than 0 and at most 1, since each worker gets one device whatever it"
-    " says"
+    "an accelerator's amount must be more than 0 and at most 1,"
+    " since each worker gets one device whatever it says"
 )
 
 WRONG_ACCELERATORS = [

@@ -9,8 +9,8 @@ from typing import get_args
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Phase
-from finetune_operator import conditions, events
-from finetune_operator.waiting import Obstacle
+from finetune_operator.decide import conditions, events
+from finetune_operator.decide.obstacles import Obstacle
 
 PAGE = (Path(__file__).parents[2] / "docs/on-a-cluster.md").read_text()
 

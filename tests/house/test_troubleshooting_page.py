@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Phase
-from finetune_operator.ended import RETRIED
+from finetune_operator.decide.attempts import RETRIED
 
 PAGE = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text()
 WAITING = (Phase.PENDING, Phase.QUEUED, Phase.STARTING)

@@ -1,4 +1,4 @@
-"""Reads cases: two YAML documents, what is seen of a job at a moment, and what is expected of the operator then.
+"""Reads cases: two YAML documents, what is observed of a job at a moment, and what the operator is to decide.
 
 What is seen is written as it is on the wire, less what does not matter: each object is laid over one of
 `objects.yaml`, where null takes a field away. `12:34:56` is a time of the one day on which all happens;
@@ -19,14 +19,15 @@ from typing import cast
 from pydantic import JsonValue
 
 from finetune_api.yaml_text import parse
-from finetune_operator.configuration import Configuration
+from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.reconcile import reconcile
 from finetune_operator.names import ATTEMPT
-from finetune_operator.reconcile import Decision, reconcile
-from finetune_operator.seen import Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.observed import Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.settings.configuration import Configuration
 
 Json = dict[str, JsonValue]
 
-FOLDER = Path(__file__).parent / "reconcile"
+FOLDER = Path(__file__).parent / "decide/reconcile"
 UID = "11111111-1111-4111-8111-111111111111"
 RUN = f"s3://runs/team/tune-{UID}"
 

@@ -1,4 +1,4 @@
-"""A real Kubernetes API with the definitions of FineTuneJobs and of KubeRay, and what tests do there besides the operator."""
+"""A real Kubernetes API that knows FineTuneJobs and KubeRay's kinds, and what tests do there themselves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.cluster.waiting import wait_for
 
 from finetune_api.crd import crd
 from finetune_api.manifest import API_VERSION, KIND
-from finetune_operator.kubernetes_api import KubernetesApi
+from finetune_operator.cluster.kubernetes_api import KubernetesApi
 
 # A machine that is busy with other tests is no failure.
 settings.register_profile("unhurried", deadline=None)
@@ -127,7 +127,7 @@ class Namespace:
 
 @pytest.fixture(scope="session")
 def served(api_server: ControlPlane) -> ControlPlane:
-    """The API server of this run with the definitions of FineTuneJobs, RayJobs and RayClusters; KubeRay itself does not run there."""
+    """The API server, with the definitions of FineTuneJobs and KubeRay's kinds; KubeRay does not run."""
     bases = kuberay_manifests(print) / "crd/bases"
     definitions = [
         crd(),

@@ -8,9 +8,9 @@ from pydantic import JsonValue
 from tests.operator.cases import UID, Json, configuration
 
 from finetune_api.manifest import read_spec
-from finetune_operator.placement import placement
-from finetune_operator.pods import PodSource
-from finetune_operator.seen import Metadata
+from finetune_operator.children.placement import placement
+from finetune_operator.children.pods import PodSource
+from finetune_operator.observed import ObjectMeta
 
 
 def source(
@@ -26,7 +26,7 @@ def source(
     )
     made_with = configuration(settings)
     storage = read.storage.path if read.storage else str(made_with.storage)
-    metadata = Metadata(name="tune", namespace="team", uid=UID, labels=labels or {})
+    metadata = ObjectMeta(name="tune", namespace="team", uid=UID, labels=labels or {})
     return PodSource(metadata, attempt, read, placement(read, made_with), made_with, storage)
 
 

@@ -1,6 +1,6 @@
-"""Looks at jobs on a real API server.
+"""Reconciles jobs on a real API server.
 
-KubeRay does not run: tests write what it would, and say what watches have told.
+KubeRay does not run: tests write what it would, and set what watches have reported.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from finetune_api.assignment import RECORD_KEY
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
-from finetune_operator import event_limit
-from finetune_operator.configuration import Configuration
+from finetune_operator.cluster.freshness import STALE_SECONDS, Freshness
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key
-from finetune_operator.freshness import STALE_SECONDS, Freshness
-from finetune_operator.kubernetes_api import Body, KubernetesApi, RefusedError
+from finetune_operator.decide import event_limit
+from finetune_operator.decide.cleanup import RELEASE_AFTER
 from finetune_operator.names import JOB_UID, child_name
-from finetune_operator.reconcile import RELEASE_AFTER
-from finetune_operator.seen import Pod, RayCluster
+from finetune_operator.observed import KubernetesObject, Pod, RayCluster
+from finetune_operator.settings.configuration import Configuration
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 CONFIGURATION = Configuration(trainer_image="registry.test/trainer:1.0")
@@ -91,7 +91,7 @@ class DiedError(Exception):
     """The operator has gone without a word."""
 
 
-class Telling(KubernetesApi):
+class RecordingApi(KubernetesApi):
     """Notes the calls, does what a test wants done between them, and fails at one of them."""
 
     def __init__(self, client: Any) -> None:  # noqa: ANN401
@@ -102,13 +102,13 @@ class Telling(KubernetesApi):
         """Called with whether the call was carried out."""
 
     async def _request(
-        self, method: str, path: str, verb: str, resource: str, body: Body | None = None
-    ) -> Body:
+        self, method: str, path: str, verb: str, resource: str, body: KubernetesObject | None = None
+    ) -> KubernetesObject:
         call = f"{verb} {resource}"
         self.before(call)
         try:
             answer = await super()._request(method, path, verb, resource, body)
-        except RefusedError:
+        except ApiRefusedError:
             self.after(call, False)
             raise
         self.done.append(call)
@@ -122,7 +122,7 @@ class Telling(KubernetesApi):
 
 @dataclass
 class Watched:
-    """What watches have told of pods and clusters, which may be old."""
+    """Pods and clusters as watches last reported them, which may be old."""
 
     of_pods: list[Pod] = field(default_factory=list)
     of_clusters: list[RayCluster] = field(default_factory=list)
@@ -135,10 +135,10 @@ class Watched:
 
 
 class Operator:
-    """One that can die, in a world where time stands still unless it is told to go on."""
+    """An operator that can die, and whose time stands still unless a test moves it on."""
 
     def __init__(
-        self, inside: Namespace, api: Telling, runner: asyncio.Runner, configuration: Configuration
+        self, inside: Namespace, api: RecordingApi, runner: asyncio.Runner, configuration: Configuration
     ) -> None:
         self.inside = inside
         self.api = api
@@ -149,7 +149,7 @@ class Operator:
         self.restart()
 
     def restart(self) -> None:
-        """Another one, which knows nothing."""
+        """Puts a new one in its place, which remembers nothing."""
         self.freshness = Freshness(self._seconds)
         self.controller = Controller(
             self.api, self._configuration, self.watched, self.freshness, lambda: self.now
@@ -158,17 +158,17 @@ class Operator:
     def _seconds(self) -> float:
         return self.now.timestamp()
 
-    def look(self, job: Object) -> timedelta | None:
+    def reconcile(self, job: Object) -> timedelta | None:
         metadata = job["metadata"]
         return self._runner.run(
-            self.controller.look(Key(metadata["namespace"], metadata["name"], metadata["uid"]))
+            self.controller.reconcile(Key(metadata["namespace"], metadata["name"], metadata["uid"]))
         )
 
     def settle(self, job: Object) -> FineTuneJobStatus:
-        """Looks until nothing changes any more."""
+        """Reconciles until nothing changes any more."""
         for _ in range(8):
             before = len(self.api.written())
-            self.look(job)
+            self.reconcile(job)
             if len(self.api.written()) == before:
                 return self.status(job)
         raise AssertionError(f"it writes on and on: {self.api.written()[-20:]}")
@@ -183,15 +183,15 @@ class Operator:
 
 
 @pytest.fixture
-def telling(served: ControlPlane, runner: asyncio.Runner) -> Iterator[Telling]:
-    api = Telling(runner.run(new_client_from_config(config_file=str(served.kubeconfig))))
+def recording_api(served: ControlPlane, runner: asyncio.Runner) -> Iterator[RecordingApi]:
+    api = RecordingApi(runner.run(new_client_from_config(config_file=str(served.kubeconfig))))
     yield api
     runner.run(api.close())
 
 
 @pytest.fixture
-def operator(inside: Namespace, telling: Telling, runner: asyncio.Runner) -> Operator:
-    return Operator(inside, telling, runner, CONFIGURATION)
+def operator(inside: Namespace, recording_api: RecordingApi, runner: asyncio.Runner) -> Operator:
+    return Operator(inside, recording_api, runner, CONFIGURATION)
 
 
 class World:
@@ -228,7 +228,7 @@ class World:
         self.inside.patch_status("RayJob", self.ray_job, **status, **more)
 
     def pods_are(self, phase: str, *, ready: bool = True, deleted: datetime | None = None) -> None:
-        """What the watch tells of the two workers."""
+        """The two workers, as the watch reports them."""
         name = self.ray_job
         conditions = [{"type": "Ready", "status": str(ready)}]
         self.operator.watched.of_pods = [
@@ -293,7 +293,7 @@ def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(
 ) -> None:
     job = inside.create_job(labels={"kueue.x-k8s.io/queue-name": "team", "app": "ours"})
 
-    again = operator.look(job)
+    again = operator.reconcile(job)
 
     metadata = job["metadata"]
     made = inside.children(metadata["uid"])
@@ -340,31 +340,31 @@ def test_nothing_is_written_on_the_job_but_its_status(operator: Operator, inside
 def test_looking_again_writes_nothing_and_is_no_event(operator: Operator, inside: Namespace) -> None:
     job = inside.create_job()
     operator.settle(job)
-    before, told = versions(inside), reasons(inside)
+    before, posted = versions(inside), reasons(inside)
 
     for _ in range(3):
         operator.later(5)
-        operator.look(job)
+        operator.reconcile(job)
     operator.restart()
-    operator.look(job)
+    operator.reconcile(job)
 
     assert versions(inside) == before
-    assert reasons(inside) == told
+    assert reasons(inside) == posted
 
 
 @pytest.mark.parametrize("spec", [{}, EVERYTHING], ids=["smallest", "everything"])
 def test_everything_that_is_made_has_only_fields_that_the_server_knows(
     operator: Operator, inside: Namespace, monkeypatch: pytest.MonkeyPatch, spec: dict[str, JsonValue]
 ) -> None:
-    made: list[Body] = []
+    made: list[KubernetesObject] = []
 
-    async def noted(manifest: Body) -> bool:
+    async def noted(manifest: KubernetesObject) -> bool:
         made.append(manifest)
         return True
 
     job = inside.create_job(spec=spec)
     monkeypatch.setattr(operator.api, "create", noted)
-    operator.look(job)
+    operator.reconcile(job)
 
     assert [each["kind"] for each in made] == [
         kind for kind in CHILDREN if kind != "ServiceAccount" or not spec
@@ -474,7 +474,7 @@ def test_a_job_that_has_ended_is_left_alone(operator: Operator, inside: Namespac
 
     operator.later(10 * 86400)
 
-    assert operator.look(job) is None
+    assert operator.reconcile(job) is None
     assert versions(inside) == before
 
 
@@ -496,8 +496,8 @@ def outcome(operator: Operator, world: World) -> dict[str, object]:
 class Interrupting:
     """Fails at the calls that a test chooses, counted from 1 since the last failure."""
 
-    def __init__(self, telling: Telling) -> None:
-        self._telling = telling
+    def __init__(self, recording_api: RecordingApi) -> None:
+        self._telling = recording_api
         self._count = 0
         self.failures = 0
 
@@ -521,50 +521,50 @@ class Interrupting:
 
 @pytest.mark.parametrize("death", ["dies after", "has no answer to"])
 def test_an_operator_may_fail_at_any_call_of_a_job_s_beginning(
-    inside: Namespace, telling: Telling, runner: asyncio.Runner, death: str
+    inside: Namespace, recording_api: RecordingApi, runner: asyncio.Runner, death: str
 ) -> None:
     def begin(name: str, fatal: int) -> tuple[dict[str, object], Counter[str], bool]:
-        operator = Operator(inside, telling, runner, CONFIGURATION)
+        operator = Operator(inside, recording_api, runner, CONFIGURATION)
         operator.now = NOW
         world = World(operator, inside.create_job(name))
-        interrupting = Interrupting(telling)
-        telling.after = interrupting.fail(
+        interrupting = Interrupting(recording_api)
+        recording_api.after = interrupting.fail(
             fatal, DiedError() if death == "dies after" else ConnectionError("no answer")
         )
         with suppress(DiedError, ConnectionError):
-            operator.look(world.job)
+            operator.reconcile(world.job)
         interrupting.stop()
         if death == "dies after":
             operator.restart()
         operator.settle(world.job)
-        told = Counter(
+        posted = Counter(
             event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid
         )
-        return outcome(operator, world), told, bool(interrupting.failures)
+        return outcome(operator, world), posted, bool(interrupting.failures)
 
-    expected, told, _ = begin("undisturbed", 0)
+    expected, posted, _ = begin("undisturbed", 0)
     for fatal in itertools.count(1):
-        found, also_told, failed = begin(f"job-{fatal}", fatal)
+        found, also_posted, failed = begin(f"job-{fatal}", fatal)
         assert found == expected, f"call {fatal}"
-        assert not also_told - told, f"call {fatal}: no event is told twice"
+        assert not also_posted - posted, f"call {fatal}: no event is posted twice"
         if not failed:
             break
     assert fatal > 15
-    assert also_told == told
+    assert also_posted == posted
 
 
 @pytest.mark.parametrize("error", [DiedError(), ConnectionError("no answer")], ids=["dies", "has no answer"])
 @pytest.mark.parametrize("writes", [1, 2, 3])
 def test_an_operator_that_fails_after_every_few_writes_brings_a_job_to_the_same_end(
-    inside: Namespace, telling: Telling, runner: asyncio.Runner, writes: int, error: Exception
+    inside: Namespace, recording_api: RecordingApi, runner: asyncio.Runner, writes: int, error: Exception
 ) -> None:
     def live(name: str, at: int) -> tuple[dict[str, object], Counter[str], int]:
-        operator = Operator(inside, telling, runner, CONFIGURATION)
+        operator = Operator(inside, recording_api, runner, CONFIGURATION)
         operator.now = NOW
         world = World(operator, inside.create_job(name))
-        interrupting = Interrupting(telling)
+        interrupting = Interrupting(recording_api)
         for _ in succeed(world):
-            telling.after = interrupting.fail(at, error, writes_only=True, again=True)
+            recording_api.after = interrupting.fail(at, error, writes_only=True, again=True)
             for _ in range(20):
                 try:
                     operator.settle(world.job)
@@ -574,17 +574,17 @@ def test_an_operator_that_fails_after_every_few_writes_brings_a_job_to_the_same_
                 except ConnectionError:
                     pass
             interrupting.stop()
-        told = Counter(
+        posted = Counter(
             event["reason"] for event in inside.all("Event") if event["involvedObject"]["uid"] == world.uid
         )
-        return outcome(operator, world), told, interrupting.failures
+        return outcome(operator, world), posted, interrupting.failures
 
-    expected, told, _ = live("undisturbed", 0)
-    found, also_told, failures = live("disturbed", writes)
+    expected, posted, _ = live("undisturbed", 0)
+    found, also_posted, failures = live("disturbed", writes)
 
     assert found == expected
     assert failures > 8 / writes
-    assert not also_told - told, "no event is told twice"
+    assert not also_posted - posted, "no event is posted twice"
 
 
 def quota(inside: Namespace, resource: str) -> None:
@@ -620,7 +620,7 @@ def test_a_job_that_a_quota_forbids_says_so_and_goes_on_when_it_may(
 
     inside.delete("ResourceQuota", "nothing")
     # Admission sees the quota go by a watch of its own.
-    wait_for("the RayJob", lambda: operator.look(job) and inside.all("RayJob"), seconds=30)
+    wait_for("the RayJob", lambda: operator.reconcile(job) and inside.all("RayJob"), seconds=30)
 
     status = operator.settle(job)
     assert "waiting for KubeRay to take up RayJob" in (status.message or "")
@@ -633,15 +633,15 @@ def test_a_refusal_is_told_once_and_asked_again_at_intervals(operator: Operator,
     quota(inside, "count/rayjobs.ray.io")
     job = inside.create_job()
     operator.settle(job)
-    before, told = versions(inside), reasons(inside)
+    before, posted = versions(inside), reasons(inside)
 
     for _ in range(3):
-        assert operator.look(job) == REFUSED_AGAIN_AFTER
+        assert operator.reconcile(job) == REFUSED_AGAIN_AFTER
     operator.restart()
-    operator.look(job)
+    operator.reconcile(job)
 
     assert versions(inside) == before
-    assert reasons(inside) == told
+    assert reasons(inside) == posted
 
 
 @pytest.mark.parametrize(
@@ -683,7 +683,7 @@ def test_what_the_server_will_never_take_is_a_wrong_spec_in_its_words(
     assert inside.all("RayJob") == []
     assert reasons(inside)["Failed"] == 1
     before = versions(inside)
-    assert operator.look(job) is None
+    assert operator.reconcile(job) is None
     assert versions(inside) == before
 
 
@@ -709,9 +709,9 @@ def test_somebody_elses_write_between_reading_and_writing_is_not_lost(
             inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}}, spec={"suspend": True})
 
     operator.api.before = patch
-    with pytest.raises(RefusedError, match="409"):
-        operator.look(job)
-    assert inside.children(job["metadata"]["uid"]) == [], "nothing is made that the status does not tell of"
+    with pytest.raises(ApiRefusedError, match="409"):
+        operator.reconcile(job)
+    assert inside.children(job["metadata"]["uid"]) == [], "nothing is made that the status does not show"
 
     assert operator.settle(job).phase is Phase.SUSPENDED
     stored = inside.get(KIND, "job")
@@ -726,11 +726,11 @@ def test_a_conflict_while_something_is_made_is_tried_again(operator: Operator, i
     def conflict(call: str) -> None:
         if call == "create roles":
             operator.api.before = lambda _: None
-            raise RefusedError(409, "Operation cannot be fulfilled on resourcequotas", "Conflict")
+            raise ApiRefusedError(409, "Operation cannot be fulfilled on resourcequotas", "Conflict")
 
     operator.api.before = conflict
-    with pytest.raises(RefusedError, match="resourcequotas"):
-        operator.look(job)
+    with pytest.raises(ApiRefusedError, match="resourcequotas"):
+        operator.reconcile(job)
 
     assert operator.settle(job).phase is Phase.PENDING
     assert [each["kind"] for each in inside.children(job["metadata"]["uid"])] == list(CHILDREN)
@@ -828,7 +828,7 @@ def test_two_clusters_never_work_on_one_job_even_when_no_watch_has_told_of_the_f
 
 
 def test_what_only_a_watch_believes_in_is_not_waited_for(operator: Operator, inside: Namespace) -> None:
-    """That something is gone may never be told: a watch that breaks off says nothing of what went meanwhile."""
+    """A watch that broke off does not report what was deleted meanwhile."""
     job = inside.create_job()
     labels = {JOB_UID: job["metadata"]["uid"], "ray.io/node-type": "worker"}
     gone = {"metadata": {"name": "gone", "uid": "gone", "labels": labels}}
@@ -891,7 +891,7 @@ def test_a_trainer_that_goes_to_and_fro_does_not_fill_the_cluster_with_events(
     world.trainer_says(3, failure=Failure(failure_class=FailureClass.INVALID_DATA, message="no"))
     world.kuberay_says("Failed", "FAILED", reason="AppFailed")
     assert operator.settle(job).phase is Phase.FAILED
-    assert reasons(inside)["Failed"] == 1, "the end is always told"
+    assert reasons(inside)["Failed"] == 1, "the end is always posted"
 
 
 def test_a_trainer_that_hides_its_record_from_the_watch_does_not_make_the_watch_look_silent(
@@ -931,7 +931,7 @@ def test_a_job_of_the_past_is_not_taken_for_the_one_of_its_name(
     inside.delete(KIND, "job")
     new = inside.create_job()
 
-    assert operator.look(old) is None
+    assert operator.reconcile(old) is None
     operator.settle(new)
 
     uids = {each["metadata"]["uid"]: World(operator, each) for each in (old, new)}
@@ -947,16 +947,16 @@ def test_a_job_that_has_ended_is_deleted_when_its_time_is_over(operator: Operato
     job = inside.create_job(spec={"run_policy": {"ttl_seconds_after_finished": 60}})
     for _ in succeed(World(operator, job)):
         operator.settle(job)
-    assert operator.look(job) == timedelta(seconds=60)
+    assert operator.reconcile(job) == timedelta(seconds=60)
 
     operator.later(59)
-    operator.look(job)
+    operator.reconcile(job)
     assert inside.exists(KIND, "job")
     operator.later(1)
-    operator.look(job)
+    operator.reconcile(job)
 
     assert not inside.exists(KIND, "job")
-    assert operator.look(job) is None
+    assert operator.reconcile(job) is None
 
 
 def test_everything_of_a_deleted_job_is_collected(operator: Operator, inside: Namespace) -> None:
@@ -970,7 +970,7 @@ def test_everything_of_a_deleted_job_is_collected(operator: Operator, inside: Na
     wait_for(
         "everything to go", lambda: not inside.children(uid), seconds=90, seen=lambda: str(versions(inside))
     )
-    assert operator.look(job) is None
+    assert operator.reconcile(job) is None
 
 
 def test_a_deleted_job_holds_no_devices_when_kuberay_does_not_answer(
@@ -986,16 +986,16 @@ def test_a_deleted_job_holds_no_devices_when_kuberay_does_not_answer(
     inside.delete(KIND, "job")
     inside.delete("RayJob", name)
 
-    again = operator.look(job)
+    again = operator.reconcile(job)
     assert inside.exists("RayCluster", "held"), "KubeRay has its time"
     assert again is not None
     assert again <= RELEASE_AFTER + timedelta(seconds=60)
     operator.now = datetime.now(UTC) + RELEASE_AFTER + timedelta(seconds=1)
-    operator.look(job)
+    operator.reconcile(job)
 
     assert not inside.exists("RayCluster", "held")
     operator.watched.of_clusters = []
-    assert operator.look(job) is None
+    assert operator.reconcile(job) is None
     inside.patch("RayJob", name, metadata={"finalizers": None})
 
 

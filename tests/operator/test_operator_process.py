@@ -1,4 +1,4 @@
-"""The operator as it is started: a process with a kubeconfig and its configuration in the environment, on a real API server."""
+"""The operator as a process, with its configuration in the environment, on a real API server."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_a_job_has_its_ray_job_at_once_and_nothing_of_kopfs(
         assert "annotations" not in shown["metadata"]
         assert process.get("/livez") == (200, "ok")
         assert 'finetune_jobs{phase="Starting"} 1.0' in process.get("/metrics")[1]
-        told = [line for line in process.lines() if line.get("uid") == job["metadata"]["uid"]]
-        assert f"made RayJob {name}" in [line["message"] for line in told]
+        lines = [line for line in process.lines() if line.get("uid") == job["metadata"]["uid"]]
+        assert f"made RayJob {name}" in [line["message"] for line in lines]
         assert errors(process) == []
 
 
@@ -279,7 +279,7 @@ def test_without_a_list_of_namespaces_all_are_watched(
         wait_for("the RayJob", lambda: has_ray_job(inside, job), seconds=10, seen=process.log, every=0.05)
 
 
-def test_a_job_with_a_wrong_status_is_looked_at_all_the_same(
+def test_a_job_with_a_wrong_status_is_reconciled_all_the_same(
     served: ControlPlane, inside: Namespace, tmp_path: Path
 ) -> None:
     with running(tmp_path, served, inside.name) as process:

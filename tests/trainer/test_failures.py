@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
-from ray.train import PreemptionInfo, WorkerGroupError
-from ray.train.v2._internal.exceptions import (
-    UserExceptionWithTraceback,
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 from tests.trainer.training_jobs import LORA, Course, in_processes, job_of
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.failures import LESS_MEMORY, failure_of, failure_of_run
+from finetune_trainer.failures import LESS_MEMORY, failure_of
 from finetune_trainer.training.job import TrainingJob
 from finetune_trainer.training.loop import train
 
@@ -37,20 +29,14 @@ def out_of_memory_on_the_cpu() -> BaseException:
     return raised.value
 
 
-def killed_by_ray() -> BaseException:
-    error: BaseException = OutOfMemoryError("a worker was killed")  # type: ignore[no-untyped-call]
-    return error
-
-
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         MemoryError(),
         out_of_memory_on_the_cpu(),
-        killed_by_ray(),
     ],
-    ids=["CUDA", "Python", "CPU", "Ray"],
+    ids=["CUDA", "Python", "CPU"],
 )
 def test_without_memory_the_message_says_what_to_lower(error: BaseException) -> None:
     failure = failure_of(error)
@@ -63,13 +49,6 @@ def test_a_disk_that_takes_nothing_is_a_storage_error(number: int) -> None:
     failure = failure_of(OSError(number, "Nothing more", "/runs/metrics.jsonl"))
     assert failure.failure_class is FailureClass.STORAGE_ERROR
     assert failure.message == "/runs/metrics.jsonl: Nothing more"
-
-
-@pytest.mark.parametrize("error", [WorkerCrashedError(), ActorDiedError()])
-def test_a_worker_that_ray_lost_is_a_lost_node(error: BaseException) -> None:
-    failure = failure_of(error)
-    assert failure.failure_class is FailureClass.NODE_LOST
-    assert failure.message == f"a worker died; if the machine was short of memory, {LESS_MEMORY}"
 
 
 def train_and_report(job: TrainingJob, words: Path, rank: int, num_devices: int) -> None:
@@ -95,39 +74,3 @@ def test_an_unknown_error_is_reported_with_its_own_message() -> None:
 
 def test_words_without_end_are_cut() -> None:
     assert len(failure_of(ValueError("x" * 100_000)).message) == 8192
-
-
-def test_a_run_fails_as_its_worker_did() -> None:
-    failed = WorkerGroupError("a worker failed", {1: WorkerCrashedError()})
-    assert failure_of_run(failed).failure_class is FailureClass.NODE_LOST
-    assert failure_of_run(ActorDiedError()).failure_class is FailureClass.NODE_LOST
-
-
-def silent_worker() -> Exception:
-    error: Exception = WorkerHealthCheckTimeoutError("it does not answer")  # type: ignore[no-untyped-call]
-    return error
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        WorkerGroupError(
-            "a worker failed", {1: WorkerHealthCheckFailedError("it does not answer", ActorDiedError())}
-        ),
-        WorkerGroupError("a worker failed", {1: silent_worker()}),
-        ControllerError(ActorDiedError()),
-        PreemptionError(PreemptionInfo(None, {"node": [0]})),
-    ],
-    ids=["dead", "silent", "of the controller", "taken away"],
-)
-def test_a_worker_that_is_gone_is_a_lost_node_however_ray_train_says_so(error: BaseException) -> None:
-    assert failure_of_run(error).failure_class is FailureClass.NODE_LOST
-
-
-def test_what_a_worker_raised_keeps_its_class_in_ray_trains_wrapping() -> None:
-    raised = FineTuneError(FailureClass.STORAGE_ERROR, "/runs: No space left on device")
-    failure = failure_of_run(
-        WorkerGroupError("a worker failed", {0: UserExceptionWithTraceback(raised, "Traceback")})
-    )
-    assert failure.failure_class is FailureClass.STORAGE_ERROR
-    assert failure.message == "/runs: No space left on device"

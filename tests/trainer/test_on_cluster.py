@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from tests.cli.command_line import small_job
 from tests.trainer.ray_cluster import RayCluster, ray_cluster
 from tests.trainer.records_server import RecordsServer, records_server
@@ -22,11 +23,13 @@ from tests.trainer.training_jobs import column, saved_in
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
-from finetune_trainer import on_cluster
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION
 from finetune_trainer.on_cluster import FAILED, FINISHED, STOPPED, main, run_attempt
+from finetune_trainer.plan import prepare
 from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.workers.in_process import InProcess
 from finetune_trainer.workers.ray_train import TAKEN_AWAY
+from finetune_trainer.workers.workers import Workers
 
 pytestmark = pytest.mark.timeout(1200)
 """Four starts of Ray's processes, on a machine that may be busy."""
@@ -54,7 +57,9 @@ class Attempt:
 class Job:
     """A small job in a directory, and what watches over its attempts."""
 
-    def __init__(self, directory: Path, model: Path, server: RecordsServer) -> None:
+    def __init__(
+        self, directory: Path, model: Path, server: RecordsServer, workers: Workers | None = None
+    ) -> None:
         self.file = small_job(
             directory,
             model,
@@ -70,6 +75,7 @@ class Job:
         """Checkpoints that a record named before they were complete."""
         self._complete: set[str] = set()
         self._server = server
+        self._workers = workers
 
     def attempt(self, number: int, *, when_it_trains: Callable[[], None] | None = None) -> Attempt:
         """Runs one; `when_it_trains` is called once, when a record tells of training."""
@@ -98,7 +104,7 @@ class Job:
         out = io.StringIO()
         try:
             with contextlib.redirect_stdout(out):
-                code = run_attempt(assignment, self.file, self._server.config_map)
+                code = run_attempt(assignment, self.file, self._server.config_map, self._workers)
         finally:
             signal.signal(signal.SIGTERM, before)
         return Attempt(
@@ -185,7 +191,7 @@ def test_when_a_node_is_taken_away_a_snapshot_is_saved_and_that_is_a_lost_node(s
 def test_the_next_attempt_goes_on_to_the_end(story: Story) -> None:
     assert story.finished.code == FINISHED == 0
     assert re.search(
-        rf"^going on from {story.job.run_directory}/(snapshot|epoch)-[0-9]+$",
+        rf"^resuming from {story.job.run_directory}/(snapshot|epoch)-[0-9]+$",
         story.finished.out,
         re.MULTILINE,
     )
@@ -246,12 +252,16 @@ def test_a_run_that_has_finished_is_only_reported(story: Story) -> None:
     assert story.again.records == [story.finished.last.model_copy(update={"attempt": 5})]
 
 
-# Without a cluster
+# Without a cluster: the worker is this process
+
+
+def in_this_process() -> Workers:
+    return InProcess(torch.device("cpu"), threads=1)
 
 
 @pytest.fixture
 def job(tmp_path: Path, tiny_model: Path, server: RecordsServer) -> Job:
-    return Job(tmp_path, tiny_model, server)
+    return Job(tmp_path, tiny_model, server, in_this_process())
 
 
 def test_what_is_wrong_before_training_is_a_failure_and_nothing_is_stored(job: Job) -> None:
@@ -276,7 +286,7 @@ def test_a_job_that_cannot_be_read_is_a_failure(job: Job) -> None:
 def test_a_mistake_of_our_own_is_a_failure_too_and_its_traceback_is_in_the_log(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(on_cluster, "prepare", lambda spec: {}[spec.model_id])
+    monkeypatch.setattr(prepare, "prepare", lambda spec: {}[spec.model_id])
     attempt = job.attempt(1)
 
     assert attempt.code == FAILED
@@ -289,12 +299,25 @@ def test_a_mistake_of_our_own_is_a_failure_too_and_its_traceback_is_in_the_log(
 def test_sigterm_before_training_ends_it_at_once(
     job: Job, server: RecordsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_cluster, "prepare", lambda _spec: terminate())
+    monkeypatch.setattr(prepare, "prepare", lambda _spec: terminate())
     with pytest.raises(SystemExit) as ended:
         job.attempt(3)
 
     assert ended.value.code == STOPPED
     assert server.records == [ProgressRecord(attempt=3)]
+
+
+def test_a_run_in_which_another_process_has_trained_meanwhile_is_left_to_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter([None, "epoch-0"])
+    monkeypatch.setattr(RunDirectory, "newest", lambda _run: next(names))
+    attempt = job.attempt(1)
+
+    assert attempt.code == FAILED
+    assert attempt.last.failure is not None
+    assert attempt.last.failure.failure_class is FailureClass.STORAGE_ERROR
+    assert "another process has trained there meanwhile" in attempt.last.failure.message
 
 
 def test_started_by_hand_it_says_who_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:

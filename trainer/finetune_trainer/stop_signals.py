@@ -13,15 +13,16 @@ from types import FrameType
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set; a second one raises KeyboardInterrupt.
 
-    `say` is told of the first.
+    Of the first, `say` gets a line for people.
     """
     stop = threading.Event()
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        say("stopping: this step is finished and a snapshot saved; once more stops at once")
+        again = "; press Ctrl-C again to stop now" if number == signal.SIGINT else ""
+        say(f"stopping after this step, with a snapshot{again}")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -93,18 +93,16 @@ def test_more_gpus_than_there_are_cannot_be_wished_for() -> None:
     assert raised.value.failure_class is FailureClass.INVALID_SPEC
 
 
-def test_what_is_for_clusters_or_for_gpus_is_named() -> None:
+def test_what_is_for_clusters_is_named() -> None:
     asked = spec(
         worker_resources={"accelerator_type:A10G": 0.001},
         trainer_resources={"memory": 1_000_000},
         cluster={"image": "trainer:1"},
         storage={"path": "s3://bucket/runs"},
-        flash_attention_2=True,
     )
     assert fit_to_machine(asked, CPU, devices=None)[1] == [
         "spec.worker_resources is for clusters and changes nothing here",
         "spec.trainer_resources is for clusters and changes nothing here",
         "spec.cluster is for clusters and changes nothing here",
         "spec.storage is for clusters; --storage decides where this run goes",
-        "spec.flash_attention_2 needs a GPU and the package flash-attn; PyTorch's own attention is used",
     ]

@@ -38,7 +38,7 @@ class InProcess:
         yield self
 
     def train(self, job: TrainingJob, report: Callable[[ProgressRecord], None]) -> Ended:
-        """Until the first report KeyboardInterrupt goes through: there is nothing to save yet."""
+        """Until the first report, which comes before the first step, Ctrl-C finds nothing to save."""
         last: ProgressRecord | None = None
         stop = Event()
 
@@ -54,6 +54,10 @@ class InProcess:
             worker = Worker(0, 1, self._device, reported, lambda: stop.is_set())
             try:
                 outcome: Outcome = train(job, worker)
+            except KeyboardInterrupt:
+                if last is not None:
+                    raise
+                return Ended(None, Outcome.STOPPED)
             except Exception as error:  # noqa: BLE001 - the failure names whatever it is
                 failure = failure_of(error)
                 if failure.failure_class is FailureClass.UNKNOWN:

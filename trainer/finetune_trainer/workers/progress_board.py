@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
 
 from finetune_api.status import Failure, ProgressRecord
 
@@ -97,14 +98,17 @@ def open_board() -> Board:
     return cast("Board", ray.remote(num_cpus=0, label_selector=here)(ProgressBoard).remote())
 
 
-def read_board(board: Board) -> Notice:
-    """What is on the board now."""
-    return ray.get(cast("ray.ObjectRef[Notice]", board.read.remote()))
+def read_board(board: Board, *, timeout: float | None = None) -> Notice | None:
+    """What is on the board now; None when it does not answer within `timeout` seconds, as while it starts."""
+    try:
+        return ray.get(cast("ray.ObjectRef[Notice]", board.read.remote()), timeout=timeout)
+    except GetTimeoutError:
+        return None
 
 
 def put_job(board: Board, job: ray.ObjectRef[TrainingJob]) -> None:
-    """Tells the workers where the job is that they wait for."""
-    ray.get(cast("ray.ObjectRef[None]", board.put_job.remote(JobReference(job))))
+    """Says where the job is that workers wait for; returns at once."""
+    board.put_job.remote(JobReference(job))
 
 
 def read_job(board: Board) -> JobReference | None:

@@ -75,8 +75,8 @@ class RayGroup:
 
         A node that is about to go stops the run too, and that is a failure (NodeLost).
         """
-        put_job(self._board, ray.put(job))
         with stop_on_signals(self._say) as stop:
+            put_job(self._board, ray.put(job))
             return self._follow(report, stop)
 
     def _follow(self, report: Callable[[ProgressRecord], None], stop: threading.Event) -> Ended:
@@ -85,7 +85,8 @@ class RayGroup:
         try:
             while self._fitting.is_alive():
                 self._fitting.join(POLL_SECONDS)
-                seen, notice = notice.version, read_board(self._board)
+                seen = notice.version
+                notice = read_board(self._board, timeout=POLL_SECONDS) or notice
                 if notice.version > seen and notice.record is not None:
                     report(notice.record)
                 if notice.record is None and stop.is_set():
@@ -93,7 +94,7 @@ class RayGroup:
                 if not asked and (stop.is_set() or drain.seen()):
                     asked, taken_away = True, not stop.is_set()
                     ray.get(self._board.stop.remote())
-            notice = read_board(self._board)
+            notice = read_board(self._board) or notice
         except RayError as lost:
             return self._ended(notice, lost, taken_away=False)
         return self._ended(notice, self._error, taken_away=taken_away)
@@ -105,7 +106,7 @@ class RayGroup:
             return Ended(notice.record, outcome, lost)
         if error is None:
             return Ended(notice.record, outcome)
-        from finetune_trainer.failures import failure_of_run
+        from finetune_trainer.workers.ray_failures import failure_of_run
 
         failure = notice.failure or failure_of_run(error)
         if failure.failure_class is FailureClass.UNKNOWN:

@@ -1,0 +1,205 @@
+"""The objects that the operator creates for a job: a RayJob for each attempt, and what that needs to report.
+
+The FineTuneJob owns all of them, so that deleting it deletes them. Each is created once and never written
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import cast
+
+from pydantic import JsonValue
+
+from finetune_api.accelerators import ACCELERATOR_TYPE
+from finetune_api.assignment import ASSIGNMENT, Assignment
+from finetune_api.crd import unchecked_fields
+from finetune_api.manifest import API_VERSION, KIND, Manifest, Metadata
+from finetune_api.paths import JOB_FILE
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.children.pods import (
+    PodSource,
+    head_pod,
+    submitter_pod,
+    worker_pod,
+    worker_processors,
+)
+from finetune_operator.names import (
+    ATTEMPT,
+    JOB_NAME,
+    JOB_UID,
+    KUEUE_LABELS,
+    MANAGED_BY,
+    UNCHECKED_SPEC,
+    child_name,
+    ray_job_name,
+)
+from finetune_operator.observed import KubernetesObject
+from finetune_operator.settings.configuration import JsonObject
+
+ENTRYPOINT = "python -m finetune_trainer.on_cluster"
+RAY_JOB = "RayJob"
+CONFIG_MAP = "ConfigMap"
+SERVICE_ACCOUNT = "ServiceAccount"
+ROLE = "Role"
+ROLE_BINDING = "RoleBinding"
+NETWORK_POLICY = "NetworkPolicy"
+DASHBOARD_PORT = 8265
+"""Ray's own default. Through it KubeRay asks how a job is, and anyone with the token runs programs."""
+UNCHECKED = tuple(unchecked_fields())
+
+
+def children(source: PodSource, *, deadline_seconds: int | None) -> list[KubernetesObject]:
+    """All objects of an attempt, in the order in which they must be created.
+
+    `deadline_seconds` is what is left of `active_deadline_seconds`; None sets no limit.
+    """
+    name = child_name(source.metadata.name, source.metadata.uid)
+    account = source.cluster.service_account_name or name
+    common = [_config_map(source, name), _role(source, name), _role_binding(source, name, account)]
+    if account == name:
+        common.insert(
+            1, {**_object(source, "v1", SERVICE_ACCOUNT, name), "automountServiceAccountToken": False}
+        )
+    if source.configuration.network_policies:
+        common.append(_network_policy(source, name))
+    return [*common, _ray_job(source, name, account, deadline_seconds)]
+
+
+def unchecked_hash(spec: FineTuneJobSpec) -> str:
+    """A hash of the fields that must not change, but whose change the API server cannot refuse."""
+    fields = spec.model_dump(mode="json", include=set(UNCHECKED))
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _config_map(source: PodSource, name: str) -> KubernetesObject:
+    """Holds the job for the trainer to read, and the progress record that it writes."""
+    job = Manifest(
+        metadata=Metadata(name=source.metadata.name, namespace=source.metadata.namespace), spec=source.spec
+    )
+    return {**_object(source, "v1", CONFIG_MAP, name), "data": {JOB_FILE: job.to_yaml()}}
+
+
+def _role(source: PodSource, name: str) -> KubernetesObject:
+    rule: JsonObject = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [name],
+        "verbs": ["get", "patch"],
+    }
+    return {**_object(source, "rbac.authorization.k8s.io/v1", ROLE, name), "rules": [rule]}
+
+
+def _role_binding(source: PodSource, name: str, account: str) -> KubernetesObject:
+    return {
+        **_object(source, "rbac.authorization.k8s.io/v1", ROLE_BINDING, name),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": ROLE, "name": name},
+        "subjects": [{"kind": SERVICE_ACCOUNT, "name": account, "namespace": source.metadata.namespace}],
+    }
+
+
+def _network_policy(source: PodSource, name: str) -> KubernetesObject:
+    """Opens the job's pods to each other, and Ray's dashboard to the clients that the configuration names."""
+    pods: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid}}
+    clients = [
+        peer.model_dump(mode="json", exclude_none=True) for peer in source.configuration.dashboard_clients
+    ]
+    dashboard: JsonObject = {
+        "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}],
+        **({"from": list[JsonValue](clients)} if clients else {}),
+    }
+    spec: JsonObject = {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": pods}]}, dashboard],
+    }
+    return {**_object(source, "networking.k8s.io/v1", NETWORK_POLICY, name), "spec": spec}
+
+
+def _ray_job(
+    source: PodSource, config_map: str, account: str, deadline_seconds: int | None
+) -> KubernetesObject:
+    placement, profile = source.placement, source.placement.profile
+    accelerator = f"{ACCELERATOR_TYPE}{placement.accelerator_type}"
+    processors, devices = worker_processors(source), placement.devices_per_pod
+    assignment = Assignment(
+        uid=source.metadata.uid,
+        attempt=source.attempt,
+        storage=source.storage,
+        config_map=config_map,
+        on_gpu=profile.resource is not None,
+        worker_resources={"CPU": processors, accelerator: placement.amount},
+        worker_threads=processors,
+    )
+    ray_resources = {"CPU": str(processors * devices), accelerator: str(devices)}
+    if profile.resource is not None:
+        ray_resources["GPU"] = str(devices)
+    labels = {key: value for key, value in source.metadata.labels.items() if key in KUEUE_LABELS}
+    job = _object(
+        source,
+        "ray.io/v1",
+        RAY_JOB,
+        ray_job_name(source.metadata.name, source.metadata.uid, source.attempt),
+        labels,
+    )
+    spec: JsonObject = {
+        "entrypoint": ENTRYPOINT,
+        "submissionMode": "K8sJobMode",
+        # The client would submit the program again on a cluster that has lost it: trying again is the
+        # operator's.
+        "submitterConfig": {"backoffLimit": 0},
+        "backoffLimit": 0,
+        "shutdownAfterJobFinishes": True,
+        "preRunningDeadlineSeconds": source.spec.run_policy.starting_deadline_seconds,
+        "submitterPodTemplate": submitter_pod(source, account),
+        "rayClusterSpec": {
+            "rayVersion": source.configuration.ray_version,
+            # Ray's ports run what anyone who reaches them sends: KubeRay makes a token that all of them ask
+            # for.
+            "authOptions": {"mode": "token"},
+            "headGroupSpec": {
+                "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
+                "template": head_pod(source, account, config_map, {ASSIGNMENT: assignment.model_dump_json()}),
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "workers",
+                    "replicas": placement.pods,
+                    "minReplicas": placement.pods,
+                    "maxReplicas": placement.pods,
+                    "rayStartParams": {},
+                    "resources": cast("JsonValue", ray_resources),
+                    "template": worker_pod(source, account),
+                }
+            ],
+        },
+    }
+    if deadline_seconds is not None:
+        spec["activeDeadlineSeconds"] = deadline_seconds
+    return {**job, "spec": spec}
+
+
+def _object(
+    source: PodSource, api_version: str, kind: str, name: str, labels: Mapping[str, str] | None = None
+) -> KubernetesObject:
+    owner: JsonObject = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": source.metadata.name,
+        "uid": source.metadata.uid,
+    }
+    metadata: JsonObject = {
+        "name": name,
+        "namespace": source.metadata.namespace,
+        "labels": {**(labels or {}), **MANAGED_BY, JOB_UID: source.metadata.uid},
+        "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": False}],
+    }
+    if kind == RAY_JOB:
+        metadata["labels"] = {**cast("dict[str, str]", metadata["labels"]), ATTEMPT: str(source.attempt)}
+        metadata["annotations"] = {
+            JOB_NAME: source.metadata.name,
+            UNCHECKED_SPEC: unchecked_hash(source.spec),
+        }
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata}

@@ -1,0 +1,331 @@
+"""Pod templates of a job's Ray cluster, fit for the Pod Security level `restricted`.
+
+Containers run as the image's user 1000, without a way to more rights, on a read-only root file system. What
+Ray and the trainer write outside of storage is in emptyDir volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from pydantic import JsonValue
+
+from finetune_api.cluster import Cluster, NodeGroup
+from finetune_api.paths import (
+    JOB_DIRECTORY,
+    JOB_FILE,
+    claim_mount,
+    claim_of,
+    config_map_mount,
+    config_map_of,
+)
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.children.placement import Placement
+from finetune_operator.children.quantities import in_bytes, times, whole_processors
+from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY
+from finetune_operator.observed import ObjectMeta
+from finetune_operator.settings.configuration import Configuration, JsonObject
+
+USER = 1000
+"""The user of the trainer's image."""
+HOME = "/home/ray"
+
+DRAIN_SECONDS = 25
+"""How long Ray lets a node that is being taken away finish what it does."""
+GRACE_SECONDS = 35
+"""Longer than Ray's drain, so that it ends by itself, and shorter than a minute, so that devices are free
+soon."""
+
+RAY_SETTINGS = {
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),
+    # `ray job stop` would kill the trainer after 3 s, before a snapshot is saved.
+    "RAY_JOB_STOP_WAIT_TIME_S": str(DRAIN_SECONDS),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray is nice by 15, and threads that spin while they wait slow whatever shares the processor with them.
+    "RAY_worker_niceness": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Settings that Ray's own processes read when they start."""
+
+_JOB_VOLUME = "finetune-job"
+_EMPTY_DIRECTORIES = {"finetune-home": HOME, "finetune-tmp": "/tmp"}
+
+
+@dataclass(frozen=True)
+class PodSource:
+    """What all pods of a job are made from."""
+
+    metadata: ObjectMeta
+    """Of the FineTuneJob."""
+    attempt: int
+    spec: FineTuneJobSpec
+    placement: Placement
+    configuration: Configuration
+    storage: str
+    """The folder below which runs are saved, as users write it: `s3://...`, `pvc://...`."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """What the spec asks for its pods: `spec.cluster`, empty where the spec has none."""
+        return self.spec.cluster or Cluster()
+
+
+def worker_resources(source: PodSource) -> JsonObject:
+    """Requests and limits of a worker pod: its devices' share of the profile, or what the spec asks for.
+
+    All workers are alike, and any may be rank 0: `trainer_resources` is added to each.
+    """
+    profile, devices = source.placement.profile, source.placement.devices_per_pod
+    asked, extra = source.spec.worker_resources or {}, source.spec.trainer_resources or {}
+    each = _whole(asked["memory"]) if "memory" in asked else profile.memory
+    memory: int | str = times(each, devices)
+    if "memory" in extra:
+        memory = in_bytes(memory) + _whole(extra["memory"])
+    cpu: int | str = times(str(asked["CPU"]) if "CPU" in asked else profile.cpu, devices)
+    device: JsonObject = {profile.resource: str(devices)} if profile.resource else {}
+    default: JsonObject = {
+        "requests": {"cpu": str(cpu), "memory": str(memory)},
+        "limits": {"memory": str(memory), **device},
+    }
+    return _merged(default, source.cluster.worker)
+
+
+def worker_processors(source: PodSource) -> int:
+    """Processors for each device of a worker pod: of its CPU limit, else of its request."""
+    resources = worker_resources(source)
+    limits, requests = (
+        cast("dict[str, int | str]", resources.get(kind) or {}) for kind in ("limits", "requests")
+    )
+    cpu = limits.get("cpu") or requests.get("cpu") or 1
+    return max(1, whole_processors(cpu) // source.placement.devices_per_pod)
+
+
+def head_pod(
+    source: PodSource, service_account: str, job_config_map: str, environment: Mapping[str, str]
+) -> JsonObject:
+    """The head's pod template: it runs the driver, trains nothing, and alone has an API token."""
+    size = source.configuration.head
+    default: JsonObject = {
+        "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
+        "limits": {"memory": str(size.memory)},
+    }
+    template = _ray_pod(source, "head", _merged(default, source.cluster.head), environment)
+    spec = cast("dict[str, list[JsonValue]]", template["spec"])
+    spec["volumes"].append(
+        {
+            "name": _JOB_VOLUME,
+            "configMap": {
+                "name": job_config_map,
+                "items": [{"key": JOB_FILE, "path": JOB_FILE}],
+                "defaultMode": 0o444,
+            },
+        }
+    )
+    container = cast("dict[str, list[JsonValue]]", spec["containers"][0])
+    container["volumeMounts"].append({"name": _JOB_VOLUME, "mountPath": str(JOB_DIRECTORY), "readOnly": True})
+    return _with_account(template, service_account, token=True)
+
+
+def worker_pod(source: PodSource, service_account: str) -> JsonObject:
+    """The pod template of the workers, which have the accelerators."""
+    profile = source.placement.profile
+    template = _ray_pod(source, "worker", worker_resources(source), {})
+    spec = cast("JsonObject", template["spec"])
+    selector = {**profile.node_selector, **(source.cluster.node_selector or {})}
+    tolerations = [
+        each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in profile.tolerations
+    ]
+    affinity = _with_node_labels(source.cluster.affinity or {}, profile.node_labels)
+    if selector:
+        spec["nodeSelector"] = cast("JsonValue", selector)
+    if tolerations:
+        spec["tolerations"] = cast("JsonValue", [*tolerations, *(source.cluster.tolerations or [])])
+    if affinity:
+        spec["affinity"] = affinity
+    return _with_account(template, service_account, token=False)
+
+
+def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
+    """The pod template of the client that hands the trainer's program to Ray and follows its log."""
+    size = source.configuration.submitter
+    resources: JsonObject = {
+        "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
+        "limits": {"memory": str(size.memory)},
+    }
+    template = _pod(source, "submitter", resources, {}, mounts=False)
+    cast("JsonObject", template["spec"])["restartPolicy"] = "Never"
+    return _with_account(template, service_account, token=False)
+
+
+def _ray_pod(
+    source: PodSource, role: str, resources: JsonObject, environment: Mapping[str, str]
+) -> JsonObject:
+    return _pod(source, role, resources, {**RAY_SETTINGS, **environment}, mounts=True)
+
+
+def _pod(
+    source: PodSource, role: str, resources: JsonObject, environment: Mapping[str, str], *, mounts: bool
+) -> JsonObject:
+    cluster, configuration = source.cluster, source.configuration
+    claims, config_maps = _mounted(source) if mounts else ([], [])
+    volumes: list[JsonValue] = [{"name": name, "emptyDir": {}} for name in _EMPTY_DIRECTORIES]
+    volume_mounts: list[JsonValue] = [
+        {"name": name, "mountPath": path} for name, path in _EMPTY_DIRECTORIES.items()
+    ]
+    for number, claim in enumerate(claims):
+        volumes.append({"name": f"finetune-claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
+        volume_mounts.append({"name": f"finetune-claim-{number}", "mountPath": str(claim_mount(claim))})
+    for number, name in enumerate(config_maps):
+        volumes.append({"name": f"finetune-config-map-{number}", "configMap": {"name": name}})
+        volume_mounts.append(
+            {
+                "name": f"finetune-config-map-{number}",
+                "mountPath": str(config_map_mount(name)),
+                "readOnly": True,
+            }
+        )
+    if mounts:
+        volumes += cluster.volumes or []
+        volume_mounts += cluster.volume_mounts or []
+
+    container: JsonObject = {
+        "name": role,
+        "image": cluster.image or configuration.trainer_image,
+        "imagePullPolicy": cluster.image_pull_policy or configuration.image_pull_policy,
+        "env": [*_variables(environment), *(cluster.env or [])],
+        "resources": resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": volume_mounts,
+    }
+    if cluster.env_from:
+        container["envFrom"] = list(cluster.env_from)
+    spec: JsonObject = {
+        "containers": [container],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+    }
+    optional: JsonObject = {
+        "imagePullSecrets": [{"name": secret.name} for secret in cluster.image_pull_secrets or []],
+        "nodeSelector": cast("JsonValue", cluster.node_selector),
+        "tolerations": cast("JsonValue", cluster.tolerations),
+        "affinity": cluster.affinity,
+        "priorityClassName": cluster.priority_class_name,
+    }
+    spec |= {key: value for key, value in optional.items() if value}
+    return {"metadata": _pod_metadata(source), "spec": spec}
+
+
+def _variables(environment: Mapping[str, str]) -> list[JsonValue]:
+    # Kubernetes replaces $(NAME) in a value; $$ is a dollar sign.
+    return [{"name": name, "value": value.replace("$", "$$")} for name, value in environment.items()]
+
+
+def _pod_metadata(source: PodSource) -> JsonObject:
+    ours = {**MANAGED_BY, JOB_UID: source.metadata.uid, ATTEMPT: str(source.attempt)}
+    return {
+        "labels": {**(source.cluster.labels or {}), **ours},
+        "annotations": {**(source.cluster.annotations or {}), JOB_NAME: source.metadata.name},
+    }
+
+
+def _with_account(template: JsonObject, service_account: str, *, token: bool) -> JsonObject:
+    cast("JsonObject", template["spec"]).update(
+        serviceAccountName=service_account, automountServiceAccountToken=token
+    )
+    return template
+
+
+def _mounted(source: PodSource) -> tuple[list[str], list[str]]:
+    """The names of the claims and of the config maps in a spec's paths, each once."""
+    spec = source.spec
+    paths = [source.storage, spec.model_id, spec.train_path, spec.valid_path]
+    paths += [
+        path
+        for path in (spec.initial_base_model_ckpt_path, spec.initial_adapter_model_ckpt_path)
+        if isinstance(path, str)
+    ]
+    named = [path for path in paths if path]
+    return _each_once(map(claim_of, named)), _each_once(map(config_map_of, named))
+
+
+def _each_once(names: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _merged(default: JsonObject, group: NodeGroup | None) -> JsonObject:
+    """The default resources with those of the spec over them, name by name."""
+    if group is None or group.resources is None:
+        return default
+    asked = group.resources.model_dump(exclude_none=True)
+    merged: JsonObject = {
+        kind: {**cast("JsonObject", default.get(kind, {})), **asked.get(kind, {})}
+        for kind in ("requests", "limits")
+    }
+    requests, limits = cast("JsonObject", merged["requests"]), cast("JsonObject", merged["limits"])
+    # Who asks for one of the two asks for both: a request above the limit would be refused.
+    for name in ("cpu", "memory"):
+        if name in asked.get("limits", {}) and name not in asked.get("requests", {}):
+            requests[name] = limits[name]
+        if name in asked.get("requests", {}) and name not in asked.get("limits", {}) and name in limits:
+            limits[name] = requests[name]
+    return merged
+
+
+def _with_node_labels(
+    affinity: Mapping[str, JsonValue], alternatives: list[dict[str, list[str]]]
+) -> JsonObject:
+    """The affinity that also requires a node with the labels of one of the alternatives.
+
+    Node selector terms are alternatives, and all expressions of a term must hold: so each term that is there
+    is combined with each of the new alternatives.
+    """
+    if not alternatives:
+        return dict(affinity)
+    ours: list[list[JsonValue]] = [
+        [{"key": label, "operator": "In", "values": list(values)} for label, values in alternative.items()]
+        for alternative in alternatives
+    ]
+    node = affinity.get("nodeAffinity") or {}
+    required = (
+        node.get("requiredDuringSchedulingIgnoredDuringExecution") or {} if isinstance(node, dict) else None
+    )
+    existing = required.get("nodeSelectorTerms") or [{}] if isinstance(required, dict) else None
+    if not isinstance(node, dict) or not isinstance(existing, list) or not all(map(_is_term, existing)):
+        return dict(affinity)  # it is no affinity: the API server says so of the RayJob
+    terms: list[JsonValue] = [
+        {
+            **term,
+            "matchExpressions": [*cast("list[JsonValue]", term.get("matchExpressions") or []), *expressions],
+        }
+        for term in cast("list[JsonObject]", existing)
+        for expressions in ours
+    ]
+    return {
+        **affinity,
+        "nodeAffinity": {
+            **node,
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms},
+        },
+    }
+
+
+def _is_term(term: JsonValue) -> bool:
+    return isinstance(term, dict) and isinstance(term.get("matchExpressions") or [], list)
+
+
+def _whole(amount: float) -> int:
+    return int(amount)

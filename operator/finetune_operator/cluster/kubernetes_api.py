@@ -1,0 +1,248 @@
+"""The API calls that the operator makes, and no others: what it may do in a cluster can be read here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import cast
+from urllib.parse import quote, urlencode
+
+from aiohttp import ClientError
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient
+
+from finetune_api.crd import PLURAL
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import API_VERSION, GROUP, KIND, VERSION
+from finetune_operator.decide.events import Event
+from finetune_operator.names import JOB_UID
+from finetune_operator.observed import KubernetesObject, ObjectMeta
+from finetune_operator.telemetry.metrics import API_CALLS
+
+COMPONENT = "finetune-operator"
+SECONDS = 20
+"""The longest time that a call may take."""
+
+_PLURALS = {
+    KIND: (f"/apis/{GROUP}/{VERSION}", PLURAL),
+    "RayJob": ("/apis/ray.io/v1", "rayjobs"),
+    "RayCluster": ("/apis/ray.io/v1", "rayclusters"),
+    "ConfigMap": ("/api/v1", "configmaps"),
+    "Pod": ("/api/v1", "pods"),
+    "ServiceAccount": ("/api/v1", "serviceaccounts"),
+    "Event": ("/api/v1", "events"),
+    "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+}
+
+WATCHED = (KIND, "RayJob", "RayCluster", "Pod", "ConfigMap")
+_NO_KUBERAY = (
+    "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer, with its"
+    " resource definitions"
+)
+_ABSENT = {
+    KIND: (
+        f"this cluster does not serve {GROUP}/{VERSION} {KIND}s: install the operator's resource definition,"
+        " crds/finetunejobs.yaml"
+    ),
+    "RayJob": _NO_KUBERAY,
+    "RayCluster": _NO_KUBERAY,
+}
+_ALLOW = (
+    "bind the roles of the operator's chart to its service account (rbac.create), and let watch_namespaces"
+    " name the namespaces they are for"
+)
+
+
+class ApiRefusedError(Exception):
+    """The API server refused a call; `status` is HTTP's, `reason` Kubernetes' own word."""
+
+    def __init__(self, status: int, message: str, reason: str = "") -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}"
+
+
+class KubernetesApi:
+    """A client of the cluster.
+
+    All methods raise ApiRefusedError for what the API server refuses, and OSError where it cannot be reached.
+    """
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls) -> KubernetesApi:
+        """A client with the pod's service account, or else the kubeconfig in use, as kopf has it.
+
+        Raises FineTuneError (AccessDenied) where there is neither.
+        """
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            try:
+                await config.load_kube_config()
+            except config.ConfigException as error:
+                problem = (
+                    f"there is no cluster to connect to ({error}): run in a pod that has a service account's"
+                    " token, or set KUBECONFIG"
+                )
+                raise FineTuneError(FailureClass.ACCESS_DENIED, problem) from error
+        client = ApiClient()
+        client.user_agent = COMPONENT
+        return cls(client)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._client.close()
+
+    async def check(self, namespaces: Sequence[str]) -> None:
+        """Checks that the cluster serves what the operator watches, and lets it.
+
+        Without `namespaces` that is checked for all. Raises FineTuneError (AccessDenied) with all that
+        is missing, and what to do about each.
+        """
+        problems: list[str] = []
+        for kind in WATCHED:
+            for namespace in namespaces or [""]:
+                try:
+                    await self._call("list", kind, namespace, query={"limit": "1"})
+                except ApiRefusedError as refusal:
+                    if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
+                        raise
+                    problems.append(
+                        _ABSENT[kind]
+                        if refusal.status == HTTPStatus.NOT_FOUND
+                        else f"{refusal.message}; {_ALLOW}"
+                    )
+        if problems:
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(problems))
+
+    async def get(self, kind: str, namespace: str, name: str) -> KubernetesObject | None:
+        """An object; None when there is none."""
+        try:
+            return await self._call("get", kind, namespace, name)
+        except ApiRefusedError as refusal:
+            if refusal.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    async def of_job(self, kind: str, namespace: str, uid: str) -> list[KubernetesObject]:
+        """All objects of a kind that belong to the job with this UID."""
+        found = await self._call("list", kind, namespace, query={"labelSelector": f"{JOB_UID}={uid}"})
+        return cast("list[KubernetesObject]", found.get("items") or [])
+
+    async def create(self, manifest: KubernetesObject) -> bool:
+        """Creates an object; returns False when there is one of its name already, which stays as it is."""
+        metadata = cast("dict[str, str]", manifest["metadata"])
+        try:
+            await self._call("create", str(manifest["kind"]), metadata["namespace"], body=manifest)
+        except ApiRefusedError as refusal:
+            if refusal.reason != "AlreadyExists":  # a quota that is being counted is a conflict as well
+                raise
+            return False
+        return True
+
+    async def replace_status(self, body: KubernetesObject) -> KubernetesObject:
+        """Writes the status of a FineTuneJob; returns the object as it is then.
+
+        It is refused with status 409 when somebody has written the object since `body` was read.
+        """
+        metadata = cast("dict[str, str]", body["metadata"])
+        return await self._call(
+            "update", KIND, metadata["namespace"], metadata["name"], subresource="status", body=body
+        )
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Deletes an object and what it owns; does nothing when it is gone, or has another UID."""
+        options: KubernetesObject = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._call("delete", kind, namespace, name, body=options)
+        except ApiRefusedError as refusal:
+            if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                raise
+
+    async def post_event(self, job: ObjectMeta, event: Event) -> None:
+        """Posts an event about a FineTuneJob."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        reference: KubernetesObject = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": job.name,
+            "namespace": job.namespace,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        }
+        posted: KubernetesObject = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            # As client-go names them: kubectl shows those of one second in the order of their names.
+            "metadata": {"name": f"{job.name[:200]}.{time.time_ns():016x}", "namespace": job.namespace},
+            "involvedObject": reference,
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message,
+            "source": {"component": COMPONENT},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "reportingComponent": COMPONENT,
+        }
+        await self._call("create", "Event", job.namespace, body=posted)
+
+    async def _call(
+        self,
+        verb: str,
+        kind: str,
+        namespace: str,
+        name: str = "",
+        *,
+        subresource: str = "",
+        query: Mapping[str, str] | None = None,
+        body: KubernetesObject | None = None,
+    ) -> KubernetesObject:
+        api, plural = _PLURALS[kind]
+        scope = ["namespaces", quote(namespace)] if namespace else []
+        parts = [api, *scope, plural, quote(name), subresource]
+        path = "/".join(part for part in parts if part) + (f"?{urlencode(query)}" if query else "")
+        method = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}[verb]
+        return await self._request(method, path, verb, plural, body)
+
+    async def _request(
+        self, method: str, path: str, verb: str, resource: str, body: KubernetesObject | None = None
+    ) -> KubernetesObject:
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        _, url, headers, content, _ = await self._client.param_serialize(
+            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            answer = await self._client.call_api(method, url, headers, content, _request_timeout=SECONDS)
+            text = await answer.read()
+        except ClientError as error:
+            raise ConnectionError(str(error)) from error
+        API_CALLS.labels(verb=verb, resource=resource, code=str(answer.status)).inc()
+        document = _object(text)
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            message, reason = document.get("message") or answer.reason, document.get("reason") or ""
+            raise ApiRefusedError(answer.status, str(message), str(reason))
+        if not document:
+            raise ConnectionError(f"{method} {path} was answered with something else than an object")
+        return document
+
+
+def _object(text: bytes) -> KubernetesObject:
+    """The object in an answer; an empty one when there is none, as in a proxy's page."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,107 @@
+"""A work queue as controller-runtime has one: each key is reconciled by one worker at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+FIRST_RETRY = timedelta(milliseconds=200)
+LONGEST_RETRY = timedelta(seconds=60)
+BETWEEN_RECONCILES = timedelta(milliseconds=200)
+"""Between the beginnings of two calls for a key, at least: a pod that writes all the time must not keep the
+API server busy."""
+
+
+@dataclass
+class _Entry:
+    task: asyncio.Task[None] | None = None
+    woken: bool = False
+    """Whether something happened while it was being reconciled."""
+    timer: asyncio.TimerHandle | None = None
+    failures: int = 0
+    not_before: float = 0.0
+    """The time of the event loop from which on it may be reconciled again."""
+
+
+class WorkQueue(Generic[Key]):
+    """Calls `reconcile` for a key whenever it is woken.
+
+    Wake-ups that come while a key is being reconciled, or too soon after that, become one more call.
+    `reconcile` returns after which time to call it again by itself (None: not before the key is woken); when
+    it raises, it is called again after 0.2 s, 0.4 s, ... up to a minute.
+    """
+
+    def __init__(
+        self,
+        reconcile: Callable[[Key], Awaitable[timedelta | None]],
+        *,
+        workers: int,
+        on_error: Callable[[Key, Exception], None],
+    ) -> None:
+        self._reconcile = reconcile
+        self._slots = asyncio.Semaphore(workers)
+        self._on_error = on_error
+        self._entries: dict[Key, _Entry] = {}
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Keys that wait, are being reconciled, or will be by themselves."""
+        return len(self._entries)
+
+    def wake(self, key: Key) -> None:
+        """Has a key reconciled soon."""
+        if self._closed:
+            return
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        if entry.task is not None:
+            entry.woken = True
+        else:
+            entry.task = asyncio.create_task(self._work(key, entry), name=f"reconcile {key}")
+
+    async def close(self) -> None:
+        """Cancels what is being reconciled; nothing is woken any more."""
+        self._closed = True
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for entry in self._entries.values():
+            if entry.timer is not None:
+                entry.timer.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._entries.clear()
+
+    async def _work(self, key: Key, entry: _Entry) -> None:
+        again = True
+        delay: timedelta | None = None
+        loop = asyncio.get_running_loop()
+        while again:
+            await asyncio.sleep(entry.not_before - loop.time())
+            async with self._slots:
+                entry.woken = False
+                entry.not_before = loop.time() + BETWEEN_RECONCILES.total_seconds()
+                delay = await self._reconcile_once(key, entry)
+            again = entry.woken and entry.failures == 0
+        entry.task = None
+        if delay is not None:
+            entry.timer = loop.call_later(delay.total_seconds(), self.wake, key)
+        else:
+            self._entries.pop(key, None)
+
+    async def _reconcile_once(self, key: Key, entry: _Entry) -> timedelta | None:
+        try:
+            delay = await self._reconcile(key)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the operator, and is tried again
+            self._on_error(key, error)
+            entry.failures += 1
+            doubled: timedelta = FIRST_RETRY * 2 ** min(entry.failures - 1, 20)
+            return min(doubled, LONGEST_RETRY)
+        entry.failures = 0
+        return delay

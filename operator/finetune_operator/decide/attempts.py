@@ -1,0 +1,132 @@
+"""Why an attempt ended, and whether another one follows."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from finetune_api.failure import FailureClass
+from finetune_api.status import Failure
+from finetune_operator.decide.conditions import condition, shortened
+from finetune_operator.decide.obstacles import Obstacle, out_of_memory
+from finetune_operator.decide.situation import Situation
+from finetune_operator.names import ATTEMPT
+from finetune_operator.observed import Observed, RayJob
+
+RETRIED = frozenset({FailureClass.NODE_LOST, FailureClass.STORAGE_ERROR})
+"""What another attempt may cure. The user's errors and a loss that diverged would only come again, and so
+does a lack of memory."""
+
+FIRST_BACKOFF = timedelta(seconds=10)
+LONGEST_BACKOFF = timedelta(minutes=6)
+"""As a Kubernetes Job's: 10 s, 20 s, 40 s, ... up to 6 minutes."""
+
+_STOPPED = ("143", "-15")
+"""Exit codes of a driver that SIGTERM has ended: its node is taken away."""
+
+_OBSTACLE_CLASSES = {
+    Obstacle.UNSCHEDULABLE: FailureClass.UNSCHEDULABLE,
+    Obstacle.REFUSED: FailureClass.UNSCHEDULABLE,
+    Obstacle.IMAGE_PULL: FailureClass.IMAGE_PULL,
+    Obstacle.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+}
+
+
+def is_retried(failure: Failure, attempt: int, backoff_limit: int) -> bool:
+    """Whether another attempt follows this failure of the attempt with this number, counted from 1."""
+    return failure.failure_class in RETRIED and attempt <= backoff_limit
+
+
+def next_attempt_at(ended: datetime, attempt: int) -> datetime:
+    """When the attempt after the one with this number may begin."""
+    doubled: timedelta = FIRST_BACKOFF * 2 ** min(attempt - 1, 10)
+    return ended + min(doubled, LONGEST_BACKOFF)
+
+
+def failure_of_attempt(situation: Situation, ray_job: RayJob) -> Failure:
+    """Why the RayJob of the current attempt did not succeed.
+
+    The trainer knows best, if it could report a failure in this attempt's record; else what KubeRay and the
+    pods say decides.
+    """
+    observed = situation.observed
+    killed = _killed_for_memory(observed)
+    reported = situation.own_record.failure if situation.own_record is not None else None
+    if reported is not None and not (killed is not None and reported.failure_class is FailureClass.NODE_LOST):
+        return reported
+    status = ray_job.status
+    if status.job_deployment_status == "ValidationFailed":
+        return _failure(
+            FailureClass.INVALID_SPEC, f"KubeRay refuses RayJob {ray_job.metadata.name}: {status.message}"
+        )
+    if killed is not None:
+        return killed
+    if status.reason == "PreRunningDeadlineExceeded":
+        return _never_started(observed)
+    if status.reason == "DeadlineExceeded":
+        return _failure(
+            FailureClass.DEADLINE_EXCEEDED, "the job took longer than spec.run_policy.active_deadline_seconds"
+        )
+    exit_code = re.search(r"exit code (-?\d+)", status.message)
+    if status.job_status == "STOPPED" or (exit_code is not None and exit_code[1] in _STOPPED):
+        return _failure(
+            FailureClass.NODE_LOST, "the training was stopped from outside, and not by this operator"
+        )
+    if exit_code is not None:
+        return _failure(
+            FailureClass.UNKNOWN,
+            f"the trainer's driver ended with {exit_code[0]} and without a word; its log: kubectl logs"
+            f" job/{ray_job.metadata.name}",
+        )
+    why = status.reason or "no reason given"
+    return _failure(
+        FailureClass.NODE_LOST, f"the head of the Ray cluster, or the way to it, was lost ({why})"
+    )
+
+
+def unfinished(situation: Situation) -> str | None:
+    """What speaks against a success that KubeRay reports, in words; None when the record confirms it."""
+    if situation.record_problem is not None:
+        return f"the RayJob succeeded, but {situation.record_problem}"
+    record = situation.own_record
+    if record is None or record.plan is None or record.progress is None:
+        return "the RayJob succeeded, but the trainer left no record of it; was its own program run?"
+    step, steps = record.progress.step, record.plan.total_steps
+    if step < steps or not record.checkpoints:
+        where = f"step {step} of {steps}, {len(record.checkpoints)} checkpoints"
+        directory = situation.job.status.run_directory
+        return f"the RayJob succeeded, but its record says otherwise ({where}) in {directory}"
+    return None
+
+
+def _never_started(observed: Observed) -> Failure:
+    """The pods were not ready in time; they are gone by now, so the last status says what they waited for."""
+    last = condition(observed.job.status.conditions, "ClusterReady")
+    obstacle = Obstacle(last.reason) if last is not None and last.reason in list(Obstacle) else None
+    failure_class = (
+        _OBSTACLE_CLASSES.get(obstacle, FailureClass.DEADLINE_EXCEEDED)
+        if obstacle
+        else FailureClass.DEADLINE_EXCEEDED
+    )
+    waited_for = last.message if last is not None and obstacle else "the Ray cluster was not ready"
+    return _failure(
+        failure_class,
+        f"the pods were not ready within spec.run_policy.starting_deadline_seconds; at last: {waited_for}",
+    )
+
+
+def _killed_for_memory(observed: Observed) -> Failure | None:
+    attempt = str(observed.job.attempt)
+    found = out_of_memory(
+        pod for pod in observed.pods if pod.metadata.labels.get(ATTEMPT, attempt) == attempt
+    )
+    if found is not None:
+        return _failure(FailureClass.OUT_OF_MEMORY, found.message)
+    last = condition(observed.job.status.conditions, "ClusterReady")
+    if last is not None and last.reason == Obstacle.OUT_OF_MEMORY:
+        return _failure(FailureClass.OUT_OF_MEMORY, last.message)
+    return None
+
+
+def _failure(failure_class: FailureClass, message: str) -> Failure:
+    return Failure(failure_class=failure_class, message=shortened(message))

@@ -1,0 +1,89 @@
+"""What is deleted and when, and what of an earlier cluster has to be gone before the next one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from finetune_api.failure import FineTuneError
+from finetune_api.manifest import KIND, read_spec
+from finetune_operator.children.objects import RAY_JOB
+from finetune_operator.decide.decision import Decision, Deletion
+from finetune_operator.decide.status import updated
+from finetune_operator.observed import Observed, Pod, RayCluster, RayJob
+
+LOST_POD = timedelta(seconds=90)
+"""How long after its grace a pod may still be at work: on a node that does not answer, Ray's processes end by
+themselves when they miss the head for a minute."""
+RELEASE_AFTER = timedelta(seconds=10)
+"""How long KubeRay may take to free a deleted job's cluster."""
+
+
+def left_behind(observed: Observed, now: datetime) -> str | None:
+    """What of an earlier cluster may still be at work, in words; None when nothing is."""
+    alive = [pod.name for pod in observed.pods if _may_work(pod, now)]
+    if alive:
+        return f"waiting for pods of an earlier cluster to end: {', '.join(alive[:5])}"
+    clusters = [
+        cluster.metadata.name
+        for cluster in observed.ray_clusters
+        if cluster.metadata.deletion_timestamp is None
+    ]
+    return f"waiting for KubeRay to delete RayCluster {clusters[0]}" if clusters else None
+
+
+def deletion_of(ray_job: RayJob | None) -> tuple[Deletion, ...]:
+    """The deletion of a RayJob, unless there is none or it is being deleted already."""
+    if ray_job is None or ray_job.metadata.deletion_timestamp is not None:
+        return ()
+    return (Deletion(RAY_JOB, ray_job.metadata.name, ray_job.metadata.uid),)
+
+
+def after_the_end(observed: Observed, now: datetime) -> Decision:
+    """What to do about a job that has succeeded or failed.
+
+    Its status follows the generation of its spec and changes in nothing else. A RayJob that still runs is
+    deleted, and the job itself when `ttl_seconds_after_finished` are over.
+    """
+    job, status = observed.job, observed.job.status
+    shown = updated(job, status, now, {})
+    ray_job = observed.ray_job
+    delete = deletion_of(ray_job) if ray_job is not None and not ray_job.has_ended else ()
+    try:
+        ttl = read_spec(job.spec).run_policy.ttl_seconds_after_finished
+    except FineTuneError:
+        ttl = None  # a job whose spec is wrong is kept: it says what is wrong
+    if ttl is None or status.completion_time is None:
+        return Decision(shown, delete=delete)
+    left = status.completion_time + timedelta(seconds=ttl) - now
+    if left <= timedelta():
+        return Decision(shown, delete=(Deletion(KIND, job.metadata.name, job.metadata.uid),))
+    return Decision(shown, delete=delete, requeue_after=left)
+
+
+def release(
+    ray_jobs: Sequence[RayJob], clusters: Sequence[RayCluster], now: datetime
+) -> tuple[tuple[Deletion, ...], timedelta | None]:
+    """What to delete of a job that is gone, and after which time to reconcile it again.
+
+    Owner references delete everything, but a RayJob waits for KubeRay's finalizer; when KubeRay does not
+    answer, its cluster must not hold the devices until it does.
+    """
+    going = [each for each in ray_jobs if each.metadata.deletion_timestamp is not None]
+    if not going or not clusters:
+        return (), None
+    since = min(each.metadata.deletion_timestamp or now for each in going)
+    left = since + RELEASE_AFTER - now
+    if left > timedelta():
+        return (), left
+    return (
+        tuple(Deletion("RayCluster", each.metadata.name, each.metadata.uid) for each in clusters),
+        RELEASE_AFTER,
+    )
+
+
+def _may_work(pod: Pod, now: datetime) -> bool:
+    if pod.has_ended:
+        return False
+    gone_by = pod.metadata.deletion_timestamp
+    return gone_by is None or now < gone_by + LOST_POD

@@ -1,0 +1,87 @@
+"""Conditions of a status, as `kubectl wait` and kstatus read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from finetune_api.failure import FailureClass
+from finetune_api.status import Condition
+from finetune_operator.decide.obstacles import Obstacle
+
+ConditionType = Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
+Truth = Literal["True", "False", "Unknown"]
+Reason = Literal[
+    "Valid",
+    "ChangeIgnored",
+    "Ready",
+    "Queued",
+    "CleaningUp",
+    "Suspended",
+    "Retrying",
+    "Ended",
+    "Starting",
+    "Waiting",
+    "Training",
+    "RecordInvalid",
+    "InProgress",
+    "Progressing",
+    "Succeeded",
+]
+"""Reasons of conditions, besides the obstacles of a cluster and the classes of failures."""
+
+LONGEST_MESSAGE = 32768
+"""Characters of a message in a status."""
+
+TYPES: tuple[ConditionType, ...] = ("Accepted", "ClusterReady", "Training", "Succeeded", "Stalled")
+"""`Stalled` is kstatus's word for a resource that will not get where it should: a job that has failed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a condition says now."""
+
+    status: Truth
+    reason: Reason | Obstacle | FailureClass
+    message: str = ""
+
+
+def conditions(
+    before: Sequence[Condition], findings: Mapping[ConditionType, Finding], generation: int, now: datetime
+) -> list[Condition]:
+    """The conditions with new findings; those without a new finding stay.
+
+    `last_transition_time` changes only when `status` does, as metav1.Condition has it.
+    """
+    known = {condition.type: condition for condition in before}
+    result: list[Condition] = []
+    for kind in TYPES:
+        old, finding = known.get(kind), findings.get(kind)
+        if finding is None:
+            if old is not None:
+                result.append(old.model_copy(update={"observed_generation": generation}))
+            continue
+        same = old is not None and old.status == finding.status
+        result.append(
+            Condition(
+                type=kind,
+                status=finding.status,
+                reason=finding.reason,
+                message=shortened(finding.message),
+                observed_generation=generation,
+                last_transition_time=old.last_transition_time if old is not None and same else now,
+            )
+        )
+    return result
+
+
+def condition(among: Sequence[Condition], kind: ConditionType) -> Condition | None:
+    """The condition of this type; None when there is none."""
+    return next((each for each in among if each.type == kind), None)
+
+
+def shortened(message: str) -> str:
+    """The message, cut to the length that a status takes: what other programs say can be of any length."""
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}..."

@@ -1,0 +1,237 @@
+"""What the status shows in each phase: its message, its conditions, and what it says of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from finetune_api.status import Failure, FineTuneJobStatus, Phase, Workers
+from finetune_operator.children.placement import Placement
+from finetune_operator.decide.acceptance import acceptance
+from finetune_operator.decide.cleanup import left_behind
+from finetune_operator.decide.conditions import ConditionType, Finding, Reason, condition
+from finetune_operator.decide.events import RECORD_INVALID
+from finetune_operator.decide.obstacles import Obstacle, Wait
+from finetune_operator.decide.situation import Situation
+from finetune_operator.decide.status import none_ready, updated
+from finetune_operator.names import QUEUE
+from finetune_operator.observed import RayJob
+
+ENDED = (Phase.SUCCEEDED, Phase.FAILED)
+"""Phases that nothing comes after."""
+
+
+def requested(
+    situation: Situation,
+    status: FineTuneJobStatus,
+    placed: Placement,
+    *,
+    attempt: int,
+    ray_job_name: str,
+    run_directory: str,
+    failure: Failure | None,
+) -> FineTuneJobStatus:
+    """An attempt's RayJob is asked for; `failure` is why the attempt before this one ended."""
+    message = f"asked for RayJob {ray_job_name} ({placed.pods} x {placed.accelerator_type})"
+    asked = Finding("False", Obstacle.KUBERAY, message)
+    before = condition(status.conditions, "ClusterReady")
+    if before is not None and before.reason == Obstacle.REFUSED and status.ray_job_name == ray_job_name:
+        # It was refused and is asked for again: a status that went to and fro would wake the operator each
+        # time.
+        asked = Finding("False", Obstacle.REFUSED, before.message)
+    return _updated(
+        situation,
+        status,
+        _not_training(situation, "Starting", asked),
+        phase=Phase.RETRYING if failure is not None else _phase_before_start(status),
+        message=asked.message,
+        attempts=attempt,
+        ray_job_name=ray_job_name,
+        ray_cluster_name=None,
+        dashboard_url=None,
+        run_directory=run_directory,
+        accelerator_type=placed.accelerator_type,
+        workers=Workers(desired=placed.pods, ready=0),
+        failure=failure or status.failure,
+    )
+
+
+def cleaning_up(situation: Situation, status: FineTuneJobStatus, message: str) -> FineTuneJobStatus:
+    """The attempt waits until something of an earlier cluster is gone."""
+    findings = _not_training(situation, "Waiting", Finding("False", "CleaningUp", message))
+    return _updated(situation, status, findings, phase=_phase_before_start(status), message=message)
+
+
+def with_cluster(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob) -> FineTuneJobStatus:
+    """The status with the names of the RayJob and its cluster, and how many workers are ready."""
+    ready = sum(
+        pod.is_worker and pod.is_ready and pod.metadata.deletion_timestamp is None
+        for pod in situation.observed.pods
+    )
+    desired = status.workers.desired if status.workers else situation.spec.num_devices
+    return status.model_copy(
+        update={
+            "workers": Workers(desired=desired, ready=ready),
+            "ray_cluster_name": ray_job.status.ray_cluster_name or None,
+            "dashboard_url": ray_job.status.dashboard_url or None,
+            "ray_job_name": ray_job.metadata.name,
+        }
+    )
+
+
+def queued(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob) -> FineTuneJobStatus:
+    """Kueue, or somebody, holds the RayJob back."""
+    queue = situation.job.metadata.labels.get(QUEUE)
+    name = ray_job.metadata.name
+    message = (
+        f"waiting for Kueue to admit RayJob {name} from queue {queue}"
+        if queue
+        else f"RayJob {name} is held back: its suspend is true"
+    )
+    findings = _not_training(situation, "Queued", Finding("False", "Queued", message))
+    return _updated(situation, status, findings, phase=Phase.QUEUED, message=message)
+
+
+def starting(
+    situation: Situation, status: FineTuneJobStatus, wait: Wait, *, kuberay_is_slow: bool
+) -> FineTuneJobStatus:
+    """The Ray cluster is not up yet."""
+    message = wait.message
+    if kuberay_is_slow:
+        message += "; it has not answered, check that the KubeRay operator runs and watches this namespace"
+    findings = _not_training(situation, "Starting", Finding("False", wait.obstacle, message))
+    phase = Phase.PENDING if wait.obstacle is Obstacle.KUBERAY else Phase.STARTING
+    return _updated(situation, status, findings, phase=phase, message=message)
+
+
+def before_training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None) -> FineTuneJobStatus:
+    """The trainer's program runs and does not train yet.
+
+    `wait` is what a cluster that lacks workers waits for.
+    """
+    record = situation.own_record
+    message = "the trainer reads and tokenizes the data"
+    if record is not None and record.plan is not None:
+        message = "the workers load the model"
+    if wait is not None:
+        message = wait.message
+    findings = _not_training(situation, "Starting", _cluster_ready(wait))
+    if situation.record_problem is not None:
+        message = situation.record_problem
+        findings["Training"] = Finding("False", RECORD_INVALID, message)
+    return _updated(situation, status, findings, phase=Phase.STARTING, message=message)
+
+
+def training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None) -> FineTuneJobStatus:
+    """The trainer trains; `wait` is what a cluster that lacks workers waits for."""
+    progress, plan, problem = status.progress, status.plan, situation.record_problem
+    message = "training"
+    if progress is not None and plan is not None:
+        message = f"training: step {progress.step} of {plan.total_steps}, epochs {progress.epochs}"
+    if wait is not None:
+        message = wait.message
+    findings: dict[ConditionType, Finding] = {
+        "Accepted": acceptance(situation),
+        "ClusterReady": _cluster_ready(wait),
+        "Training": Finding("True", RECORD_INVALID if problem else "Training", problem or ""),
+        "Succeeded": Finding("Unknown", "InProgress"),
+        "Stalled": Finding("False", "Progressing"),
+    }
+    return _updated(
+        situation, status, findings, phase=Phase.RUNNING, message=problem or message, failure=None
+    )
+
+
+def retrying(situation: Situation, status: FineTuneJobStatus, failure: Failure) -> FineTuneJobStatus:
+    """The attempt has failed and the next one has not begun."""
+    origin = status.latest_checkpoint.name if status.latest_checkpoint else "the beginning"
+    message = (
+        f"attempt {situation.job.attempt} failed ({failure.failure_class}: {failure.message});"
+        f" another one goes on from {origin}"
+    )
+    left = left_behind(situation.observed, situation.now)
+    if left is not None:
+        message += f"; {left}"
+    findings = _not_training(situation, "Retrying", Finding("False", "Retrying", message))
+    return _updated(situation, status, findings, phase=Phase.RETRYING, message=message, failure=failure)
+
+
+def suspended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> FineTuneJobStatus:
+    """`suspend` is true; `ray_job` is the one that still has to go."""
+    holding = left_behind(situation.observed, situation.now)
+    saved = status.latest_checkpoint
+    rest = f"suspend: false goes on from {saved.name}" if saved else "suspend: false begins it"
+    message = f"suspended; {rest}"
+    if holding is not None or ray_job is not None:
+        message = f"giving the devices back: {holding or 'waiting for KubeRay'}"
+    findings = _not_training(situation, "Suspended", Finding("False", "Suspended", message))
+    return _updated(
+        situation,
+        status,
+        findings,
+        phase=Phase.SUSPENDED,
+        message=message,
+        ray_job_name=None,
+        ray_cluster_name=None,
+        dashboard_url=None,
+        start_time=None,
+        workers=none_ready(status.workers),
+    )
+
+
+def succeeded(situation: Situation, status: FineTuneJobStatus, ended: datetime) -> FineTuneJobStatus:
+    """The job is done, since `ended`."""
+    best = status.best_checkpoint
+    measured = (
+        f" (validation loss {best.eval_loss:.4f})" if best is not None and best.eval_loss is not None else ""
+    )
+    steps = status.plan.total_steps if status.plan else 0
+    message = f"trained {steps} steps; the best checkpoint is {best.name if best else ''}{measured}"
+    findings: dict[ConditionType, Finding] = {
+        "Accepted": acceptance(situation),
+        "ClusterReady": Finding("False", "Ended", "the cluster is given back"),
+        "Training": Finding("False", "Succeeded", message),
+        "Succeeded": Finding("True", "Succeeded", message),
+        "Stalled": Finding("False", "Succeeded"),
+    }
+    return _updated(
+        situation,
+        status,
+        findings,
+        phase=Phase.SUCCEEDED,
+        message=message,
+        completion_time=ended,
+        workers=none_ready(status.workers),
+        failure=None,
+    )
+
+
+def _updated(
+    situation: Situation,
+    status: FineTuneJobStatus,
+    findings: Mapping[ConditionType, Finding],
+    **changes: Any,  # noqa: ANN401 - fields of the status
+) -> FineTuneJobStatus:
+    return updated(situation.job, status, situation.now, findings, **changes)
+
+
+def _cluster_ready(wait: Wait | None) -> Finding:
+    if wait is not None:
+        return Finding("False", wait.obstacle, wait.message)
+    return Finding("True", "Ready", "all pods are ready")
+
+
+def _not_training(situation: Situation, reason: Reason, cluster: Finding) -> dict[ConditionType, Finding]:
+    """The findings about a job that does not train, for this reason; `cluster` is that of ClusterReady."""
+    return {
+        "Accepted": acceptance(situation),
+        "ClusterReady": cluster,
+        "Training": Finding("False", reason),
+        "Succeeded": Finding("Unknown", "InProgress"),
+        "Stalled": Finding("False", "Progressing"),
+    }
+
+
+def _phase_before_start(status: FineTuneJobStatus) -> Phase:
+    return Phase.RETRYING if status.phase is Phase.RETRYING else Phase.PENDING

@@ -1,0 +1,257 @@
+"""Decides what happens with a job, from all that is known of it at one moment. Pure.
+
+It is level-based: every call takes everything into account anew, so that an event that was lost, doubled or
+late changes nothing, and an operator that died between any two calls resumes where the cluster is. What was
+decided before is in the status, which is written before anything is made; a RayJob that should be there and
+is not is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from finetune_api.consistency import warnings
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import read_spec
+from finetune_api.paths import parent
+from finetune_api.record import with_record
+from finetune_api.status import Failure, FineTuneJobStatus
+from finetune_operator.children.objects import children
+from finetune_operator.children.pods import PodSource
+from finetune_operator.decide import phases
+from finetune_operator.decide.acceptance import accepted_placement, new_run_directory
+from finetune_operator.decide.attempts import failure_of_attempt, is_retried, next_attempt_at, unfinished
+from finetune_operator.decide.cleanup import after_the_end, deletion_of, left_behind
+from finetune_operator.decide.conditions import ConditionType, Finding, shortened
+from finetune_operator.decide.decision import Decision
+from finetune_operator.decide.events import transitions
+from finetune_operator.decide.obstacles import Obstacle, first_obstacle
+from finetune_operator.decide.situation import Situation, run_name, situation_of
+from finetune_operator.decide.status import failed, updated
+from finetune_operator.names import ray_job_name
+from finetune_operator.observed import Job, Observed, RayJob
+from finetune_operator.settings.configuration import Configuration
+
+SLOW_KUBERAY = timedelta(seconds=30)
+"""KubeRay takes up a RayJob in a second; after so long something is wrong with it."""
+RECHECK_CLEANUP = timedelta(seconds=5)
+"""How often what keeps the next cluster back is checked: that it is gone may come without an event."""
+
+
+def reconcile(observed: Observed, configuration: Configuration, now: datetime) -> Decision:
+    """What to do about a job that exists."""
+    job = observed.job
+    # The garbage collector deletes all that the job owns.
+    if job.metadata.deletion_timestamp is not None:
+        return Decision(job.status)
+    if job.status.phase in phases.ENDED:
+        return after_the_end(observed, now)
+    try:
+        spec = read_spec(job.spec)
+        if observed.ray_job is None:
+            accepted_placement(job, spec, configuration)
+        decision = _decide(situation_of(observed, spec, configuration, now))
+    except FineTuneError as error:
+        return _not_accepted(observed, error, now)
+    return _with_events(decision, job.status, list(warnings(spec)))
+
+
+def refused(job: Job, status: FineTuneJobStatus, message: str, *, final: bool, now: datetime) -> Decision:
+    """What to show when the API server refuses to create an object; `final` when it always will."""
+    if final:
+        failure = Failure(failure_class=FailureClass.INVALID_SPEC, message=shortened(message))
+        return _with_events(Decision(failed(job, status, failure, now)), status)
+    findings: dict[ConditionType, Finding] = {"ClusterReady": Finding("False", Obstacle.REFUSED, message)}
+    return Decision(updated(job, status, now, findings, message=message))
+
+
+def _not_accepted(observed: Observed, error: FineTuneError, now: datetime) -> Decision:
+    job = observed.job
+    # An operator that was less strict accepted it: what runs is not disturbed.
+    if observed.ray_job is not None and not observed.ray_job.has_ended:
+        message = f"this version of the operator does not accept the spec: {error}"
+        return Decision(updated(job, job.status, now, {}, message=message))
+    failure = Failure(failure_class=error.failure_class, message=shortened(str(error)))
+    finding = Finding("False", failure.failure_class, failure.message)
+    status = failed(job, job.status, failure, now, findings={"Accepted": finding})
+    return _with_events(Decision(status), job.status)
+
+
+def _decide(situation: Situation) -> Decision:
+    ray_job, now = situation.observed.ray_job, situation.now
+    status = situation.job.status
+    if situation.record is not None:
+        status = with_record(status, situation.record)
+    status = _with_start_time(status, ray_job)
+
+    # The attempt is over: the job succeeds or fails, or another attempt follows. It goes before `suspend` and
+    # the deadline, so that a job that has succeeded is never shown otherwise.
+    if ray_job is not None and ray_job.metadata.deletion_timestamp is None and ray_job.has_ended:
+        return _attempt_ended(situation, status, ray_job)
+
+    # `suspend` is true: the RayJob is deleted, and with it the cluster.
+    if situation.spec.suspend:
+        return _suspend(situation, status, ray_job)
+
+    # `active_deadline_seconds` are over: the job fails, whatever it is at.
+    deadline = situation.deadline(status)
+    if deadline is not None and deadline <= now:
+        return _deadline_exceeded(situation, status, ray_job)
+
+    # The current attempt has no RayJob: it is new, was resumed, or somebody deleted its RayJob.
+    if ray_job is None:
+        return _begin(situation, status, situation.job.attempt)
+
+    # The attempt is under way: the status follows the cluster and the trainer, until the deadline at most.
+    decision = _under_way(situation, status, ray_job)
+    return decision.requeued(None if deadline is None else deadline - now)
+
+
+def _with_start_time(status: FineTuneJobStatus, ray_job: RayJob | None) -> FineTuneJobStatus:
+    """The status with the time at which the job began, when it has.
+
+    A job that waits in a queue has not begun, and a RayJob that ended before a suspension counts no more.
+    """
+    if (
+        status.start_time is not None
+        or ray_job is None
+        or ray_job.metadata.deletion_timestamp is not None
+        or ray_job.is_queued
+    ):
+        return status
+    if ray_job.has_ended and ray_job.metadata.name != status.ray_job_name:
+        return status
+    return status.model_copy(update={"start_time": ray_job.status.start_time})
+
+
+def _begin(
+    situation: Situation, status: FineTuneJobStatus, attempt: int, failure: Failure | None = None
+) -> Decision:
+    """Asks for an attempt's cluster, once nothing of an earlier one is left: two must never write to one run.
+
+    `failure` is why the attempt before this one ended.
+    """
+    job, spec, configuration = situation.job, situation.spec, situation.configuration
+    left = left_behind(situation.observed, situation.now)
+    if left is not None:
+        return Decision(phases.cleaning_up(situation, status, left), requeue_after=RECHECK_CLEANUP)
+    placed = accepted_placement(job, spec, configuration)
+    run_directory = status.run_directory or new_run_directory(situation)
+    storage = parent(run_directory, run_name(job))
+    source = PodSource(job.metadata, attempt, spec, placed, configuration, storage)
+    deadline = situation.deadline(status)
+    seconds = spec.run_policy.active_deadline_seconds
+    if deadline is not None:
+        seconds = max(1, int((deadline - situation.now).total_seconds()))
+    shown = phases.requested(
+        situation,
+        status,
+        placed,
+        attempt=attempt,
+        ray_job_name=ray_job_name(job.metadata.name, job.metadata.uid, attempt),
+        run_directory=run_directory,
+        failure=failure,
+    )
+    return Decision(shown, create=tuple(children(source, deadline_seconds=seconds)))
+
+
+def _under_way(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
+    """What to do while the attempt's RayJob exists and has not ended."""
+    # Somebody deleted it. KubeRay has to finish that before the same attempt can be asked for again.
+    if ray_job.metadata.deletion_timestamp is not None:
+        message = (
+            f"RayJob {ray_job.metadata.name} is being deleted, which KubeRay has to finish;"
+            " then the attempt begins again"
+        )
+        return Decision(phases.cleaning_up(situation, status, message), requeue_after=RECHECK_CLEANUP)
+    status = phases.with_cluster(situation, status, ray_job)
+
+    # It is held back, as Kueue does until there is quota.
+    if ray_job.is_queued:
+        return Decision(phases.queued(situation, status, ray_job))
+
+    assert status.workers is not None, "with_cluster has set them"
+    workers = status.workers
+
+    # KubeRay brings its cluster up.
+    if not ray_job.is_running:
+        wait = first_obstacle(situation.observed, workers.desired)
+        if wait.obstacle is not Obstacle.KUBERAY:
+            return Decision(phases.starting(situation, status, wait, kuberay_is_slow=False))
+        created = ray_job.metadata.creation_timestamp
+        slow = created is not None and situation.now - created > SLOW_KUBERAY
+        shown = phases.starting(situation, status, wait, kuberay_is_slow=slow)
+        return Decision(shown, requeue_after=SLOW_KUBERAY)
+
+    # Its program runs: first it reads the data and loads the model, then it trains.
+    missing = None
+    if workers.ready < workers.desired:
+        missing = first_obstacle(situation.observed, workers.desired)
+    if not situation.trains:
+        return Decision(phases.before_training(situation, status, missing))
+    return Decision(phases.training(situation, status, missing))
+
+
+def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
+    job, now, policy = situation.job, situation.now, situation.spec.run_policy
+    ended = ray_job.status.end_time or now
+    problem = unfinished(situation)
+
+    # The run is complete, by the record, and KubeRay says so or could not learn how it ended.
+    says_so = situation.record is not None and situation.record.finished
+    if problem is None and (ray_job.has_succeeded or (ray_job.is_out_of_sight and says_so)):
+        return Decision(phases.succeeded(situation, status, ended))
+
+    # KubeRay reports a success that the record contradicts: another attempt would only end so again.
+    if problem is not None and ray_job.has_succeeded:
+        failure = Failure(failure_class=FailureClass.UNKNOWN, message=problem)
+        return Decision(failed(job, status, failure, now, ended=ended))
+
+    # It failed for good: by its class, or after the last attempt. A RayJob that ran into a deadline that was
+    # raised since is tried again.
+    failure = failure_of_attempt(situation, ray_job)
+    attempt, limit = job.attempt, policy.backoff_limit
+    deadline = situation.deadline(status)
+    extended = (
+        failure.failure_class is FailureClass.DEADLINE_EXCEEDED
+        and ray_job.status.reason == "DeadlineExceeded"
+        and (deadline is None or deadline > now)
+    )
+    if not (extended or is_retried(failure, attempt, limit)):
+        if attempt > 1:
+            message = f"{failure.message} (attempt {attempt} of at most {limit + 1})"
+            failure = failure.model_copy(update={"message": shortened(message)})
+        return Decision(failed(job, status, failure, now, ended=ended))
+
+    # Another attempt would follow, but for the deadline or `suspend`.
+    if deadline is not None and deadline <= now:
+        return _deadline_exceeded(situation, status, None)
+    if situation.spec.suspend:
+        return _suspend(situation, status, None)
+
+    # It follows when its back-off is over and nothing of this attempt is left.
+    wait = next_attempt_at(ended, attempt) - now
+    if wait <= timedelta() and left_behind(situation.observed, now) is None:
+        return _begin(situation, status, attempt + 1, failure)
+    shown = phases.retrying(situation, status, failure)
+    return Decision(shown, requeue_after=max(wait, timedelta(seconds=1)))
+
+
+def _suspend(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> Decision:
+    return Decision(phases.suspended(situation, status, ray_job), delete=deletion_of(ray_job))
+
+
+def _deadline_exceeded(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> Decision:
+    seconds = situation.spec.run_policy.active_deadline_seconds
+    message = (
+        f"the job took longer than spec.run_policy.active_deadline_seconds ({seconds} s);"
+        " its checkpoints are kept"
+    )
+    failure = Failure(failure_class=FailureClass.DEADLINE_EXCEEDED, message=message)
+    return Decision(failed(situation.job, status, failure, situation.now), delete=deletion_of(ray_job))
+
+
+def _with_events(decision: Decision, before: FineTuneJobStatus, remarks: Sequence[str] = ()) -> Decision:
+    return replace(decision, events=tuple(transitions(before, decision.status, remarks)))

@@ -1,0 +1,70 @@
+"""Everything that a decision about a job depends on, gathered and checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.paths import run_directory_name
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
+from finetune_operator.decide.record import RecordError, read_record
+from finetune_operator.observed import Job, Observed
+from finetune_operator.settings.configuration import Configuration
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A job at one moment, with a spec that is valid."""
+
+    observed: Observed
+    spec: FineTuneJobSpec
+    configuration: Configuration
+    now: datetime
+    record: ProgressRecord | None
+    """The trainer's progress record; None when there is none, or none that may be shown."""
+    record_problem: str | None
+    """Why the record that is there is not shown, for people."""
+
+    @property
+    def job(self) -> Job:
+        """The FineTuneJob."""
+        return self.observed.job
+
+    @property
+    def own_record(self) -> ProgressRecord | None:
+        """The record, if it is the current attempt that wrote it."""
+        return self.record if self.record is not None and self.record.attempt == self.job.attempt else None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the current attempt has begun to train, also if its record has become unreadable since."""
+        if self.record_problem is not None:
+            return self.job.status.phase is Phase.RUNNING
+        return self.own_record is not None and self.own_record.progress is not None
+
+    def deadline(self, status: FineTuneJobStatus) -> datetime | None:
+        """When `active_deadline_seconds` are over; None without a limit, or before the job has begun."""
+        seconds = self.spec.run_policy.active_deadline_seconds
+        if seconds is None or status.start_time is None:
+            return None
+        return status.start_time + timedelta(seconds=seconds)
+
+
+def situation_of(
+    observed: Observed, spec: FineTuneJobSpec, configuration: Configuration, now: datetime
+) -> Situation:
+    """The situation of a job with this spec, its progress record read and checked."""
+    record, problem = None, None
+    directory = observed.job.status.run_directory
+    if observed.record is not None and directory is not None:
+        try:
+            record = read_record(observed.record, directory, run_name(observed.job))
+        except RecordError as error:
+            problem = f"the trainer's progress record is not shown: {error}"
+    return Situation(observed, spec, configuration, now, record, problem)
+
+
+def run_name(job: Job) -> str:
+    """Where the job's run is below its storage: `namespace/name-uid`."""
+    return run_directory_name(job.metadata.namespace, job.metadata.name, job.metadata.uid)

@@ -1,0 +1,242 @@
+"""What the operator reads of Kubernetes objects: the fields that decisions depend on, and no others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.alias_generators import to_camel
+
+from finetune_api.status import FineTuneJobStatus
+
+KubernetesObject = dict[str, JsonValue]
+"""A Kubernetes object as the API server reads and writes it."""
+
+
+def _absent_is_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+class ObservedPart(BaseModel):
+    """Base of what is read: fields are camelCase in Kubernetes, and all other fields are ignored."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+Texts = Annotated[dict[str, str], BeforeValidator(_absent_is_empty)]
+
+
+class ObjectMeta(ObservedPart):
+    """metav1.ObjectMeta."""
+
+    name: str
+    namespace: str = ""
+    uid: str
+    generation: int = 1
+    resource_version: str = ""
+    labels: Texts = {}
+    annotations: Texts = {}
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    """When an object that is being deleted has to be gone; for pods the end of their grace period."""
+
+
+class ContainerState(ObservedPart):
+    """Why a container waits, or how it ended."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerStates(ObservedPart):
+    """The state of a container: waiting, terminated, or running, which has neither field."""
+
+    waiting: ContainerState | None = None
+    terminated: ContainerState | None = None
+
+
+class ContainerStatus(ObservedPart):
+    """corev1.ContainerStatus."""
+
+    image: str = ""
+    state: ContainerStates = ContainerStates()
+    last_state: ContainerStates = ContainerStates()
+
+
+class ObservedCondition(ObservedPart):
+    """A condition of an object that Kubernetes or KubeRay writes."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class PodStatus(ObservedPart):
+    """corev1.PodStatus."""
+
+    phase: str = ""
+    conditions: list[ObservedCondition] = []
+    init_container_statuses: list[ContainerStatus] = []
+    container_statuses: list[ContainerStatus] = []
+
+
+class Pod(ObservedPart):
+    """A pod of a job: of its Ray cluster, or the client that submits the program."""
+
+    metadata: ObjectMeta
+    status: PodStatus = PodStatus()
+
+    @property
+    def name(self) -> str:
+        """The pod's name."""
+        return self.metadata.name
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it is a worker of the Ray cluster."""
+        return self.metadata.labels.get("ray.io/node-type") == "worker"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is the head of the Ray cluster, where the driver runs."""
+        return self.metadata.labels.get("ray.io/node-type") == "head"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its condition Ready holds."""
+        return any(
+            condition.type == "Ready" and condition.status == "True" for condition in self.status.conditions
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of its containers have ended, so that it holds no devices."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def containers(self) -> list[ContainerStatus]:
+        """Its containers with the init containers before them, in the order in which they start."""
+        return [*self.status.init_container_statuses, *self.status.container_statuses]
+
+
+class RayClusterStatus(ObservedPart):
+    """rayv1.RayClusterStatus."""
+
+    conditions: list[ObservedCondition] = []
+
+
+class RayCluster(ObservedPart):
+    """A job's Ray cluster."""
+
+    metadata: ObjectMeta
+    status: RayClusterStatus = RayClusterStatus()
+
+
+OUT_OF_SIGHT = ("JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
+"""KubeRay's reasons for giving up a RayJob whose program it cannot ask about."""
+
+
+class RayJobStatus(ObservedPart):
+    """rayv1.RayJobStatus."""
+
+    job_status: str = ""
+    job_deployment_status: str = ""
+    reason: str = ""
+    message: str = ""
+    ray_cluster_name: str = ""
+    dashboard_url: Annotated[str, Field(alias="dashboardURL")] = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+class RayJobSpec(ObservedPart):
+    """The part of a RayJob's spec that Kueue writes."""
+
+    suspend: bool = False
+
+
+class RayJob(ObservedPart):
+    """The RayJob of an attempt."""
+
+    metadata: ObjectMeta
+    spec: RayJobSpec = RayJobSpec()
+    status: RayJobStatus = RayJobStatus()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, well or not. KubeRay has no way out of ValidationFailed either."""
+        return self.status.job_deployment_status in ("Complete", "Failed", "ValidationFailed")
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether its program ended well. A job that was stopped is Complete as well, but not SUCCEEDED."""
+        return self.status.job_deployment_status == "Complete" and self.status.job_status == "SUCCEEDED"
+
+    @property
+    def is_out_of_sight(self) -> bool:
+        """Whether KubeRay gave up on it without having learnt how its program ended."""
+        return self.status.job_deployment_status == "Failed" and self.status.reason in OUT_OF_SIGHT
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether Kueue holds it back."""
+        return self.spec.suspend or self.status.job_deployment_status in ("Suspending", "Suspended")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its cluster is up and its program submitted."""
+        return self.status.job_deployment_status == "Running"
+
+
+class Job(ObservedPart):
+    """A FineTuneJob as it is stored; its spec is not validated yet."""
+
+    metadata: ObjectMeta
+    spec: dict[str, JsonValue] = {}
+    status: FineTuneJobStatus = FineTuneJobStatus()
+
+    @property
+    def attempt(self) -> int:
+        """The current attempt, counted from 1."""
+        return self.status.attempts or 1
+
+
+def read_job(body: dict[str, JsonValue]) -> Job:
+    """Reads a FineTuneJob; fields of its status that are not valid are left out, since it is written anew."""
+    status = body.get("status")
+    known = _readable_status(status) if isinstance(status, dict) else FineTuneJobStatus()
+    return Job.model_validate({**body, "status": known})
+
+
+def _readable_status(stored: dict[str, JsonValue]) -> FineTuneJobStatus:
+    try:
+        return FineTuneJobStatus.model_validate(stored)
+    except ValidationError as error:
+        wrong = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
+        return FineTuneJobStatus.model_validate(
+            {key: value for key, value in stored.items() if key not in wrong}
+        )
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that is known of a job at one moment, as the cluster has it."""
+
+    job: Job
+    ray_job: RayJob | None = None
+    """The RayJob of the current attempt."""
+    ray_clusters: tuple[RayCluster, ...] = ()
+    """The Ray clusters of all attempts."""
+    pods: tuple[Pod, ...] = ()
+    """The pods of all attempts."""
+    record: str | None = None
+    """The progress record as the trainer wrote it: untrusted text."""
+
+    @property
+    def ray_cluster(self) -> RayCluster | None:
+        """The Ray cluster of the current RayJob; None before there is one."""
+        name = self.ray_job.status.ray_cluster_name if self.ray_job else ""
+        return next((cluster for cluster in self.ray_clusters if cluster.metadata.name == name), None)

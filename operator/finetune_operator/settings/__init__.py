@@ -1,0 +1,1 @@
+"""The operator's configuration, its accelerator profiles, and the page about both."""

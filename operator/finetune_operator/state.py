@@ -1,0 +1,31 @@
+"""What the handlers of kopf share, from the start of the operator to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from finetune_operator.cluster.freshness import Freshness
+from finetune_operator.cluster.work_queue import WorkQueue
+from finetune_operator.controller import Key
+from finetune_operator.observed import Job
+from finetune_operator.settings.configuration import Configuration
+
+
+@dataclass
+class OperatorState:
+    """Held by kopf's memo, which it hands to every handler."""
+
+    configuration: Configuration
+    ready: asyncio.Event | None = None
+    """Set by kopf when the operator has started; None where nobody waits for it."""
+    failure: str | None = None
+    """Why the start failed, for people."""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """All FineTuneJobs by their UID, as the watch last reported them."""
+    freshness: Freshness = field(default_factory=Freshness)
+    queue: WorkQueue[Key] = field(init=False)
+    """Jobs to reconcile; it is there once the operator has started."""
+    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """Ends, in reverse order, what the start has begun: all of it, or as much as there is when it fails."""

@@ -1,0 +1,1 @@
+"""What the operator reports of itself: health, logs and metrics."""

@@ -1,0 +1,494 @@
+"""Pod templates: what the Pod Security Standard asks of them, and what a job asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+from pydantic import JsonValue
+from tests.operator.cases import UID, Json
+from tests.operator.sources import at, maps, source
+
+from finetune_operator.children.pods import (
+    DRAIN_SECONDS,
+    RAY_SETTINGS,
+    PodSource,
+    head_pod,
+    submitter_pod,
+    worker_pod,
+    worker_processors,
+)
+
+GI = 2**30
+A10G: Json = {"worker_resources": {"accelerator_type:A10G": 0.001}}
+EVERYTHING: Json = {
+    "num_devices": 2,
+    "train_path": "configmap://rows/train.jsonl",
+    "valid_path": "pvc://data/valid.jsonl",
+    "model_id": "pvc://models/llama",
+    "storage": {"path": "pvc://data/runs"},
+    "cluster": {
+        "image": "mine:2",
+        "image_pull_policy": "Always",
+        "image_pull_secrets": [{"name": "registry"}],
+        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}],
+        "env_from": [{"secretRef": {"name": "s3"}}],
+        "volumes": [{"name": "cache", "emptyDir": {}}],
+        "volume_mounts": [{"name": "cache", "mountPath": "/cache"}],
+        "node_selector": {"pool": "train"},
+        "tolerations": [{"key": "mine", "operator": "Exists"}],
+        "priority_class_name": "high",
+        "labels": {"team": "blue"},
+        "annotations": {"note": "hello"},
+    },
+    **A10G,
+}
+
+ALLOWED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+"""By the level `restricted`."""
+
+
+def violations(pod: Json) -> Iterator[str]:
+    """What the Pod Security levels `baseline` and `restricted` of Kubernetes 1.35 have against a pod."""
+    spec = cast("Json", pod["spec"])
+    yield from (
+        f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if spec.get(name)
+    )
+    for volume in maps(spec, "volumes"):
+        yield from (f"volume of kind {kind}" for kind in volume.keys() - {"name"} - ALLOWED_VOLUMES)
+    whole = cast("Json", spec.get("securityContext", {}))
+    yield from _context(whole, "the pod")
+    for container in [*maps(spec, "containers"), *cast("list[Json]", spec.get("initContainers", []))]:
+        own = cast("Json", container.get("securityContext", {}))
+        yield from _context(own, "a container")
+        if own.get("runAsNonRoot", whole.get("runAsNonRoot")) is not True:
+            yield "may run as root"
+        if (own.get("seccompProfile") or whole.get("seccompProfile")) not in (
+            {"type": "RuntimeDefault"},
+            {"type": "Localhost"},
+        ):
+            yield "no seccomp profile"
+        if own.get("allowPrivilegeEscalation") is not False:
+            yield "may gain privileges"
+        capabilities = cast("Json", own.get("capabilities", {}))
+        if capabilities.get("drop") != ["ALL"] or set(cast("list[str]", capabilities.get("add", []))) - {
+            "NET_BIND_SERVICE"
+        }:
+            yield "has capabilities"
+        yield from (
+            f"port {port} of the node"
+            for port in cast("list[Json]", container.get("ports", []))
+            if port.get("hostPort")
+        )
+
+
+def _context(context: Json, whose: str) -> Iterator[str]:
+    if context.get("privileged"):
+        yield f"{whose} is privileged"
+    if context.get("runAsUser") == 0:
+        yield f"{whose} runs as root"
+    forbidden = ("seLinuxOptions", "windowsOptions", "procMount", "sysctls", "appArmorProfile")
+    yield from (f"{whose} has {field}" for field in forbidden if field in context)
+
+
+def head(made_from: PodSource) -> Json:
+    return head_pod(made_from, "account", "tune-11111111", {"FINETUNE_ASSIGNMENT": "{}"})
+
+
+def worker(made_from: PodSource) -> Json:
+    return worker_pod(made_from, "account")
+
+
+def submitter(made_from: PodSource) -> Json:
+    return submitter_pod(made_from, "account")
+
+
+ROLES = [head, worker, submitter]
+RAY_ROLES = [head, worker]
+Role = Callable[[PodSource], Json]
+
+
+def worker_amounts(made_from: PodSource) -> tuple[JsonValue, JsonValue]:
+    """A worker's requests and limits."""
+    resources = cast("Json", at(worker(made_from), "spec.containers.0.resources"))
+    return resources["requests"], resources["limits"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("spec", [{}, A10G, EVERYTHING], ids=["smallest", "GPU", "everything"])
+def test_pod_is_fit_for_the_level_restricted(role: Role, spec: Json) -> None:
+    assert list(violations(role(source(spec)))) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_root_file_system_is_read_only_and_what_is_written_is_in_memory_of_the_pod(role: Role) -> None:
+    pod = role(source())
+    assert at(pod, "spec.containers.0.securityContext.readOnlyRootFilesystem") is True
+    mounts = {each["name"]: each["mountPath"] for each in maps(pod, "spec.containers.0.volumeMounts")}
+    empty = {each["name"] for each in maps(pod, "spec.volumes") if each.get("emptyDir") == {}}
+    assert {mounts[name] for name in empty} == {"/home/ray", "/tmp"}
+
+
+def test_head_alone_has_an_api_token() -> None:
+    tokens = {
+        role.__name__: at(role(source(EVERYTHING)), "spec.automountServiceAccountToken") for role in ROLES
+    }
+    assert tokens == {"head": True, "worker": False, "submitter": False}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_grace_is_longer_than_rays_drain_and_no_minute(role: Role) -> None:
+    assert DRAIN_SECONDS + 10 <= cast("int", at(role(source()), "spec.terminationGracePeriodSeconds")) < 60
+
+
+@pytest.mark.parametrize("role", RAY_ROLES)
+def test_ray_is_told_how_to_end(role: Role) -> None:
+    variables = {each["name"]: each["value"] for each in maps(role(source()), "spec.containers.0.env")}
+    assert variables.items() >= RAY_SETTINGS.items()
+    assert (
+        variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        == variables["RAY_JOB_STOP_WAIT_TIME_S"]
+        == str(DRAIN_SECONDS)
+    )
+
+
+WISHES: Json = {
+    "cluster": {
+        "head": {"resources": {"requests": {"memory": "3Gi"}}},
+        "worker": {"resources": {"limits": {"cpu": 2}}},
+    }
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("spec", [{}, A10G, WISHES], ids=["smallest", "GPU", "wishes"])
+def test_memory_has_a_limit_which_is_what_is_requested(role: Role, spec: Json) -> None:
+    """KubeRay makes /dev/shm as large as the limit; without one it could fill the node."""
+    resources = cast("dict[str, Json]", at(role(source(spec)), "spec.containers.0.resources"))
+    assert resources["limits"]["memory"] == resources["requests"]["memory"]
+
+
+def test_worker_without_a_device_asks_for_what_its_profile_says() -> None:
+    assert worker_amounts(source()) == ({"cpu": "2", "memory": "4Gi"}, {"memory": "4Gi"})
+
+
+def test_worker_with_a_device_has_it_in_its_limits() -> None:
+    assert worker_amounts(source(A10G)) == (
+        {"cpu": "3", "memory": "11Gi"},
+        {"memory": "11Gi", "nvidia.com/gpu": "1"},
+    )
+
+
+def test_worker_of_a_shape_asks_for_all_its_devices() -> None:
+    shape: Json = {"num_devices": 8, "worker_resources": {"anyscale/accelerator_shape:4xA10G": 0.001}}
+    assert worker_amounts(source(shape)) == (
+        {"cpu": "12", "memory": "44Gi"},
+        {"memory": "44Gi", "nvidia.com/gpu": "4"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("resources", "amounts"),
+    [
+        ({"memory": 2 * GI}, ({"cpu": "2", "memory": str(2 * GI)}, {"memory": str(2 * GI)})),
+        ({"CPU": 4}, ({"cpu": "4", "memory": "4Gi"}, {"memory": "4Gi"})),
+        ({"CPU": 0.5}, ({"cpu": "0.5", "memory": "4Gi"}, {"memory": "4Gi"})),
+    ],
+    ids=["memory", "processors", "half a processor"],
+)
+def test_worker_resources_go_before_the_profile(resources: Json, amounts: tuple[Json, Json]) -> None:
+    assert worker_amounts(source({"worker_resources": resources})) == amounts
+
+
+def test_memory_of_worker_and_trainer_is_for_each_device_and_once_for_each_pod() -> None:
+    spec: Json = {
+        "num_devices": 4,
+        "worker_resources": {"anyscale/accelerator_shape:2xA10G": 0.001, "memory": 3 * GI},
+        "trainer_resources": {"memory": GI},
+    }
+    requests, limits = worker_amounts(source(spec))
+    assert (requests, limits) == (
+        {"cpu": "6", "memory": str(7 * GI)},
+        {"memory": str(7 * GI), "nvidia.com/gpu": "2"},
+    )
+
+
+def test_trainer_resources_are_added_to_the_profile() -> None:
+    requests, _ = worker_amounts(source({"trainer_resources": {"memory": GI}}))
+    assert requests == {"cpu": "2", "memory": str(5 * GI)}
+
+
+@pytest.mark.parametrize(
+    ("wish", "requests", "limits"),
+    [
+        (
+            {"limits": {"memory": "8Gi"}},
+            {"cpu": "3", "memory": "8Gi"},
+            {"memory": "8Gi", "nvidia.com/gpu": "1"},
+        ),
+        (
+            {"requests": {"memory": "8Gi"}},
+            {"cpu": "3", "memory": "8Gi"},
+            {"memory": "8Gi", "nvidia.com/gpu": "1"},
+        ),
+        (
+            {"requests": {"memory": "8Gi"}, "limits": {"memory": "9Gi"}},
+            {"cpu": "3", "memory": "8Gi"},
+            {"memory": "9Gi", "nvidia.com/gpu": "1"},
+        ),
+        (
+            {"limits": {"cpu": 6}},
+            {"cpu": 6, "memory": "11Gi"},
+            {"cpu": 6, "memory": "11Gi", "nvidia.com/gpu": "1"},
+        ),
+        ({"requests": {"cpu": 1}}, {"cpu": 1, "memory": "11Gi"}, {"memory": "11Gi", "nvidia.com/gpu": "1"}),
+        (
+            {"requests": {"ephemeral-storage": "1Gi"}},
+            {"cpu": "3", "memory": "11Gi", "ephemeral-storage": "1Gi"},
+            {"memory": "11Gi", "nvidia.com/gpu": "1"},
+        ),
+    ],
+    ids=[
+        "limit of memory",
+        "request of memory",
+        "both",
+        "limit of processors",
+        "request of processors",
+        "something else",
+    ],
+)
+def test_workers_of_the_cluster_are_laid_over_the_profile(wish: Json, requests: Json, limits: Json) -> None:
+    assert worker_amounts(source({**A10G, "cluster": {"worker": {"resources": wish}}})) == (requests, limits)
+
+
+def test_head_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None:
+    settings: Json = {"head": {"cpu": 2, "memory": "6Gi"}}
+    wish: Json = {"cluster": {"head": {"resources": {"limits": {"memory": "9Gi"}}}}}
+    assert at(head(source(None, settings)), "spec.containers.0.resources") == {
+        "requests": {"cpu": "2", "memory": "6Gi"},
+        "limits": {"memory": "6Gi"},
+    }
+    assert at(head(source(wish, settings)), "spec.containers.0.resources") == {
+        "requests": {"cpu": "2", "memory": "9Gi"},
+        "limits": {"memory": "9Gi"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "processors"),
+    [
+        ({}, 2),
+        (A10G, 3),
+        ({"worker_resources": {"CPU": 0.5}}, 1),
+        ({"num_devices": 4, "worker_resources": {"anyscale/accelerator_shape:4xA10G": 0.001}}, 3),
+        ({"cluster": {"worker": {"resources": {"requests": {"cpu": "1500m"}, "limits": {"cpu": 4}}}}}, 4),
+    ],
+    ids=["profile", "GPU", "half a processor", "a shape's share", "the limit"],
+)
+def test_processors_of_a_worker_are_its_share_of_the_pods(spec: Json, processors: int) -> None:
+    assert worker_processors(source(spec)) == processors
+
+
+PROFILES: Json = {
+    "accelerators": {
+        "A10G": {
+            "resource": "nvidia.com/gpu",
+            "node_labels": [{"gke": ["a10g"]}, {"aws": ["a10g", "a10g-24"], "memory": ["24576"]}],
+            "node_selector": {"healthy": "yes", "pool": "gpu"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "cpu": 3,
+            "memory": "11Gi",
+        }
+    }
+}
+GKE = {"key": "gke", "operator": "In", "values": ["a10g"]}
+AWS = [
+    {"key": "aws", "operator": "In", "values": ["a10g", "a10g-24"]},
+    {"key": "memory", "operator": "In", "values": ["24576"]},
+]
+TERMS = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
+
+
+def test_worker_goes_to_a_node_with_the_labels_of_one_alternative() -> None:
+    assert at(worker(source(A10G, PROFILES)), TERMS) == [
+        {"matchExpressions": [GKE]},
+        {"matchExpressions": AWS},
+    ]
+
+
+def test_alternatives_are_multiplied_with_the_jobs_own() -> None:
+    zone: Json = {"key": "zone", "operator": "Exists"}
+    spot: Json = {"key": "spot", "operator": "Exists"}
+    fields: JsonValue = [{"key": "metadata.name", "operator": "In", "values": ["n"]}]
+    preferred: JsonValue = [
+        {"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+    ]
+    neighbours: JsonValue = {"preferredDuringSchedulingIgnoredDuringExecution": []}
+    affinity: Json = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [zone]},
+                    {"matchExpressions": [spot], "matchFields": fields},
+                ]
+            },
+            "preferredDuringSchedulingIgnoredDuringExecution": preferred,
+        },
+        "podAntiAffinity": neighbours,
+    }
+
+    pod = worker(source({**A10G, "cluster": {"affinity": affinity}}, PROFILES))
+
+    assert at(pod, TERMS) == [
+        {"matchExpressions": [zone, GKE]},
+        {"matchExpressions": [zone, *AWS]},
+        {"matchExpressions": [spot, GKE], "matchFields": fields},
+        {"matchExpressions": [spot, *AWS], "matchFields": fields},
+    ]
+    assert at(pod, "spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution") == preferred
+    assert at(pod, "spec.affinity.podAntiAffinity") == neighbours
+    assert (
+        at(head(source({**A10G, "cluster": {"affinity": affinity}}, PROFILES)), "spec.affinity") == affinity
+    )
+
+
+def test_worker_puts_up_with_the_taints_of_its_nodes_and_the_jobs_and_other_pods_with_the_jobs() -> None:
+    mine: Json = {"key": "mine", "operator": "Exists"}
+    made_from = source({**A10G, "cluster": {"tolerations": [mine]}}, PROFILES)
+    profile = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert at(worker(made_from), "spec.tolerations") == [profile, mine]
+    assert at(head(made_from), "spec.tolerations") == at(submitter(made_from), "spec.tolerations") == [mine]
+
+
+def test_node_selector_of_the_job_goes_before_the_profiles() -> None:
+    made_from = source({**A10G, "cluster": {"node_selector": {"pool": "mine"}}}, PROFILES)
+    assert at(worker(made_from), "spec.nodeSelector") == {"healthy": "yes", "pool": "mine"}
+    assert at(head(made_from), "spec.nodeSelector") == {"pool": "mine"}
+
+
+def test_worker_without_a_device_goes_anywhere() -> None:
+    spec = cast("Json", worker(source())["spec"])
+    assert spec.keys().isdisjoint(
+        {"affinity", "nodeSelector", "tolerations", "priorityClassName", "imagePullSecrets"}
+    )
+
+
+@pytest.mark.parametrize("role", RAY_ROLES)
+def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
+    spec: Json = {
+        **EVERYTHING,
+        "initial_base_model_ckpt_path": "pvc://models/base",
+        "initial_adapter_model_ckpt_path": "pvc://adapters/a",
+    }
+    pod = role(source(spec))
+    claims = {
+        each["name"]: at(each, "persistentVolumeClaim.claimName")
+        for each in maps(pod, "spec.volumes")
+        if "persistentVolumeClaim" in each
+    }
+    config_maps = {
+        each["name"]: at(each, "configMap.name") for each in maps(pod, "spec.volumes") if "configMap" in each
+    }
+    mounts = {
+        each["name"]: (each["mountPath"], each.get("readOnly", False))
+        for each in maps(pod, "spec.containers.0.volumeMounts")
+    }
+
+    assert sorted(cast("dict[str, str]", claims).values()) == ["adapters", "data", "models"]
+    assert {mounts[name] for name in claims} == {
+        (f"/finetune/claims/{claim}", False) for claim in claims.values()
+    }
+    assert sorted(cast("dict[str, str]", config_maps).values()) == (
+        ["rows", "tune-11111111"] if role is head else ["rows"]
+    )
+    assert ("/finetune/config-maps/rows", True) in mounts.values()
+    names = [each["name"] for each in maps(pod, "spec.volumes")]
+    assert len(names) == len(set(cast("list[str]", names))) == len(mounts)
+
+
+def test_head_alone_has_the_job_to_read() -> None:
+    volume = {
+        "name": "finetune-job",
+        "configMap": {
+            "name": "tune-11111111",
+            "items": [{"key": "job.yaml", "path": "job.yaml"}],
+            "defaultMode": 0o444,
+        },
+    }
+    assert volume in maps(head(source()), "spec.volumes")
+    assert {"name": "finetune-job", "mountPath": "/finetune/job", "readOnly": True} in maps(
+        head(source()), "spec.containers.0.volumeMounts"
+    )
+    assert not any("configMap" in each for each in maps(worker(source()), "spec.volumes"))
+
+
+@pytest.mark.parametrize("role", RAY_ROLES)
+def test_volumes_of_the_job_are_mounted_too(role: Role) -> None:
+    pod = role(source(EVERYTHING))
+    assert {"name": "cache", "emptyDir": {}} in maps(pod, "spec.volumes")
+    assert {"name": "cache", "mountPath": "/cache"} in maps(pod, "spec.containers.0.volumeMounts")
+
+
+def test_submitter_mounts_nothing() -> None:
+    assert [each.keys() - {"name"} for each in maps(submitter(source(EVERYTHING)), "spec.volumes")] == [
+        {"emptyDir"},
+        {"emptyDir"},
+    ]
+    assert at(submitter(source()), "spec.restartPolicy") == "Never"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_pod_looks_as_the_job_says(role: Role) -> None:
+    pod = role(source(EVERYTHING))
+    container = cast("Json", at(pod, "spec.containers.0"))
+    assert (container["image"], container["imagePullPolicy"]) == ("mine:2", "Always")
+    assert at(EVERYTHING, "cluster.env.0") in maps(container, "env")
+    assert container["envFrom"] == at(EVERYTHING, "cluster.env_from")
+    assert at(pod, "spec.imagePullSecrets") == [{"name": "registry"}]
+    assert at(pod, "spec.priorityClassName") == "high"
+    assert at(pod, "metadata.annotations") == {"note": "hello", "finetune.dev/job-name": "tune"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_pod_looks_as_the_configuration_says_where_the_job_is_silent(role: Role) -> None:
+    container = at(role(source()), "spec.containers.0")
+    assert (at(container, "image"), at(container, "imagePullPolicy")) == ("trainer:1", "IfNotPresent")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_labels_of_the_operator_are_not_the_jobs_to_set(role: Role) -> None:
+    pod = role(
+        source(
+            {
+                "cluster": {
+                    "labels": {"team": "blue", "finetune.dev/job-uid": "another", "finetune.dev/attempt": "9"}
+                }
+            },
+            attempt=2,
+        )
+    )
+    assert at(pod, "metadata.labels") == {
+        "team": "blue",
+        "app.kubernetes.io/managed-by": "finetune-operator",
+        "finetune.dev/job-uid": UID,
+        "finetune.dev/attempt": "2",
+    }
+
+
+def test_values_of_our_variables_are_literal() -> None:
+    pod = head_pod(
+        source(), "account", "tune-11111111", {"FINETUNE_ASSIGNMENT": '{"storage": "s3://$(SECRET)/$HOME"}'}
+    )
+    assert {"name": "FINETUNE_ASSIGNMENT", "value": '{"storage": "s3://$$(SECRET)/$$HOME"}'} in maps(
+        pod, "spec.containers.0.env"
+    )

@@ -1,0 +1,402 @@
+"""The operator's calls, on a real API server; and what it makes of answers that none should give."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import Configuration as ClientConfiguration
+from kubernetes.aio.config import new_client_from_config
+from kubernetes.client import AuthenticationV1TokenRequest, CoreV1Api, V1TokenRequestSpec
+from prometheus_client import REGISTRY
+from tests.cluster.control_plane import ControlPlane, free_address
+from tests.cluster.waiting import wait_for
+from tests.operator.conftest import SPEC, Namespace, Object
+
+from finetune_api.failure import FineTuneError
+from finetune_api.manifest import API_VERSION, KIND
+from finetune_operator.cluster import kubernetes_api
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.decide.events import LONGEST_MESSAGE, Event
+from finetune_operator.names import JOB_UID
+from finetune_operator.observed import KubernetesObject, ObjectMeta
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(runner: asyncio.Runner) -> Run:
+    return runner.run
+
+
+def config_map(
+    namespace: str, name: str, data: dict[str, str] | None = None, **metadata: object
+) -> KubernetesObject:
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": namespace, **metadata},
+        "data": data or {"key": "value"},
+    }
+    return cast("KubernetesObject", body)
+
+
+def metadata_of(body: Object) -> ObjectMeta:
+    return ObjectMeta.model_validate(body["metadata"])
+
+
+def test_an_object_is_got_as_it_is_and_one_that_is_not_there_is_none(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
+    job = inside.create_job()
+
+    assert run(api.get(KIND, inside.name, "job")) == job
+    assert run(api.get(KIND, inside.name, "another")) is None
+    assert run(api.get(KIND, "no-such-namespace", "job")) is None
+
+
+def test_what_is_made_twice_is_made_once(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    assert run(api.create(config_map(inside.name, "made"))) is True
+    assert run(api.create(config_map(inside.name, "made", {"key": "another"}))) is False
+
+    assert inside.get("ConfigMap", "made")["data"] == {"key": "value"}
+
+
+def test_what_the_server_refuses_to_make_is_refused_in_its_words(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
+    with pytest.raises(ApiRefusedError) as invalid:
+        run(api.create(config_map(inside.name, "Not_A_Name")))
+    with pytest.raises(ApiRefusedError) as nowhere:
+        run(api.create(config_map("no-such-namespace", "made")))
+
+    assert invalid.value.status == 422
+    assert 'ConfigMap "Not_A_Name" is invalid: metadata.name' in invalid.value.message
+    assert str(nowhere.value) == '404: namespaces "no-such-namespace" not found'
+
+
+def test_the_status_is_written_and_nothing_else(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    job = inside.create_job()
+
+    written = run(
+        api.replace_status({**job, "spec": {**SPEC, "num_devices": 7}, "status": {"phase": "Running"}})
+    )
+
+    stored = inside.get(KIND, "job")
+    assert stored == written
+    assert stored["status"] == {"phase": "Running"}
+    assert stored["spec"] == job["spec"]
+    assert stored["metadata"]["generation"] == 1
+    assert int(stored["metadata"]["resourceVersion"]) > int(job["metadata"]["resourceVersion"])
+
+
+def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
+    job = inside.create_job()
+    inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}})
+
+    with pytest.raises(ApiRefusedError) as refused:
+        run(api.replace_status({**job, "status": {"phase": "Running"}}))
+
+    assert refused.value.status == 409
+    assert "the object has been modified" in refused.value.message
+    assert "status" not in inside.get(KIND, "job")
+
+
+def test_a_status_that_is_the_same_again_is_no_new_version(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
+    written = run(api.replace_status({**inside.create_job(), "status": {"phase": "Running"}}))
+
+    assert (
+        run(api.replace_status(written))["metadata"]["resourceVersion"]
+        == written["metadata"]["resourceVersion"]
+    )
+
+
+def test_the_status_of_a_job_that_is_gone_is_refused(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    job = inside.create_job()
+    inside.delete(KIND, "job")
+
+    with pytest.raises(ApiRefusedError) as refused:
+        run(api.replace_status({**job, "status": {"phase": "Running"}}))
+
+    assert refused.value.status == 404
+
+
+def test_what_is_deleted_goes_with_what_belongs_to_it(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
+    job = inside.create_job()
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "job", "uid": job["metadata"]["uid"]}
+    run(api.create(config_map(inside.name, "owned", ownerReferences=[owner])))
+
+    run(api.delete(KIND, inside.name, "job", job["metadata"]["uid"]))
+    run(api.delete(KIND, inside.name, "job", job["metadata"]["uid"]))
+
+    wait_for("what belonged to the job to go", lambda: not inside.exists("ConfigMap", "owned"), seconds=90)
+    assert not inside.exists(KIND, "job")
+
+
+def test_another_object_of_the_name_is_not_deleted(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    old = inside.create_job()
+    inside.delete(KIND, "job")
+    new = inside.create_job()
+
+    run(api.delete(KIND, inside.name, "job", old["metadata"]["uid"]))
+
+    stored = inside.get(KIND, "job")
+    assert stored["metadata"]["uid"] == new["metadata"]["uid"]
+    assert "deletionTimestamp" not in stored["metadata"]
+
+
+def test_the_objects_of_a_job_are_found_by_its_uid(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    for name, labels in (
+        ("a", {JOB_UID: "u-1"}),
+        ("b", {JOB_UID: "u-1", "more": "labels"}),
+        ("c", {JOB_UID: "u-2"}),
+        ("d", {}),
+    ):
+        inside.create("ConfigMap", name, metadata={"name": name, "labels": labels})
+
+    assert [each["metadata"]["name"] for each in run(api.of_job("ConfigMap", inside.name, "u-1"))] == [
+        "a",
+        "b",
+    ]
+    assert run(api.of_job("ConfigMap", inside.name, "u-3")) == []
+    assert run(api.of_job("RayCluster", inside.name, "u-1")) == []
+
+
+def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    job = inside.create_job()
+
+    run(api.post_event(metadata_of(job), Event("Warning", "Retrying", "attempt 1 failed")))
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_MESSAGE)))
+
+    core = CoreV1Api(inside.dynamic.client)
+    # What `kubectl describe` asks for.
+    about = f"involvedObject.kind={KIND},involvedObject.name=job,involvedObject.uid={job['metadata']['uid']}"
+    events = sorted(
+        core.list_namespaced_event(inside.name, field_selector=about).items,
+        key=lambda event: str(event.reason),
+    )
+    assert [(event.type, event.reason, event.message) for event in events] == [
+        ("Warning", "Retrying", "attempt 1 failed"),
+        ("Normal", "Running", "x" * LONGEST_MESSAGE),
+    ]
+    first = events[0]
+    assert first.source is not None
+    assert first.source.component == "finetune-operator"
+    assert (first.count, first.involved_object.api_version) == (1, API_VERSION)
+    assert first.last_timestamp is not None
+
+
+@pytest.mark.parametrize("name", ["a", f"{'a' * 199}-{'b' * 53}", f"{'a' * 199}.{'b' * 53}", "1.2.3"])
+def test_a_job_of_any_name_has_events(api: KubernetesApi, run: Run, inside: Namespace, name: str) -> None:
+    job = inside.create_job(name)
+
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "on its way")))
+
+    assert [event["involvedObject"]["name"] for event in inside.all("Event")] == [name]
+
+
+def test_a_cluster_with_kuberay_and_our_definition_is_one(
+    api: KubernetesApi, run: Run, inside: Namespace
+) -> None:
+    run(api.check([]))
+    run(api.check([inside.name]))
+
+
+def test_a_cluster_without_kuberay_is_an_error_that_says_what_to_install(
+    without_kuberay: ControlPlane, run: Run
+) -> None:
+    api = KubernetesApi(run(new_client_from_config(config_file=str(without_kuberay.kubeconfig))))
+
+    with pytest.raises(FineTuneError) as missing:
+        run(api.check([]))
+
+    ours, kuberays = missing.value.problems
+    assert ours.startswith(
+        "this cluster does not serve finetune.dev/v1alpha1 FineTuneJobs: install the operator's resource"
+        " definition"
+    )
+    assert kuberays.startswith(
+        "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer"
+    )
+    with pytest.raises(ApiRefusedError) as refused:
+        run(
+            api.create(
+                {
+                    "apiVersion": "ray.io/v1",
+                    "kind": "RayJob",
+                    "metadata": {"name": "a", "namespace": "default"},
+                }
+            )
+        )
+    assert refused.value.status == 404
+    run(api.close())
+
+
+def test_a_service_account_is_known_by_its_token_and_may_only_do_what_it_is_allowed(
+    served: ControlPlane, run: Run, inside: Namespace, tmp_path: Path
+) -> None:
+    inside.create("ServiceAccount", "operator")
+    request = AuthenticationV1TokenRequest(
+        spec=V1TokenRequestSpec(audiences=["https://kubernetes.default.svc"])
+    )
+    asked = (
+        CoreV1Api(inside.dynamic.client)
+        .create_namespaced_service_account_token("operator", inside.name, request)
+        .status
+    )
+    assert asked is not None
+    kubeconfig = yaml.safe_load(served.kubeconfig.read_text())
+    kubeconfig["users"][0]["user"] = {"token": asked.token}
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    api = KubernetesApi(run(new_client_from_config(config_file=str(tmp_path / "kubeconfig"))))
+
+    with pytest.raises(FineTuneError) as missing:
+        run(api.check([inside.name]))
+    assert [problem.partition(" is forbidden")[0] for problem in missing.value.problems] == [
+        "finetunejobs.finetune.dev",
+        "rayjobs.ray.io",
+        "rayclusters.ray.io",
+        "pods",
+        "configmaps",
+    ]
+    assert all("bind the roles of the operator's chart" in problem for problem in missing.value.problems)
+    with pytest.raises(ApiRefusedError) as refused:
+        run(api.get(KIND, inside.name, "job"))
+
+    assert refused.value.status == 403
+    assert (
+        f'User "system:serviceaccount:{inside.name}:operator" cannot get resource "finetunejobs"'
+        in refused.value.message
+    )
+    run(api.close())
+
+
+def test_calls_are_counted_by_how_they_ended(api: KubernetesApi, run: Run, inside: Namespace) -> None:
+    def counted(**labels: str) -> float:
+        return REGISTRY.get_sample_value("finetune_api_calls_total", labels) or 0.0
+
+    found = {"verb": "get", "resource": "configmaps", "code": "200"}
+    missing = {"verb": "get", "resource": "configmaps", "code": "404"}
+    before = counted(**found), counted(**missing)
+    inside.create("ConfigMap", "a")
+
+    run(api.get("ConfigMap", inside.name, "a"))
+    run(api.get("ConfigMap", inside.name, "b"))
+
+    assert (counted(**found) - before[0], counted(**missing) - before[1]) == (1, 1)
+
+
+@asynccontextmanager
+async def answering(answer: bytes, *, hang: bool = False) -> AsyncIterator[KubernetesApi]:
+    """A client of a server that gives one answer to everything, and hangs up, or does not."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        if hang:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    api = KubernetesApi(ApiClient(ClientConfiguration(host=host)))
+    try:
+        yield api
+    finally:
+        await api.close()
+        server.close()
+
+
+def http(status: str, body: str, *, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+async def get(answer: bytes, *, hang: bool = False) -> KubernetesObject | None:
+    async with answering(answer, hang=hang) as api:
+        return await api.get("ConfigMap", "default", "a")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200",
+        http("200 OK", '{"kind":', length=100),
+        b"no HTTP at all\r\n\r\n",
+        http("200 OK", '{"kind":'),
+    ],
+    ids=["hangs up", "breaks off in the head", "breaks off in the body", "no HTTP", "no JSON"],
+)
+def test_a_server_that_breaks_off_could_not_be_reached(run: Run, answer: bytes) -> None:
+    with pytest.raises(OSError, match=r"."):
+        run(get(answer))
+
+
+def test_a_server_that_is_not_there_could_not_be_reached(run: Run) -> None:
+    api = KubernetesApi(ApiClient(ClientConfiguration(host=f"http://127.0.0.1:{free_address().port}")))
+
+    with pytest.raises(OSError, match="Cannot connect"):
+        run(api.get("ConfigMap", "default", "a"))
+    run(api.close())
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", http("200 OK", "{", length=100)], ids=["silent", "stops in the middle"]
+)
+def test_a_server_that_does_not_go_on_could_not_be_reached(
+    run: Run, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(kubernetes_api, "SECONDS", 0.05)
+
+    with pytest.raises(TimeoutError):
+        run(get(answer, hang=True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (http("503 Service Unavailable", "upstream is down"), "503: Service Unavailable"),
+        (http("429 Too Many Requests", '{"kind": "Status", "message": "slow down"}'), "429: slow down"),
+        (http("500 Internal Server Error", ""), "500: Internal Server Error"),
+        (http("502 Bad Gateway", "{a proxy's page"), "502: Bad Gateway"),
+    ],
+)
+def test_an_error_is_refused_in_the_words_of_whoever_answered(run: Run, answer: bytes, told: str) -> None:
+    with pytest.raises(ApiRefusedError) as refused:
+        run(get(answer))
+
+    assert str(refused.value) == told
+
+
+@pytest.mark.parametrize("reason", ["AlreadyExists", "Conflict"])
+def test_a_quota_that_is_being_counted_does_not_pass_for_an_object_that_is_there(
+    run: Run, reason: str
+) -> None:
+    """Both are 409; of the second one clients are to try again."""
+    message = "Operation cannot be fulfilled on resourcequotas: the object has been modified"
+    body = f'{{"kind": "Status", "reason": "{reason}", "message": "{message}", "code": 409}}'
+
+    async def make() -> bool:
+        async with answering(http("409 Conflict", body)) as api:
+            return await api.create(config_map("default", "a"))
+
+    if reason == "AlreadyExists":
+        assert run(make()) is False
+    else:
+        with pytest.raises(ApiRefusedError, match="409: Operation cannot be fulfilled on resourcequotas"):
+            run(make())

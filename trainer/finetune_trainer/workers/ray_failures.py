@@ -1,0 +1,39 @@
+"""From what Ray raises to a failure."""
+
+from __future__ import annotations
+
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+
+from finetune_api.status import Failure
+from finetune_trainer.failures import failure_of, out_of_memory, worker_died
+
+WORKER_GONE = (RayActorError, WorkerCrashedError, WorkerHealthCheckTimeoutError, PreemptionError)
+
+
+def failure_of_run(error: BaseException) -> Failure:
+    """The failure of a run whose workers could not say themselves what was wrong."""
+    cause = _cause(error)
+    if isinstance(cause, OutOfMemoryError):
+        return out_of_memory()
+    return worker_died() if isinstance(cause, WORKER_GONE) else failure_of(cause)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What happened, without what Ray Train wraps it in."""
+    match error:
+        case WorkerGroupError() if error.worker_failures:
+            return _cause(next(iter(error.worker_failures.values())))
+        case ControllerError():
+            return _cause(error.controller_failure)
+        case WorkerHealthCheckFailedError():
+            return _cause(error.health_check_failure)
+        case UserExceptionWithTraceback():
+            return _cause(error._base_exc)
+        case _:
+            return error
