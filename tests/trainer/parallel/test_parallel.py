@@ -1,4 +1,4 @@
-"""Two ranks, each with its part of the rows, come to what one device comes to alone."""
+"""Two ranks, each with a part of the rows, must give the results of one device."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer as the oracle.
 
-On the same rows in the same order, it must come to the same losses and the same weights.
+On the same rows in the same order, it must give the same losses and the same weights.
 """
 
 from __future__ import annotations
