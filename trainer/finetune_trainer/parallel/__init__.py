@@ -1,1 +1,1 @@
-"""Kinds of parallelism, by which devices share the work: a file for each."""
+"""The kinds of parallelism: how devices share the work. A file for each."""

@@ -1,4 +1,4 @@
-"""What every kind of parallelism does whose devices hold a whole copy of the model."""
+"""For kinds of parallelism in which every device holds a whole copy of the model."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class RunDirectory:
         self._write_index()
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The complete checkpoints in the order in which they were saved, the best and the latest marked."""
+        """The complete checkpoints in the order they were saved in. The best and the latest are marked."""
         found = self._complete()
         return flagged(
             [
