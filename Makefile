@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# How many processes run all tests; chosen ones run in one.
+WORKERS ?= 2
 
 ENV := .venv
 UV := $(ENV)/bin/uv pip
@@ -11,16 +13,25 @@ SHADOWS := $(wildcard operator/__init__.py tests/operator/__init__.py)
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links
 
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+# Tests of what imports neither torch nor Ray, without those that compare it with them.
+FAST := tests/crds tests/operator tests/chart/test_monitoring.py \
+	$(patsubst %,tests/cli/test_%.py,convert progress_bar progress_lines progress_words status_view validate) \
+	$(patsubst %,--ignore-glob='*/test_%.py',lora numbers accelerator_profiles)
+
 # Threads that spin while they wait slow everything down when processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
+# Another checkout of this machine has checked most files already.
+export MYPY_CACHE_DIR := $(CACHE)/mypy
+export RUFF_CACHE_DIR := $(CACHE)/ruff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-gpu e2e bench-start cluster cluster-down lint format lock clean generate run-operator
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-gpu e2e bench-start cluster cluster-down environment lint format lock generate run-operator clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a small language model on this machine, and see what it learnt
 	$(ENV)/bin/python examples/make_inputs.py
@@ -30,26 +41,33 @@ demo-cost:
 	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes; on 2 cores."
 
 demo-cluster: $(ENV)/dev.installed $(ENV)/project.installed ## the same on a Kubernetes cluster of its own, which is made here
-	PYTHONPATH=.:examples $(ENV)/bin/python -m tests.e2e.demo
+	PYTHONPATH=.:examples $(ENV)/bin/python -m devcluster.demo
 
 test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k lora" chooses some
-	$(ENV)/bin/python -m tests.cluster.main build
-	$(ENV)/bin/python -m pytest $(ARGS)
+	$(ENV)/bin/python -m pytest $(or $(ARGS),-n $(WORKERS))
+
+test-fast: $(ENV)/dev.installed $(ENV)/project.installed ## run those that need neither torch nor a server, in half a minute
+	$(ENV)/bin/python -m pytest --no-server $(FAST) $(ARGS)
 
 test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need a GPU; without one this fails
 	$(ENV)/bin/python -m pytest tests/gpu $(ARGS)
 
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
-	$(ENV)/bin/python -m pytest tests/e2e $(ARGS)
+	$(ENV)/bin/python -m pytest tests/e2e --ignore=tests/e2e/harness $(ARGS)
+
+test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster of `make cluster` itself
+	$(ENV)/bin/python -m pytest tests/devcluster tests/e2e/harness $(ARGS)
 
 bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
 	env -u OMP_WAIT_POLICY $(ENV)/bin/python bench/start.py $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
-	@$(ENV)/bin/python -m tests.cluster.main up
+	@$(ENV)/bin/python -m devcluster up
 
 cluster-down: $(ENV)/dev.installed ## stop it
-	@$(ENV)/bin/python -m tests.cluster.main down
+	@$(ENV)/bin/python -m devcluster down
+
+environment: $(ENV)/dev.installed $(ENV)/project.installed ## install what development needs into .venv, which all others do as well
 
 lint: $(ENV)/dev.installed $(ENV)/project.installed ## check style, types and imports
 	@test -z "$(SHADOWS)" || { echo "remove $(SHADOWS): it would shadow Python's own module operator" >&2; exit 1; }
@@ -75,14 +93,14 @@ clean: ## remove what make and the examples made here, the environment included
 generate: $(ENV)/dev.installed $(ENV)/project.installed ## write what is generated from the models: the CRD, files of the chart, two pages of docs/
 	$(ENV)/bin/python -m finetune_api.crd > crds/finetunejobs.yaml
 	$(ENV)/bin/python -m finetune_api.reference > docs/fields.md
-	$(ENV)/bin/python -m finetune_operator.configuration > docs/configuration.md
+	$(ENV)/bin/python -m finetune_operator.settings.page > docs/configuration.md
 	$(ENV)/bin/python charts/chart_files.py
 
 # What its jobs train in.
 TRAINER_IMAGE ?= localhost/finetune-trainer:latest
 
 run-operator: $(ENV)/dev.installed $(ENV)/project.installed ## run the operator from this checkout on the cluster of `make cluster`
-	uses_the_cluster=$$($(ENV)/bin/python -m tests.cluster.main up) && eval "$$uses_the_cluster" && \
+	uses_the_cluster=$$($(ENV)/bin/python -m devcluster up) && eval "$$uses_the_cluster" && \
 	kubectl apply --server-side --filename crds/finetunejobs.yaml && \
 	exec env FINETUNE_OPERATOR_LOG_FORMAT=text FINETUNE_OPERATOR_TRAINER_IMAGE=$(TRAINER_IMAGE) $(ENV)/bin/python -m finetune_operator
 

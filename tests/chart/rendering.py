@@ -8,12 +8,11 @@ from pathlib import Path
 
 import yaml
 from pydantic import JsonValue
-from tests.cluster.commands import run
-from tests.cluster.programs import find
 
-CHART = Path(__file__).parents[2] / "charts/finetune-operator"
-RELEASE = "finetune-operator"
-NAMESPACE = "finetune-system"
+from devcluster.commands import run
+from devcluster.installation import CHART, NAMESPACE, RELEASE
+from devcluster.programs import find
+
 KUBERNETES = "1.35.4"
 
 Manifest = dict[str, JsonValue]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import JsonValue
-from tests.chart.rendering import CHART, NAMESPACE, Manifest, helm, manifests
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.failure import ClusterError
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import find
+from tests.chart.rendering import Manifest, helm, manifests
+
+from devcluster.control_plane import ControlPlane
+from devcluster.failure import ClusterError
+from devcluster.installation import CHART, NAMESPACE
+from devcluster.kubectl import Kubectl
+
+pytestmark = pytest.mark.usefixtures("helm_program")
 
 MONITORING = "monitoring.coreos.com/v1"
 """The Prometheus operator's, whose definitions are not here."""
@@ -63,9 +67,9 @@ SWITCHES: dict[str, Manifest] = {
 
 
 @pytest.fixture(scope="module")
-def kubectl(api_server: ControlPlane) -> Iterator[Kubectl]:
+def kubectl(api_server: ControlPlane, kubectl_program: Path) -> Iterator[Kubectl]:
     """An administrator's, where the releases' namespace is, and the account of a pod that is only offered."""
-    chosen = Kubectl(find("kubectl", print), api_server.kubeconfig)
+    chosen = Kubectl(kubectl_program, api_server.kubeconfig)
     chosen("create", "namespace", NAMESPACE)
     for namespace in (NAMESPACE, "default"):
         chosen("create", "serviceaccount", "finetune-operator-test", "--namespace", namespace)

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import JsonValue
-from tests.chart.rendering import CHART, NAMESPACE, Manifest, at, helm, is_hook, manifests, only, template
-from tests.cluster.failure import ClusterError
+from tests.chart.rendering import Manifest, at, helm, is_hook, manifests, only, template
 
 from chart_files import generated
+from devcluster.failure import ClusterError
+from devcluster.installation import CHART, NAMESPACE
 from finetune_api.crd import crd
 from finetune_api.manifest import GROUP, read_spec
 from finetune_operator.settings.configuration import FILE, load_configuration
+
+pytestmark = pytest.mark.usefixtures("helm_program")
 
 ROOT = CHART.parents[1]
 NAME = "finetune-operator"

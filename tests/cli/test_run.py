@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import FINETUNE, Ended, json_of, make_tiny_rows, process, small_job
+from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 from tests.trainer.training_jobs import column
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import FineTuneJobStatus, Phase
+from make_tiny_rows import make_tiny_rows
 
 STEPS = 120
 

@@ -16,14 +16,14 @@ from kubernetes.config import new_client_from_config
 from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.resource import Resource
 from pydantic import JsonValue
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.waiting import wait_for
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.test_crd import keys_of
 from tests.crds.test_manifest import EXAMPLES, specs
 from tests.crds.test_status import FULL, MOST, WRONG_METRICS
 from tests.crds.wrong_specs import CONTRADICTIONS, RIGHT, WRONG_ACCELERATORS, WRONG_FIELDS
 
+from devcluster.control_plane import ControlPlane
+from devcluster.waiting import wait_for
 from finetune_api.consistency import warnings
 from finetune_api.crd import MUTABLE, PLURAL, crd, unchecked_fields
 from finetune_api.manifest import API_VERSION, KIND, Manifest, read_manifest, read_spec

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from tests.cluster.helm import Helm
-from tests.cluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say, find
-from tests.cluster.providers import Cluster, NodeCluster, choose
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import CLAIM
-from tests.e2e.namespaces import ensure_restricted
+from tests.api_server import fixtures_of, past_capturing
+from tests.e2e.jobs import put_tiny_inputs
+from tests.e2e.namespaces import temporary_namespace
 from tests.e2e.sightings import Sightings, watching
-from tests.e2e.volumes import Volume
+
+from devcluster.failure import ClusterError
+from devcluster.helm import Helm
+from devcluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
+from devcluster.installation import Installation
+from devcluster.jobs import CLAIM
+from devcluster.kubectl import Kubectl
+from devcluster.programs import BUILDS, HELM, NODE, Say, find
+from devcluster.providers import Cluster, NodeCluster, choose
+from devcluster.volumes import Volume
+
+RECIPES_BEHIND = {"trainer": TRAINER, "operator_image": OPERATOR}
+"""The images behind fixtures."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,17 +32,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == "test_least_privilege.py")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what takes minutes before the first test starts, whose timeout would count it."""
+    asked = set() if session.config.option.collectonly else fixtures_of(session.items)
+    if not asked & {"cluster", "programs"}:
+        return
+    say = past_capturing(session.config)
+    # What cannot be built is an error of the tests that need it, and said there.
+    with suppress(ClusterError):
+        _build_programs(say)
+        for recipe in (RECIPES_BEHIND[fixture] for fixture in sorted(asked & RECIPES_BEHIND.keys())):
+            build_image(recipe, say)
+
+
+def _build_programs(say: Say) -> None:
+    on_a_node = isinstance(choose(os.environ, say), NodeCluster)
+    for build in BUILDS if on_a_node else (NODE, HELM):
+        find(build.programs[0], say)
+
+
+@pytest.fixture(scope="session")
+def programs(say: Say) -> None:
+    """All programs that a cluster is made of are there."""
+    _build_programs(say)
+
+
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Say:
-    """Past pytest's capturing: building and loading images takes minutes."""
-    started = time.monotonic()
-    capturing = request.config.pluginmanager.getplugin("capturemanager")
-
-    def line(text: str) -> None:
-        with capturing.global_and_fixture_disabled():
-            print(f"[{time.monotonic() - started:5.1f} s] {text}", file=sys.stderr, flush=True)
-
-    return line
+    return past_capturing(request.config)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +75,7 @@ def cluster(say: Say) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def node_cluster(cluster: Cluster) -> NodeCluster:
-    """The same, for tests that break parts of it; elsewhere they are left out with `-m "not breaks_the_cluster"`."""
+    """The same, for tests marked `breaks_the_cluster`."""
     assert isinstance(cluster, NodeCluster), (
         "this test breaks parts of the cluster, which it can do to a node cluster only"
     )
@@ -96,11 +118,8 @@ def operator_image(cluster: Cluster, say: Say) -> Image:
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace of the test's own, in which only pods that fit `restricted` start."""
-    name = f"e2e-{uuid4().hex[:8]}"
-    ensure_restricted(kubectl, name)
-    yield name
-    # Without waiting: a RayJob whose operator is down would hold it for ever.
-    kubectl("delete", "namespace", name, "--wait=false")
+    with temporary_namespace(kubectl) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +129,7 @@ def helm(kubectl: Kubectl, say: Say) -> Helm:
 
 @pytest.fixture(scope="session")
 def operator(helm: Helm, operator_image: Image, trainer: Image) -> Iterator[Installation]:
-    """The operator, installed with its chart, watching all namespaces; its log must be free of errors when all tests are over."""
+    """The operator, installed by its chart, watching all namespaces; its log must end without an error."""
     installation = Installation(helm, operator_image, trainer)
     installation.install()
     yield installation
@@ -127,8 +146,7 @@ def volume(cluster: Cluster, namespace: str, trainer: Image) -> Volume:
 @pytest.fixture
 def tiny_inputs(volume: Volume, tiny_model: Path, tiny_rows: Path) -> Volume:
     """The same, with what the small jobs of these tests train."""
-    volume.put(tiny_model, "models/tiny")
-    volume.put(tiny_rows, "data/tiny.jsonl")
+    put_tiny_inputs(volume, tiny_model, tiny_rows)
     return volume
 
 

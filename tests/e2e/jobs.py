@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
-from tests.e2e.objects import at
 
-CLAIM = "finetune"
+from devcluster.jobs import CLAIM, get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
+
 TINY_MODEL = f"pvc://{CLAIM}/models/tiny"
 TINY_ROWS = f"pvc://{CLAIM}/data/tiny.jsonl"
 OURS = "finetune.dev/job-uid"
@@ -27,6 +30,12 @@ CHILDREN = (
     "secrets",
     "jobs",
 )
+
+
+def put_tiny_inputs(volume: Volume, model: Path, rows: Path) -> None:
+    """Copies what `job` trains, and on what, to the volume."""
+    volume.put(model, "models/tiny")
+    volume.put(rows, "data/tiny.jsonl")
 
 
 def job(name: str, namespace: str, **spec: JsonValue) -> dict[str, JsonValue]:
@@ -49,17 +58,6 @@ def job(name: str, namespace: str, **spec: JsonValue) -> dict[str, JsonValue]:
         "metadata": {"name": name, "namespace": namespace},
         "spec": {key: value for key, value in {**small, **spec}.items() if value is not None},
     }
-
-
-def get(kubectl: Kubectl, namespace: str, name: str) -> dict[str, JsonValue] | None:
-    """A FineTuneJob as it is."""
-    return kubectl.get("finetunejob", name, namespace)
-
-
-def phase(kubectl: Kubectl, namespace: str, name: str) -> str | None:
-    """Its phase."""
-    found = at(get(kubectl, namespace, name), "status", "phase")
-    return str(found) if found else None
 
 
 def wait_for_phase(
@@ -114,7 +112,7 @@ def change(kubectl: Kubectl, namespace: str, kind: str, name: str, **spec: JsonV
 
 
 def left(kubectl: Kubectl, namespace: str) -> list[str]:
-    """What of FineTuneJobs is there: `kind/name` of all objects but those that every namespace has, or that the tests made."""
+    """`kind/name` of all objects but those that every namespace has, or that the tests made."""
     found = kubectl(
         "get", ",".join(("finetunejobs", *CHILDREN)), "--namespace", namespace, "--output=name"
     ).splitlines()

@@ -6,34 +6,45 @@ import json
 
 from pydantic import JsonValue
 from tests.e2e.jobs import names_of
-from tests.e2e.objects import at
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
 
-LONG: dict[str, JsonValue] = {
-    "num_epochs": 120,
-    "checkpoint_every_n_epochs": 30,
-    "num_checkpoints_to_keep": 5,
-    "train_batch_size_per_device": 1,
-}
-"""2880 steps, about a minute."""
+from devcluster.objects import at
+from devcluster.volumes import Volume
+
+MINUTE = 120
+"""Epochs of 24 steps that take about a minute: for what happens while the job goes on training."""
+SHORT = 60
+"""For what ends or suspends the training itself, which then resumes."""
+CHECKPOINTS = 4
+
+
+def long_job(epochs: int) -> dict[str, JsonValue]:
+    """Fields of a job that validates and saves four times, and keeps all four checkpoints."""
+    return {
+        "num_epochs": epochs,
+        "checkpoint_every_n_epochs": epochs // CHECKPOINTS,
+        "num_checkpoints_to_keep": CHECKPOINTS + 1,
+        "train_batch_size_per_device": 1,
+    }
 
 
 def steps_of(volume: Volume, status: JsonValue) -> list[int]:
-    """The steps that metrics.jsonl tells of, in its order."""
+    """The steps in metrics.jsonl, in its order."""
     assert isinstance(status, dict)
     directory = str(status["runDirectory"]).removeprefix("pvc://finetune/")
     lines = [json.loads(line) for line in volume.text(f"{directory}/metrics.jsonl").splitlines()]
     return [int(line["step"]) for line in lines if "loss" in line]
 
 
-def check_the_end(volume: Volume, ended: dict[str, JsonValue]) -> None:
-    """A run in which every step was done once, with all its checkpoints."""
+def check_the_end(volume: Volume, ended: dict[str, JsonValue], epochs: int) -> None:
+    """A `long_job` in which every step was done once, with all its checkpoints."""
     status = at(ended, "status")
     assert isinstance(status, dict)
-    assert steps_of(volume, status) == list(range(1, int(str(at(status, "plan", "totalSteps"))) + 1))
+    assert at(status, "plan", "totalSteps") == epochs * 24
+    assert steps_of(volume, status) == list(range(1, epochs * 24 + 1))
     stored = volume.complete_checkpoints(str(status["runDirectory"]).removeprefix("pvc://finetune/"))
-    assert stored == names_of(status["checkpoints"]) == {"epoch-29", "epoch-59", "epoch-89", "epoch-119"}
+    expected = {f"epoch-{number * epochs // CHECKPOINTS - 1}" for number in range(1, CHECKPOINTS + 1)}
+    assert stored == names_of(status["checkpoints"]) == expected
 
 
 def ray_jobs(sightings: Sightings) -> set[str]:

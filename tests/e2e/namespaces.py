@@ -1,15 +1,22 @@
-"""Namespaces in which only pods that fit `restricted` start."""
+"""Namespaces of tests' own."""
 
 from __future__ import annotations
 
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.waiting import wait_for
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+from devcluster.kubectl import Kubectl
+from devcluster.namespaces import ensure_restricted
 
 
-def ensure_restricted(kubectl: Kubectl, name: str) -> None:
-    """Makes the namespace if it is not there; pods can be made in it when this returns."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    kubectl.apply(
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels)}}
-    )
-    wait_for("its service account", lambda: kubectl.get("serviceaccount", "default", name), seconds=60)
+@contextmanager
+def temporary_namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A new namespace, in which only pods that fit `restricted` start; it is deleted afterwards."""
+    name = f"e2e-{uuid4().hex[:8]}"
+    ensure_restricted(kubectl, name)
+    try:
+        yield name
+    finally:
+        # Without waiting: a RayJob whose operator is down would hold it for ever.
+        kubectl("delete", "namespace", name, "--wait=false")

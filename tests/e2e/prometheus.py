@@ -14,11 +14,12 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import yaml
-from tests.cluster.control_plane import free_address
-from tests.cluster.failure import ClusterError
-from tests.cluster.processes import Processes, Program
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
+
+from devcluster.control_plane import free_address
+from devcluster.failure import ClusterError
+from devcluster.installation import Installation
+from devcluster.processes import Processes, Program
+from devcluster.waiting import wait_for
 
 NAME = "prometheus"
 INTERVAL_SECONDS = 2

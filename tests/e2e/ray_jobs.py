@@ -1,10 +1,12 @@
-"""RayJobs and pods for tests of the cluster itself, with the trainer's image, as people run them where `restricted` is enforced."""
+"""RayJobs for tests of the cluster itself, with the trainer's image, where `restricted` is enforced."""
 
 from __future__ import annotations
 
 import json
 
 from pydantic import JsonValue
+
+from devcluster.pods import pod_spec
 
 ACCELERATOR = "accelerator_type:A10G"
 SERVICE = "workers"
@@ -48,7 +50,9 @@ TorchTrainer(
     train,
     train_loop_config={{"service": os.environ["WORKERS"], "seconds": float(os.environ["SECONDS_TO_TRAIN"])}},
     scaling_config=ScalingConfig(
-        num_workers=2, resources_per_worker={{"CPU": 1, "{ACCELERATOR}": 0.001}}, placement_strategy="STRICT_SPREAD"
+        num_workers=2,
+        resources_per_worker={{"CPU": 1, "{ACCELERATOR}": 0.001}},
+        placement_strategy="STRICT_SPREAD",
     ),
     run_config=RunConfig(storage_path="/tmp/results"),
 ).fit()
@@ -101,40 +105,6 @@ def ray_job(name: str, namespace: str, image: str, *, seconds: float = 0) -> dic
                 "workerGroupSpecs": [worker],
             },
         },
-    }
-
-
-def pod_spec(
-    image: str, name: str = "worker", command: list[JsonValue] | None = None
-) -> dict[str, JsonValue]:
-    """A pod that fits `restricted`, with a container called `name`."""
-    container: dict[str, JsonValue] = {
-        "name": name,
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        **({"command": command} if command else {}),
-        "env": [
-            {"name": "RAY_TRAIN_V2_ENABLED", "value": "1"},
-            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
-        ],
-        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "4Gi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        "volumeMounts": [{"name": "home", "mountPath": "/home/ray"}, {"name": "tmp", "mountPath": "/tmp"}],
-    }
-    return {
-        "containers": [container],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumes": [{"name": "home", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
-        "terminationGracePeriodSeconds": 5,
     }
 
 

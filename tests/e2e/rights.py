@@ -1,4 +1,4 @@
-"""What an account may do in a cluster, as the API server says, and what it has done, as the audit log says."""
+"""What an account may do, as the API server says, and what it has done, as the audit log says."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.e2e.objects import at
+
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
 
 
 class Right(NamedTuple):

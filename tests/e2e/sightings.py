@@ -1,4 +1,4 @@
-"""Everything that happens to some kinds of objects in a namespace, with the moment at which a watch told it."""
+"""All changes of some kinds of objects in a namespace, with the moment at which a watch saw them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.config import new_client_from_config
 from kubernetes.watch import Watch
 from pydantic import JsonValue
-from tests.e2e.objects import at
+
+from devcluster.objects import at
 
 Body = dict[str, JsonValue]
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
-
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import events, get, job, wait_for_phase, wait_for_step
-from tests.e2e.objects import at
-from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
+from tests.e2e.jobs import job, wait_for_phase
+
+from devcluster.installation import Installation
+from devcluster.jobs import get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 SOON: JsonValue = {"starting_deadline_seconds": 15}
 
@@ -76,64 +74,3 @@ def test_data_that_is_not_there_and_a_model_that_is_none(
         assert at(failed, "status", "failure", "class") == expected
         assert words in str(at(failed, "status", "message"))
         assert at(failed, "status", "attempts") == 1
-
-
-def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
-) -> None:
-    del operator, tiny_inputs
-    kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
-    wait_for_step(kubectl, namespace, "job", 1, seconds=300)
-    config_map = str(at(sightings.of("RayJob")[0].body, "metadata", "name")).removesuffix("-1")
-    theirs = {
-        "name": "epoch-0",
-        "path": "pvc://finetune/runs/other/job/epoch-0",
-        "epoch": 1,
-        "step": 1,
-        "time": "2026-01-01T00:00:00Z",
-    }
-    for record, words in (
-        ('"' + "x" * 950_000 + '"', "it has 950002 bytes"),
-        ('{"progress": 1}', "progress: Input should be"),
-        ("[" * 100_000, "it: Invalid JSON"),
-        (json.dumps({"checkpoints": [theirs]}), "checkpoints.0.path is not that of epoch-0"),
-    ):
-        told = partial(_told_of, kubectl, namespace, config_map, record, f"is not shown: {words}", sightings)
-        shown = wait_for(f"the operator's word: {words}", told, seconds=30)
-        assert at(shown, "status", "phase") == "Running"
-        assert at(shown, "status", "checkpoints") == []
-        assert "xxxx" not in json.dumps(shown)
-        wait_for(
-            "the trainer's next word",
-            lambda: "training" in str(at(get(kubectl, namespace, "job"), "status", "message")),
-            seconds=30,
-        )
-    assert "RecordInvalid" in [reason for reason, _ in events(kubectl, namespace, "job")]
-
-
-def _told_of(
-    kubectl: Kubectl, namespace: str, config_map: str, record: str, words: str, sightings: Sightings
-) -> dict[str, JsonValue] | None:
-    """Writes the record, over and over while this is called: the trainer's next one may take its place before the operator looks.
-
-    Returns the first FineTuneJob whose message has the words.
-    """
-    patch = json.dumps({"data": {"record.json": record}})
-    kubectl(
-        "patch",
-        "configmap",
-        config_map,
-        "--namespace",
-        namespace,
-        "--type=merge",
-        "--patch-file=/dev/stdin",
-        stdin=patch,
-    )
-    return next(
-        (
-            each.body
-            for each in sightings.of("FineTuneJob")
-            if words in str(at(each.body, "status", "message"))
-        ),
-        None,
-    )

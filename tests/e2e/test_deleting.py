@@ -1,4 +1,7 @@
-"""A FineTuneJob that is deleted leaves nothing within a minute, whatever it was doing."""
+"""A FineTuneJob that is deleted leaves nothing within a minute, whatever it was doing.
+
+While it trains: test_running_job.py. By its time to live: test_several_jobs.py.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,22 @@ from collections.abc import Callable
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.faults import stopped
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.providers import NodeCluster
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import change, get, job, left, wait_for_nothing, wait_for_phase, wait_for_step
-from tests.e2e.objects import at
-from tests.e2e.test_pods import names
-from tests.e2e.volumes import Volume
+from tests.e2e.deleting import delete_and_see_everything_go
+from tests.e2e.jobs import change, job, left, wait_for_nothing, wait_for_phase, wait_for_step
+from tests.e2e.pod_names import names
+
+from devcluster.faults import stopped
+from devcluster.installation import Installation
+from devcluster.jobs import get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.providers import NodeCluster
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 IMPOSSIBLE: JsonValue = {"worker": {"resources": {"requests": {"cpu": "1000"}}}}
 """Workers that no node takes."""
-
-
-def gone(kubectl: Kubectl, namespace: str, say: Say, what: str) -> None:
-    """Deletes the job `job` as a person would, and sees everything go."""
-    began = time.monotonic()
-    kubectl("delete", "finetunejob", "job", "--namespace", namespace, "--timeout=20s", seconds=30)
-    deleted = time.monotonic() - began
-    wait_for_nothing(kubectl, namespace, seconds=60)
-    say(f"{what}: deleted in {deleted:.1f} s, nothing left after {time.monotonic() - began:.1f} s")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +49,7 @@ def test_before_it_trains(
     kubectl.apply(job("job", namespace, **spec))
     wait_for_phase(kubectl, namespace, "job", wanted, seconds=60)
 
-    gone(kubectl, namespace, say, wanted)
+    delete_and_see_everything_go(kubectl, namespace, say, wanted)
 
 
 def test_while_kueue_holds_it_back(
@@ -81,37 +78,19 @@ def test_while_kueue_holds_it_back(
     change(kubectl, namespace, "rayjob", name, suspend=True)
     wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
 
-    gone(kubectl, namespace, say, "Queued")
+    delete_and_see_everything_go(kubectl, namespace, say, "Queued")
 
 
-def test_while_it_trains_and_while_it_is_retried(
+def test_while_it_is_retried(
     operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator, tiny_inputs
-    kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
-    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
-    gone(kubectl, namespace, say, "Running")
-
     kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
     wait_for_step(kubectl, namespace, "job", 2, seconds=300)
     for pod in names(kubectl, namespace, "ray.io/node-type=worker"):
         kubectl("delete", "pod", pod, "--namespace", namespace, "--grace-period=0", "--force", "--wait=false")
     wait_for_phase(kubectl, namespace, "job", "Retrying", seconds=120)
-    gone(kubectl, namespace, say, "Retrying")
-
-
-def test_after_its_success_and_by_its_time_to_live(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
-) -> None:
-    del operator, tiny_inputs
-    kubectl.apply(job("job", namespace, num_epochs=1))
-    wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=300)
-    began = time.monotonic()
-    change(kubectl, namespace, "finetunejob", "job", run_policy={"ttl_seconds_after_finished": 1})
-
-    wait_for("the job to go by itself", lambda: get(kubectl, namespace, "job") is None, seconds=20)
-    wait_for_nothing(kubectl, namespace, seconds=60)
-    say(f"Succeeded, by its time to live: nothing left after {time.monotonic() - began:.1f} s")
+    delete_and_see_everything_go(kubectl, namespace, say, "Retrying")
 
 
 @pytest.mark.breaks_the_cluster

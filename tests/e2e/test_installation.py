@@ -1,4 +1,4 @@
-"""The chart's release: tried, upgraded under a running job, removed and installed again; two of them beside each other."""
+"""The chart's release: tested, upgraded, removed and installed again; two beside each other."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import uuid4
 
 import pytest
 from pydantic import JsonValue
-from tests.cluster.failure import ClusterError
-from tests.cluster.helm import Helm
-from tests.cluster.images import Image
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import CONFIGURATION, Installation
-from tests.e2e.jobs import get, job, left, phase, wait_for_checkpoint, wait_for_phase, wait_for_step
-from tests.e2e.long_jobs import LONG, check_the_end, ray_jobs
-from tests.e2e.objects import at
+from tests.e2e.jobs import job, left, wait_for_checkpoint, wait_for_phase, wait_for_step
+from tests.e2e.long_jobs import MINUTE, check_the_end, long_job, ray_jobs
+from tests.e2e.namespaces import temporary_namespace
 from tests.e2e.rights import Right, granted
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
 
+from devcluster.failure import ClusterError
+from devcluster.helm import Helm
+from devcluster.images import Image
+from devcluster.installation import CONFIGURATION, Installation
+from devcluster.jobs import get, phase
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
+
+EPOCHS = 2 * MINUTE
+"""Of a job that trains through an upgrade, a removal and an installation."""
 UNKNOWN_ACCELERATOR: dict[str, JsonValue] = {"worker_resources": {"accelerator_type:Z9": 1}}
 """What an operator says no to as soon as it sees it."""
 
@@ -45,10 +49,12 @@ def test_its_own_test_trains_a_tiny_model_and_leaves_nothing(
     wait_for("nothing to be left", lambda: not left(operator.kubectl, namespace), seconds=60)
 
 
-def test_an_upgrade_under_a_running_job_disturbs_nothing(
+def test_an_upgrade_under_a_running_job_disturbs_nothing_and_neither_do_removal_and_another_installation(
     operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
 ) -> None:
-    kubectl.apply(job("job", namespace, **LONG))
+    kubectl.apply(job("done", namespace, **UNKNOWN_ACCELERATOR))
+    wait_for_phase(kubectl, namespace, "done", "Failed", seconds=20)
+    kubectl.apply(job("job", namespace, **long_job(EPOCHS)))
     wait_for_step(kubectl, namespace, "job", 2, seconds=300)
     pods = _pods(kubectl, namespace)
     before = _operator_pod(operator)
@@ -58,19 +64,6 @@ def test_an_upgrade_under_a_running_job_disturbs_nothing(
     assert _operator_pod(operator) != before, "the new configuration is at work"
     assert phase(kubectl, namespace, "job") == "Running"
     assert _pods(kubectl, namespace) == pods
-    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
-    check_the_end(tiny_inputs, ended)
-    assert at(ended, "status", "attempts") == 1
-    assert len(ray_jobs(sightings)) == 1
-    operator.upgrade(config=CONFIGURATION)
-
-
-def test_removed_it_leaves_jobs_and_their_data_and_installed_again_it_finds_them(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
-) -> None:
-    kubectl.apply(job("done", namespace, **UNKNOWN_ACCELERATOR))
-    wait_for_phase(kubectl, namespace, "done", "Failed", seconds=20)
-    kubectl.apply(job("job", namespace, **LONG))
     wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
 
     try:
@@ -87,10 +80,11 @@ def test_removed_it_leaves_jobs_and_their_data_and_installed_again_it_finds_them
         kubectl("delete", "finetunejob", "done", "--namespace", namespace, "--timeout=10s")
         kubectl.apply(job("new", namespace, **UNKNOWN_ACCELERATOR))
     finally:
+        operator.configure(config=CONFIGURATION)
         operator.install()
 
     ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
-    check_the_end(tiny_inputs, ended)
+    check_the_end(tiny_inputs, ended, EPOCHS)
     assert at(ended, "status", "attempts") == 1
     assert len(ray_jobs(sightings)) == 1
     wait_for_phase(kubectl, namespace, "new", "Failed", seconds=20)
@@ -110,7 +104,7 @@ def test_two_in_namespaces_of_their_own_are_blind_to_each_other(
     operator.kill()
     try:
         with (
-            _another_namespace(kubectl) as other,
+            temporary_namespace(kubectl) as other,
             _pair(helm, operator_image, trainer, namespace, other) as (mine, others),
         ):
             for watched, blind in ((mine, other), (others, namespace)):
@@ -170,21 +164,18 @@ def _pods(kubectl: Kubectl, namespace: str) -> set[str]:
 
 
 def _of_the_release(operator: Installation) -> list[str]:
-    kinds = "deployments,pods,services,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings"
-    found = operator.kubectl("get", kinds, "--namespace", operator.namespace, "--output=name").split()
+    kinds = (
+        *("deployments", "pods", "services", "configmaps", "serviceaccounts", "networkpolicies"),
+        *("clusterroles", "clusterrolebindings"),
+    )
+    found = operator.kubectl(
+        "get", ",".join(kinds), "--namespace", operator.namespace, "--output=name"
+    ).split()
     return [each for each in found if f"/{operator.name}" in each]
 
 
 def _operator_pod(operator: Installation) -> set[str]:
     return _pods(operator.kubectl, operator.namespace)
-
-
-@contextmanager
-def _another_namespace(kubectl: Kubectl) -> Iterator[str]:
-    name = f"e2e-{uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.cluster.failure import ClusterError
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.providers import NodeCluster
-from tests.e2e.installation import Installation
 from tests.e2e.rights import Right, granted, may, used
+
+from devcluster.failure import ClusterError
+from devcluster.installation import Installation
+from devcluster.kubectl import Kubectl
+from devcluster.providers import NodeCluster
 
 TO_GIVE = {Right("", "configmaps", "patch")}
 """What the operator does not do, and gives to the head of each job, which needs it: nobody can give what he

@@ -13,16 +13,16 @@ import torch
 import yaml
 from peft import PeftModel
 from pydantic import JsonValue
-from tests.cluster.kubectl import Kubectl
-from tests.cluster.programs import Say
-from tests.cluster.waiting import wait_for
-from tests.e2e.installation import Installation
 from tests.e2e.jobs import events, left, names_of, wait_for_phase
-from tests.e2e.objects import at
 from tests.e2e.sightings import Sightings
-from tests.e2e.volumes import Volume
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from devcluster.installation import CONFIGURATION, Installation
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.yaml_text import parse
 
@@ -108,7 +108,10 @@ def _cluster(kubectl: Kubectl, namespace: str) -> list[str]:
 
 
 class _Retained(threading.Thread):
-    """Compares the checkpoints of the status with those in storage, again and again; a difference must be gone within seconds."""
+    """Compares the checkpoints of the status with those in storage, again and again.
+
+    A difference that lasts longer than `SETTLED_SECONDS` is kept in `differences`.
+    """
 
     def __init__(self, kubectl: Kubectl, volume: Volume, namespace: str) -> None:
         super().__init__(daemon=True)
@@ -176,14 +179,17 @@ def _check_speed(sightings: Sightings, began: float, applied: float, say: Say) -
         f"{figures} ({len(lags)} records); the operator's part of the whole run:"
         f" {max(0, to_ray_job) + to_end:.2f} s"
     )
-    assert made.time - began < 3
-    assert to_ray_job < 1
-    assert to_end < 3
-    assert max(lags) < 2
+    # How quick it is depends on the machine; that it acts on what it sees, and does not wait for the next
+    # look at everything, does not.
+    resync = float(str(CONFIGURATION["resync_seconds"])) / 2
+    assert made.time - began < resync
+    assert to_ray_job < resync
+    assert to_end < resync
+    assert max(lags) < resync
 
 
 def _record_lags(sightings: Sightings) -> list[float]:
-    """For each record that made it into a status: from its being seen in the config map to its being seen there, in seconds."""
+    """Seconds from a record's being seen in the config map to its being seen in the status."""
     written: dict[str, float] = {}
     for each in sightings.of("ConfigMap"):
         text = at(each.body, "data", RECORD_KEY)

@@ -1,18 +1,24 @@
-"""Jobs beside and after each other."""
+"""Jobs beside and after each other, up to the end of what is left of them."""
 
 from __future__ import annotations
 
-from tests.cluster.kubectl import Kubectl
-from tests.e2e.installation import Installation
-from tests.e2e.jobs import job, wait_for_nothing, wait_for_phase
-from tests.e2e.objects import at
-from tests.e2e.volumes import Volume
+import time
+
+from tests.e2e.jobs import change, job, wait_for_nothing, wait_for_phase
+
+from devcluster.installation import Installation
+from devcluster.jobs import get
+from devcluster.kubectl import Kubectl
+from devcluster.objects import at
+from devcluster.programs import Say
+from devcluster.volumes import Volume
+from devcluster.waiting import wait_for
 
 LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
 
 
-def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_second_of_a_name_does_not_go_on_from_the_first(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume
+def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_third_of_a_name_resumes_neither(
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
     del operator
     assert len(LONG_NAME) == 63
@@ -40,3 +46,9 @@ def test_two_jobs_at_once_train_into_directories_of_their_own_and_a_second_of_a_
     assert again not in directories
     assert tiny_inputs.text(f"{again}/metrics.jsonl").splitlines()[0].startswith('{"step":1,')
     assert tiny_inputs.complete_checkpoints(directories[0]), "the data of a job that was deleted stays"
+
+    began = time.monotonic()
+    change(kubectl, namespace, "finetunejob", "twin", run_policy={"ttl_seconds_after_finished": 1})
+    wait_for("the job to go by its time to live", lambda: get(kubectl, namespace, "twin") is None, seconds=20)
+    wait_for_nothing(kubectl, namespace, seconds=60)
+    say(f"Succeeded, by its time to live: nothing left after {time.monotonic() - began:.1f} s")

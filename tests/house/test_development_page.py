@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/development.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PACKAGES = ("crds/finetune_api", "operator/finetune_operator", "trainer/finetune_trainer", "cli/finetune_cli")
-PATH = re.compile(r"`((?:crds|operator|trainer|cli|charts|tests|docs|examples)/[\w./-]+)`")
+PATH = re.compile(r"`((?:crds|operator|trainer|cli|charts|devcluster|tests|docs|examples)/[\w./-]+)`")
 
 
 def listed(page: str) -> list[str]:

@@ -4,7 +4,8 @@ import ast
 import sys
 from pathlib import Path
 
-API = Path(__file__).parents[2] / "crds/finetune_api"
+ROOT = Path(__file__).parents[2]
+API = ROOT / "crds/finetune_api"
 
 
 def imported_packages(source: str) -> set[str]:
@@ -19,3 +20,10 @@ def test_the_api_imports_only_pydantic_and_yaml() -> None:
     imported = {package for path in API.rglob("*.py") for package in imported_packages(path.read_text())}
 
     assert imported - sys.stdlib_module_names == {"finetune_api", "pydantic", "pydantic_core", "yaml"}
+
+
+def test_the_development_cluster_needs_no_test() -> None:
+    modules = sorted((ROOT / "devcluster").glob("*.py"))
+
+    assert len(modules) > 20
+    assert [path.name for path in modules if "tests" in imported_packages(path.read_text())] == []

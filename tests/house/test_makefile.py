@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,3 +59,39 @@ def test_help_explains_every_command() -> None:
     assert set(re.findall(r"^make ([a-z0-9-]+) +\S", shown, re.MULTILINE)) == set(phony.split()) - {
         "demo-cost"
     }
+
+
+LOADED = """
+import sys
+import pytest
+code = pytest.main(sys.argv[1:])
+print("loaded:", *sorted({"ray", "torch", "transformers"} & sys.modules.keys()))
+sys.exit(code)
+"""
+
+
+def test_the_fast_tests_load_neither_torch_nor_ray_and_start_no_server() -> None:
+    # What the make was given that runs this test is not for this one.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "ARGS")}
+    shown = subprocess.run(
+        ["make", "--dry-run", "test-fast"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    [command] = [line for line in shown.splitlines() if " -m pytest " in line]
+    arguments = shlex.split(command.partition(" -m pytest ")[2])
+
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments, "--collect-only", "-q"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "--no-server" in arguments
+    assert "tests/crds/test_spec.py::" in result.stdout
+    assert result.stdout.splitlines()[-1] == "loaded:"

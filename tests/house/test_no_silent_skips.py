@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run_pytest(directory: Path, source: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(directory: Path, source: str, *options: str) -> subprocess.CompletedProcess[str]:
     (directory / "test_sample.py").write_text(source)
     command = [
         sys.executable,
@@ -19,6 +19,7 @@ def run_pytest(directory: Path, source: str) -> subprocess.CompletedProcess[str]
         "no:cacheprovider",
         f"--config-file={ROOT / 'pyproject.toml'}",
         str(directory),
+        *options,
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -39,6 +40,13 @@ def test_a_skipped_test_fails_the_run_and_says_what_was_skipped(tmp_path: Path, 
     assert result.returncode != 0
     assert "skipped or expected to fail:" in result.stdout
     assert "too slow" in result.stdout
+
+
+def test_a_skipped_test_fails_also_where_several_processes_run_them(tmp_path: Path) -> None:
+    result = run_pytest(tmp_path, "import pytest\n@pytest.mark.skip\ndef test_it(): pass", "-n", "2")
+
+    assert result.returncode == 1
+    assert "skipped or expected to fail:" in result.stdout
 
 
 def test_a_test_that_runs_passes(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ def headings(chapter: str) -> list[str]:
 
 
 def section(heading: str) -> str:
-    """What stands below a heading of the third level."""
-    return re.split(r"\n##", PAGE.partition(f"\n### {heading}\n")[2])[0]
+    """What stands below a heading of the third level, each paragraph on one line."""
+    text = re.split(r"\n##", PAGE.partition(f"\n### {heading}\n")[2])[0]
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
 def test_the_failed_job_has_a_section_for_each_class_and_no_other() -> None:

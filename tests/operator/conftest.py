@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,9 @@ from kubernetes.client import ApiException
 from kubernetes.config import new_client_from_config as new_sync_client
 from kubernetes.dynamic import DynamicClient
 from pydantic import JsonValue
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.programs import kuberay_manifests
-from tests.cluster.waiting import wait_for
 
+from devcluster.control_plane import ControlPlane
+from devcluster.waiting import wait_for
 from finetune_api.crd import crd
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.cluster.kubernetes_api import KubernetesApi
@@ -126,13 +126,12 @@ class Namespace:
 
 
 @pytest.fixture(scope="session")
-def served(api_server: ControlPlane) -> ControlPlane:
+def served(api_server: ControlPlane, kuberay_definitions: Path) -> ControlPlane:
     """The API server, with the definitions of FineTuneJobs and KubeRay's kinds; KubeRay does not run."""
-    bases = kuberay_manifests(print) / "crd/bases"
     definitions = [
         crd(),
         *(
-            yaml.safe_load((bases / f"ray.io_{plural}.yaml").read_text())
+            yaml.safe_load((kuberay_definitions / f"ray.io_{plural}.yaml").read_text())
             for plural in ("rayjobs", "rayclusters")
         ),
     ]

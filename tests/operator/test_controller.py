@@ -23,10 +23,10 @@ from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import ForbiddenError
 from prometheus_client import REGISTRY
 from pydantic import JsonValue
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.waiting import wait_for
 from tests.operator.conftest import CHILDREN, Namespace, Object
 
+from devcluster.control_plane import ControlPlane
+from devcluster.waiting import wait_for
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import API_VERSION, KIND

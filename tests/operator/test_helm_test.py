@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.waiting import wait_for
 from tests.operator.conftest import SPEC, Namespace
 
+from devcluster.control_plane import ControlPlane
+from devcluster.waiting import wait_for
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator import helm_test
 from finetune_operator.cluster.kubernetes_api import KubernetesApi

@@ -19,10 +19,10 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from kubernetes.client import CoreV1Api, V1Namespace, V1ObjectMeta
-from tests.cluster.control_plane import ControlPlane, free_address
-from tests.cluster.waiting import wait_for
 from tests.operator.conftest import CHILDREN, Namespace, Object
 
+from devcluster.control_plane import ControlPlane, free_address
+from devcluster.waiting import wait_for
 from finetune_api.manifest import KIND
 
 SECONDS = 60

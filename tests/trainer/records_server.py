@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from tests.cluster.certificates import Authority
-
+from devcluster.certificates import Authority
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.status import ProgressRecord
 from finetune_trainer.report.config_map import ConfigMap

@@ -15,10 +15,10 @@ from kubernetes.aio.client import Configuration as ClientConfiguration
 from kubernetes.aio.config import new_client_from_config
 from kubernetes.client import AuthenticationV1TokenRequest, CoreV1Api, V1TokenRequestSpec
 from prometheus_client import REGISTRY
-from tests.cluster.control_plane import ControlPlane, free_address
-from tests.cluster.waiting import wait_for
 from tests.operator.conftest import SPEC, Namespace, Object
 
+from devcluster.control_plane import ControlPlane, free_address
+from devcluster.waiting import wait_for
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.cluster import kubernetes_api

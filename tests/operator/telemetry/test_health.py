@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.cluster.control_plane import free_address
 
+from devcluster.control_plane import free_address
 from finetune_operator.telemetry.health import serve
 
 

@@ -93,7 +93,8 @@ def test_all_devices_have_equally_many_validation_batches_also_one_without_rows(
         len(evaluation_batches(np.array(lengths), rank=rank, num_devices=devices, batch_size=batch_size))
         for rank in range(devices)
     }
-    assert counts == {math.ceil(math.ceil(len(lengths) / devices) / batch_size)}
+    longest_share = math.ceil(len(lengths) / devices)
+    assert counts == {math.ceil(longest_share / batch_size)}
 
 
 def test_validation_puts_rows_of_like_length_together() -> None:

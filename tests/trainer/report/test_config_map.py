@@ -12,9 +12,9 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from tests.cluster.certificates import Authority
 from tests.trainer.records_server import RecordsServer, records_server
 
+from devcluster.certificates import Authority
 from finetune_api.assignment import LARGEST_RECORD
 from finetune_api.failure import FailureClass
 from finetune_api.status import Checkpoint, Failure, ProgressRecord

@@ -51,7 +51,10 @@ class InProcess:
                 last = record
                 report(record)
 
-            worker = Worker(0, 1, self._device, reported, lambda: stop.is_set())
+            def stop_requested() -> bool:
+                return stop.is_set()
+
+            worker = Worker(0, 1, self._device, reported, stop_requested)
             try:
                 outcome: Outcome = train(job, worker)
             except KeyboardInterrupt:
