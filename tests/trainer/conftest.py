@@ -1,4 +1,4 @@
-"""Places to store in: a directory, S3 and GCS by servers of their own on this machine, and a disk that is full."""
+"""Storage for tests: a directory, local servers of S3 and GCS, and a disk that is full."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gs_port() -> Iterator[int]:
 
 @pytest.fixture
 def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a new bucket, and an environment in which s3:// leads to its server."""
+    """The name of a new bucket; the environment makes `s3://` lead to its server."""
     environment = {
         "AWS_ENDPOINT_URL_S3": s3_endpoint,
         "AWS_ACCESS_KEY_ID": "key",
@@ -49,7 +49,7 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def gs_path(gs_port: int) -> str:
-    """A new bucket with the options that lead to its server; a key goes before the question mark."""
+    """The path of a new bucket, with options that lead to its server. Put a key before the question mark."""
     bucket = f"bucket-{uuid4().hex}"
     request = urllib.request.Request(
         f"http://127.0.0.1:{gs_port}/storage/v1/b?project=test",
@@ -68,7 +68,7 @@ def storage_path(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["s3", "gs"])
 def object_path(request: pytest.FixtureRequest) -> str:
-    """The same in the object stores alone."""
+    """A directory that does not exist yet, in each object store in turn."""
     return runs_in(request.param, request)
 
 
@@ -82,7 +82,7 @@ def runs_in(kind: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """`with full_disk():` the system lets no file of this process grow beyond 50 kB."""
+    """In `with full_disk():` no file of this process can grow beyond 50 kB."""
     return no_space_left
 
 

@@ -1,4 +1,4 @@
-"""A model hub on this machine, with as much of the Hugging Face hub's protocol as downloading a model takes."""
+"""A local model hub, with the part of the Hugging Face hub's protocol that downloads models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """`someone/model` at its revisions `main` and `v1`, and nothing else.
+    """Holds one model, `someone/model`, with the revisions `main` and `v1`.
 
-    `someone/gated` asks for permission, `someone/forbidden` refuses, `someone/busy` has no time.
+    `someone/gated` answers that access must be asked for, `someone/forbidden` with 403, `someone/busy`
+    with 503, and all other names are not found.
     """
 
     model: ClassVar[Path]
@@ -73,7 +74,7 @@ def _digest(file: Path) -> str:
 
 @contextmanager
 def hub_with(model: Path) -> Iterator[str]:
-    """Serves `model` as `someone/model`; gives the hub's address."""
+    """Serves `model` as `someone/model` during the `with` block, and yields the hub's address."""
     handler = type("Hub", (_Hub,), {"model": model})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Copies of the tiny model in which something is different."""
+"""Copies models, for tests that change their files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import JsonValue
 
 
 def copy_of(model: Path, directory: Path) -> Path:
-    """A copy to change."""
+    """Copies a model to a new directory, and returns that."""
     return Path(shutil.copytree(model, directory))
 
 
 def set_keys(file: Path, **values: JsonValue) -> None:
-    """Sets keys of a JSON file; None removes the key."""
+    """Sets keys of a JSON file; None deletes a key."""
     content = json.loads(file.read_text()) | values
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

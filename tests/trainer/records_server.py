@@ -1,4 +1,4 @@
-"""An API server that knows one config map: it takes merge patches over HTTPS, as a pod's service account sends them."""
+"""A local API server that takes the merge patches of one config map over HTTPS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_trainer.report.config_map import ConfigMap
 
 @dataclass(frozen=True)
 class Request:
-    """A patch that came in."""
+    """A merge patch that the server received."""
 
     path: str
     headers: dict[str, str]
@@ -32,13 +32,13 @@ class Request:
 
 @dataclass
 class RecordsServer:
-    """What the server was sent, and what it answers."""
+    """The requests that the server has received, and the answers that it will give."""
 
     config_map: ConfigMap
-    """One that leads here."""
+    """The config map at this server."""
     requests: list[Request] = field(default_factory=list)
     answers: list[tuple[int, str]] = field(default_factory=list)
-    """The next answers, status and body; when there are none left, all is well."""
+    """The status and body of the next answers. When none is left, the answer is 200."""
     on_record: Callable[[ProgressRecord], None] = lambda _record: None
     """Called with each record before it is answered."""
 
@@ -49,7 +49,7 @@ class RecordsServer:
 
 @contextmanager
 def records_server(directory: Path) -> Iterator[RecordsServer]:
-    """Serves until the `with` block ends; the service account's files are in `directory`."""
+    """Serves during the `with` block. The files of the pod's service account are written to `directory`."""
     authority = Authority(directory)
     pair = authority.issue("server", common_name="api-server", hosts=["127.0.0.1"])
     (directory / "token").write_text("a token\n")
@@ -68,7 +68,7 @@ def records_server(directory: Path) -> Iterator[RecordsServer]:
             self.wfile.write(text.encode())
 
         def log_message(self, *_arguments: object) -> None:
-            """Says nothing."""
+            """Prints no log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -51,8 +51,8 @@ def test_a_disk_that_takes_nothing_is_a_storage_error(number: int) -> None:
     assert failure.message == "/runs/metrics.jsonl: Nothing more"
 
 
-def train_and_tell(job: TrainingJob, words: Path, rank: int, num_devices: int) -> None:
-    """The first worker kills itself after two steps; the other writes down what it makes of that."""
+def train_and_report(job: TrainingJob, words: Path, rank: int, num_devices: int) -> None:
+    """Trains; rank 0 kills itself after two steps, and the other rank writes the failure to a file."""
     try:
         train(job, Course(die_after=2).worker(rank, num_devices, []))
     except RuntimeError as error:
@@ -61,12 +61,12 @@ def train_and_tell(job: TrainingJob, words: Path, rank: int, num_devices: int) -
 
 def test_a_worker_whose_peer_was_killed_calls_it_a_lost_node(tiny_model: Path, tmp_path: Path) -> None:
     job = job_of(tiny_model, tmp_path / "run", LORA, num_devices=2)
-    ended = in_processes(2, partial(train_and_tell, job, tmp_path / "words"))
+    ended = in_processes(2, partial(train_and_report, job, tmp_path / "words"))
     assert ended[0] == -signal.SIGKILL
     assert (tmp_path / "words").read_text() == FailureClass.NODE_LOST
 
 
-def test_what_is_not_known_is_told_in_its_own_words() -> None:
+def test_an_unknown_error_is_reported_with_its_own_message() -> None:
     failure = failure_of(KeyError("q_proj"))
     assert failure.failure_class is FailureClass.UNKNOWN
     assert failure.message == "KeyError: 'q_proj'"

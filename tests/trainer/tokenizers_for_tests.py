@@ -1,4 +1,4 @@
-"""Tokenizers trained in a second on Python's own documentation, and chat templates of well-known model families."""
+"""Tokenizers that are trained in a second, and chat templates of well-known model families."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHATML_TAGGED = (
     " else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{"
     " '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The same text as CHATML writes, with the assistant's turns between generation tags."""
+"""Writes the same text as CHATML, with the assistant's turns between generation tags."""
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -32,9 +32,10 @@ LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"
 def byte_level(
     special_tokens: Sequence[str] = CHATML_TOKENS, *, template: str | None = CHATML, **names: str
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, as GPT-2, Llama 3 and Qwen have; `names` are bos_token, eos_token, pad_token.
+    """A byte-level BPE tokenizer, as GPT-2, Llama 3 and Qwen have.
 
-    With a bos_token it puts one before every text that it encodes with special tokens.
+    `names` are bos_token, eos_token and pad_token. A tokenizer with a bos_token puts it before every text
+    that it encodes with special tokens.
     """
     tokenizer = Tokenizer.from_str(_byte_level_bpe(tuple(special_tokens)))
     if "bos_token" in names:
@@ -48,12 +49,12 @@ def byte_level(
 def sentencepiece(
     special_tokens: Sequence[str], *, template: str | None = None, **names: str
 ) -> PreTrainedTokenizerFast:
-    """A BPE tokenizer with a blank at the front of words, as Llama 2 and Mistral have."""
+    """A BPE tokenizer whose words begin with a blank, as Llama 2 and Mistral have."""
     return _fast(Tokenizer.from_str(_sentencepiece_bpe(tuple(special_tokens))), template, names)
 
 
 def published_template(name: str) -> str:
-    """The chat template of a model family, from those that TRL carries."""
+    """The chat template of a model family, from the package trl."""
     trl = find_spec("trl")
     assert trl is not None
     assert trl.origin is not None
@@ -61,7 +62,7 @@ def published_template(name: str) -> str:
 
 
 def trained_texts(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
-    """The text of each run of tokens that count in the loss."""
+    """The text of each unbroken run of tokens that count in the loss."""
     runs: list[list[int]] = []
     previous = False
     for token, trained in zip(encoded.input_ids, encoded.trained, strict=True):
@@ -74,7 +75,7 @@ def trained_texts(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[
 
 
 def text_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
-    """The text that tokens stand for, special tokens included."""
+    """The text of tokens, special tokens included."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
@@ -97,7 +98,7 @@ def _sentencepiece_bpe(special_tokens: tuple[str, ...]) -> str:
 
 
 def _trained(bpe: Tokenizer, special_tokens: tuple[str, ...], alphabet: list[str]) -> str:
-    """The tokenizer as JSON, after training on a part of Python's documentation."""
+    """Trains the tokenizer on a part of Python's documentation, and returns it as JSON."""
     trainer = trainers.BpeTrainer(
         vocab_size=500, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False
     )

@@ -1,4 +1,4 @@
-"""Jobs that tests train, and ways to train them without Ray: in this process, or in processes of their own that form a group."""
+"""Jobs for tests, and ways to train them without Ray: in this process, or in several that form a group."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ LORA: Fields = {"lora_config": {"r": 8}}
 FULL: Fields = {}
 
 FIRST_TEXT_TOKEN, TINY_VOCABULARY = 4, 1024
-"""The tiny model's tokens from FIRST_TEXT_TOKEN on are text."""
+"""The first token of the tiny model that stands for text, and the size of its vocabulary."""
 
 
 def rows_of(
     lengths: Sequence[int], *, seed: int = 0, share_trained: float = 0.5, vocabulary: int = TINY_VOCABULARY
 ) -> TokenizedRows:
-    """Rows of random tokens of the tiny model; `share_trained` of them count, in every row the last one."""
+    """Rows of random tokens. `share_trained` of them, and the last of each row, count in the loss."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     trained = random.random(offsets[-1]) < share_trained
@@ -65,7 +65,7 @@ def rows_of(
 
 
 def some_rows(count: int, seed: int = 0) -> TokenizedRows:
-    """Rows of 5 to 59 tokens, in which very different numbers of tokens count."""
+    """Rows of 5 to 59 random tokens, in which very different numbers of tokens count in the loss."""
     random = np.random.default_rng(seed)
     lengths = random.integers(5, 60, count)
     parts = [
@@ -81,13 +81,13 @@ def some_rows(count: int, seed: int = 0) -> TokenizedRows:
 
 
 TRAINING_ROWS = some_rows(21)
-"""21 is divisible by no batch size and no number of devices that tests use: steps end ragged, with empty
-micro-batches."""
+"""No batch size and no number of devices in tests divides 21: the last step of an epoch has fewer rows, and
+empty micro-batches."""
 VALIDATION_ROWS = some_rows(7, seed=1)
 
 
 def spec_of(model: Path, way: Fields, **fields: JsonValue) -> FineTuneJobSpec:
-    """A spec that warms up in two steps to a learning rate that moves the tiny model, and keeps every checkpoint."""
+    """A spec that keeps every checkpoint; it warms up in two steps, and changes the tiny model noticeably."""
     chosen: Fields = {
         "model_id": str(model),
         "train_path": "train.jsonl",
@@ -110,7 +110,7 @@ def job_of(
     validation: TokenizedRows | None = VALIDATION_ROWS,
     **fields: JsonValue,
 ) -> TrainingJob:
-    """A job in a run directory that is new, or that goes on from the newest checkpoint or snapshot in it."""
+    """A job that resumes from the newest checkpoint or snapshot in the run directory, if there is one."""
     spec = spec_of(model, way, **fields)
     computed = numbers(spec, rows=len(train), longest_row=train.longest, model_context_length=2048)
     run = RunDirectory.open(str(run_directory))
@@ -139,27 +139,26 @@ def forward_of(
     pad_token_id: int = 3,
     length: int | None = None,
 ) -> Forward:
-    """Forward passes of language modelling on the CPU."""
+    """The forward pass of language modelling on one CPU, padded to the longest row by default."""
     parallel = OneDevice(torch.device("cpu"))
     return Forward(parallel.place(LanguageObjective(model)), parallel, Padded(pad_token_id, length), dtype)
 
 
 @dataclass
 class Course:
-    """How far a run goes: what a worker is asked after every optimizer step."""
+    """When a run is stopped or killed; by default it trains to the end."""
 
     stop_after: int | None = None
-    """Stop when so many steps are done in this process."""
+    """The step, counted in this process, in which a stop is requested."""
     stopped_rank: int = 0
-    """The one that is asked to stop."""
+    """The rank at which it is requested."""
     die_after: int | None = None
-    """Kill the first process when it reports so many steps."""
+    """Rank 0 is killed when it reports this step."""
     die_writing_after: int | None = None
-    """Once the first process has reported so many steps, kill it in the middle of the first file of more than
-    50 kB."""
+    """When rank 0 has reported this step, it is killed in the middle of the next file of more than 50 kB."""
 
     def worker(self, rank: int, num_devices: int, records: list[ProgressRecord]) -> Worker:
-        """A worker on the CPU that collects its records."""
+        """A worker on the CPU that adds what it reports to `records`."""
         asked = itertools.count(1)
 
         def report(record: ProgressRecord) -> None:
@@ -183,7 +182,7 @@ TO_THE_END = Course()
 
 
 def train_here(job: TrainingJob, *, stop_after: int | None = None) -> list[ProgressRecord]:
-    """Trains in this process, with one thread, and returns what was reported."""
+    """Trains in this process, with one thread, and returns the progress records that were reported."""
     torch.set_num_threads(1)
     records: list[ProgressRecord] = []
     outcome = train(job, Course(stop_after).worker(0, 1, records))
@@ -192,9 +191,9 @@ def train_here(job: TrainingJob, *, stop_after: int | None = None) -> list[Progr
 
 
 def train_in_processes(*jobs: TrainingJob, course: Course = TO_THE_END, ending: int = 0) -> None:
-    """Trains the jobs one after the other in as many processes as they have devices, which form a gloo group.
+    """Trains jobs one after the other, in as many processes as they have devices. These form a gloo group.
 
-    Raises AssertionError when one of them ends with another exit code than `ending`.
+    Fails when a process ends with another exit code than `ending`.
     """
     ended = in_processes(jobs[0].prepared.numbers.num_devices, partial(_train_all, jobs, course))
     assert all(code == ending for code in ended), f"the processes ended with {ended}"
@@ -206,7 +205,11 @@ def _train_all(jobs: Sequence[TrainingJob], course: Course, rank: int, num_devic
 
 
 def in_processes(count: int, work: Callable[[int, int], None]) -> list[int | None]:
-    """Calls `work(rank, count)` in `count` processes, with one thread each, and returns their exit codes."""
+    """Calls `work(rank, count)` in `count` processes, with one thread each, and returns their exit codes.
+
+    More than one form a gloo group. `work` must be importable. A process that takes longer than 120
+    s is killed.
+    """
     context = multiprocessing.get_context("forkserver")
     # The server imports what takes seconds once, and computes nothing: its children fork safely.
     context.set_forkserver_preload(
@@ -240,7 +243,7 @@ def _work(work: Callable[[int, int], None], rank: int, count: int, port: int) ->
 
 
 def lines_of(run_directory: Path | str) -> list[dict[str, JsonValue]]:
-    """The lines of metrics.jsonl, without what no two runs share."""
+    """The lines of metrics.jsonl, without times and speeds, which differ from run to run."""
     lines = [json.loads(line) for line in (Path(run_directory) / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in line.items() if key not in {"time", "tokensPerSecond"}}
@@ -249,17 +252,17 @@ def lines_of(run_directory: Path | str) -> list[dict[str, JsonValue]]:
 
 
 def column(run_directory: Path | str, name: str) -> list[float]:
-    """The numbers called `name` in metrics.jsonl, in order: `loss`, `gradNorm` and `learningRate` of steps, `evalLoss` of validations."""
+    """The values of `name` in metrics.jsonl, in order; `loss` is of steps and `evalLoss` of validations."""
     return [float(str(line[name])) for line in lines_of(run_directory) if name in line]
 
 
 def saved_in(run_directory: Path | str) -> set[str]:
-    """The names of the checkpoints and snapshots that are there, and of any other directory."""
+    """The names of the checkpoints and snapshots in a run directory, and of all its other directories."""
     return {entry.name for entry in Path(run_directory).iterdir() if entry.is_dir()}
 
 
 def files_of(checkpoint: Path) -> dict[str, bytes]:
-    """All files of a checkpoint but complete.json, which says when it was saved."""
+    """The content of all files of a checkpoint, without complete.json, which holds a time."""
     files = {
         file.relative_to(checkpoint).as_posix(): file.read_bytes()
         for file in checkpoint.rglob("*")
@@ -269,12 +272,12 @@ def files_of(checkpoint: Path) -> dict[str, bytes]:
 
 
 def trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """What a checkpoint's safetensors file holds."""
+    """The weights in a checkpoint's safetensors file."""
     file = checkpoint / "adapter_model.safetensors"
     return load_file(file if file.is_file() else checkpoint / "model.safetensors")
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """Over all weights of two checkpoints of the same model."""
+    """The largest absolute difference of any weight or gradient of the same model."""
     assert left.keys() == right.keys()
     return max(float((left[name] - right[name]).abs().max()) for name in left)

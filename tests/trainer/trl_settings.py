@@ -1,4 +1,4 @@
-"""TRL's settings for a job: what SFTTrainer must be told to take the same steps."""
+"""The settings with which TRL's SFTTrainer takes the same steps as a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune_trainer.training.job import TrainingJob
 
 
 def settings(job: TrainingJob, directory: Path) -> SFTConfig:
-    """For rows that are given in the order of all epochs, end to end."""
+    """The settings for a data set that holds the rows of all epochs, in order."""
     return SFTConfig(
         output_dir=str(directory),
         num_train_epochs=1,

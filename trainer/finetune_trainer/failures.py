@@ -1,4 +1,4 @@
-"""From an exception to a failure class and words that a person can act on."""
+"""Turns exceptions into failures: a failure class, and a message that a person can act on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LESS_MEMORY = (
 )
 
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer")
-"""What gloo, which has no exceptions of its own, says on the workers that are left when one dies."""
+"""What gloo's errors contain on the surviving workers when one dies; it has no exceptions of its own."""
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The class and message of a failure; what is not known is Unknown, with the error's own words."""
+    """The failure that an exception means. Other exceptions become Unknown, with their own message."""
     if isinstance(error, FineTuneError):
         return Failure(failure_class=error.failure_class, message=str(error))
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
@@ -42,12 +42,12 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def out_of_memory() -> Failure:
-    """A worker needed more memory than there is."""
+    """The failure of a worker that ran out of memory."""
     message = f"a worker ran out of memory; {LESS_MEMORY}"
     return Failure(failure_class=FailureClass.OUT_OF_MEMORY, message=message)
 
 
 def worker_died() -> Failure:
-    """A worker is gone, and did not say why."""
+    """The failure of a worker that died without giving a reason."""
     message = f"a worker died; if the machine was short of memory, {LESS_MEMORY}"
     return Failure(failure_class=FailureClass.NODE_LOST, message=message)

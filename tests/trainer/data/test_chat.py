@@ -29,7 +29,7 @@ ROLES = {"s": "system", "u": "user", "a": "assistant"}
 
 
 def talk(roles: str, *contents: str) -> tuple[Message, ...]:
-    """`talk("ua", "Ping?", "Pong.")`: a user's message and an answer."""
+    """A conversation: `talk("ua", "Ping?", "Pong.")` is a user's message and an answer."""
     return tuple(Message(ROLES[role], content) for role, content in zip(roles, contents, strict=True))
 
 
@@ -49,7 +49,7 @@ def encoded(
 
 
 def refusal(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> str:
-    """Why a row cannot be trained on."""
+    """The error message for a row that cannot be trained on."""
     with pytest.raises(FineTuneError) as raised:
         encoded(tokenizer, messages)
     assert raised.value.failure_class is FailureClass.INVALID_DATA
@@ -57,7 +57,7 @@ def refusal(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> 
 
 
 def marked_by_transformers(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Encoded:
-    """Tokens and mask of a template with generation tags."""
+    """The tokens and the mask that transformers gets from a template with generation tags."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     tokens = cast(
         "dict[str, list[int]]",
@@ -335,7 +335,7 @@ def test_a_template_that_refuses_a_conversation_says_why() -> None:
 
 
 @pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
-def test_today_is_the_same_day_whenever_a_run_goes_on(call: str) -> None:
+def test_today_is_the_same_day_whenever_a_run_is_resumed(call: str) -> None:
     dated = byte_level(template=f"{{{{ {call} }}}}\n{CHATML}")
 
     row = encoded(dated, CONVERSATIONS["one-turn"])

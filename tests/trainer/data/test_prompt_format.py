@@ -88,7 +88,8 @@ def test_llama_2_with_the_system_message_inside_the_first_question() -> None:
 def test_a_prompt_ends_with_trailing_assistant() -> None:
     assert (
         FormatRendering(LLAMA_3).prompt([FIRST])
-        == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nPing?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nPing?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 

@@ -28,7 +28,7 @@ def rows_in(file: Path, text: str | bytes, task: str = "instruction_tuning") -> 
 
 
 def problems_in(file: Path, text: str | bytes, task: str = "instruction_tuning") -> list[str]:
-    """What is wrong with a file, without its path in front."""
+    """The problems of a file, without its path in front."""
     with pytest.raises(FineTuneError) as raised:
         rows_in(file, text, task)
     assert raised.value.failure_class is FailureClass.INVALID_DATA

@@ -17,7 +17,7 @@ Masks = Sequence[Sequence[bool]]
 
 
 def rows_with(masks: Masks) -> TokenizedRows:
-    """Rows whose tokens are numbered through all rows, on the even lines of a file."""
+    """Rows on the even lines of a file; their tokens are 0, 1, 2 and so on over all rows."""
     return TokenizedRows(
         input_ids=np.arange(sum(map(len, masks)), dtype=np.int32),
         trained=np.array([trained for mask in masks for trained in mask], dtype=np.bool_),
@@ -27,7 +27,7 @@ def rows_with(masks: Masks) -> TokenizedRows:
 
 
 def mask(text: str) -> list[bool]:
-    """`..TT`: two tokens that do not count, two that do."""
+    """The mask as a text: `..TT` is two tokens that do not count and two that do."""
     return [sign == "T" for sign in text]
 
 
@@ -126,12 +126,12 @@ def test_a_row_as_long_as_the_context_is_not_truncated() -> None:
 def test_every_row_that_truncation_leaves_nothing_of_is_told_with_file_and_line() -> None:
     assert problems_after_truncation([mask("....T"), mask(".T..."), mask("......TT"), mask("..T")], 4) == (
         (
-            "s3://bucket/train.jsonl:2: the first 4 of its 5 tokens hold nothing to train on; raise"
-            " spec.context_length"
+            "s3://bucket/train.jsonl:2: the first 4 of its 5 tokens hold nothing to train on;"
+            " raise spec.context_length"
         ),
         (
-            "s3://bucket/train.jsonl:6: the first 4 of its 8 tokens hold nothing to train on; raise"
-            " spec.context_length"
+            "s3://bucket/train.jsonl:6: the first 4 of its 8 tokens hold nothing to train on;"
+            " raise spec.context_length"
         ),
     )
 

@@ -52,7 +52,7 @@ TIED: dict[str, Fields] = {
 def trained_adapter(
     model: Path, directory: Path, lora: Fields, *, generation_config: JsonValue = None
 ) -> Path:
-    """A checkpoint after an epoch that moves the model well away from its base."""
+    """A checkpoint after an epoch that changes the model a lot."""
     way: Fields = {"lora_config": lora, "generation_config": generation_config}
     train_here(job_of(model, directory, way, validation=None, num_epochs=1, learning_rate=1e-2))
     return directory / "epoch-0"
@@ -67,7 +67,7 @@ def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def adapter(finished_run: Path, tmp_path: Path) -> Path:
-    """A checkpoint of the tiny model's, to do with as a test pleases."""
+    """A copy of a checkpoint of the tiny model, which a test may change."""
     return shutil.copytree(finished_run, tmp_path / "run") / "epoch-0"
 
 
@@ -332,8 +332,8 @@ def test_what_peft_cannot_merge_is_refused_in_its_words(tiny_model: Path, tmp_pa
 
 
 def test_a_merge_that_answers_differently_is_not_written(tied_tiny_model: Path, tmp_path: Path) -> None:
-    # peft leaves the tied head's own adapter out of the merge when tokens of the embedding are trained as
-    # well.
+    # peft leaves the tied head's own adapter out of the merge when tokens of the embedding are
+    # trained as well.
     lora: Fields = {"target_modules": ["lm_head"], "trainable_token_indices": {"embed_tokens": [5, 6]}}
     adapter = trained_adapter(tied_tiny_model, tmp_path / "run", lora)
 

@@ -113,7 +113,7 @@ def test_a_token_that_does_not_exist_is_an_error(tiny_model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that was trained, with r 4 and lora_alpha 16."""
+    """A trained adapter with r 4 and lora_alpha 16."""
     run = tmp_path_factory.mktemp("first") / "run"
     train_here(
         job_of(
@@ -123,7 +123,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "epoch-0"
 
 
-def test_a_run_goes_on_from_an_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_run_begins_from_an_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     lora: JsonValue = {"r": 4, "lora_alpha": 16}
     job = job_of(
         tiny_model,
@@ -189,9 +189,8 @@ def test_a_directory_without_adapter_is_refused(
         shape(spec, load_config(spec))
     assert raised.value.failure_class is FailureClass.MODEL_NOT_FOUND
     assert (
-        str(raised.value)
-        == f"spec.initial_adapter_model_ckpt_path: {incomplete} holds no {missing}; give an adapter's"
-        " directory"
+        str(raised.value) == f"spec.initial_adapter_model_ckpt_path: {incomplete} holds no {missing};"
+        " give an adapter's directory"
     )
 
 

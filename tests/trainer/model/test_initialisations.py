@@ -1,4 +1,4 @@
-"""An adapter says how it was begun; whoever loads it with peft alone must get the model that was trained."""
+"""For each way to initialise an adapter, loading it with peft alone must give the model that was trained."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ FULL_MODELS: dict[str, Case] = {"full": ("untied", FULL), "full, tied": ("tied",
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that has learnt something, and where it was saved."""
+    """A model with changed weights, the model it was made from, and the directory it was saved in."""
 
     spec: FineTuneJobSpec
     base: Path
@@ -123,7 +123,7 @@ def trained(
 
 
 def with_something_learnt(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    """What is trained is moved by random amounts, as new adapters add nothing."""
+    """Changes the trained weights at random, since new adapters add nothing."""
     random = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -159,7 +159,7 @@ def test_transformers_alone_loads_the_model_that_was_trained(trained: Trained) -
 
 
 @indirectly(ADAPTERS | FULL_MODELS)
-def test_a_run_goes_on_from_the_model_that_was_saved(trained: Trained) -> None:
+def test_a_run_resumes_with_the_model_that_was_saved(trained: Trained) -> None:
     resumed = load_model(trained.spec, dtype="fp32", on_gpu=False, resumed=trained.saved)
     assert torch.equal(logits_of(resumed), logits_of(trained.model))
 
@@ -177,7 +177,7 @@ def test_the_shape_is_known_without_the_weights(trained: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def lora_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose model and run directory were given relative to the directory it ran in."""
+    """A run whose model and run directory were given as relative paths."""
     here = tmp_path_factory.mktemp("here")
     shutil.copytree(tiny_model, here / "model")
     with pytest.MonkeyPatch.context() as patch:
@@ -324,7 +324,7 @@ def load(spec: FineTuneJobSpec) -> None:
 
 
 def problem_of(model: Path, way: Fields = FULL, **fields: JsonValue) -> str:
-    """What is said of this model, at the latest when it is loaded."""
+    """The error message for this model, when it is described or loaded."""
     with pytest.raises(FineTuneError) as raised:
         load(spec_of(model, way, **fields))
     assert raised.value.failure_class is FailureClass.MODEL_NOT_FOUND

@@ -172,7 +172,7 @@ def test_an_object_store_without_the_model_is_named(s3_bucket: str) -> None:
 
 @pytest.fixture
 def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that has the tiny model as `someone/model`, and its weights in other forms as well."""
+    """A hub with the tiny model as `someone/model`, whose weights are there in other formats too."""
     model = in_other_forms_as_well(copy_of(tiny_model, tmp_path / "on-the-hub"))
     with hub_with(model) as address:
         for_this_hub(address, tmp_path / "cache", monkeypatch)
@@ -281,7 +281,7 @@ def test_an_adapter_names_the_revision_of_its_base(tmp_path: Path) -> None:
 
 @pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Where this process tried to connect to; none of it is let through."""
+    """The addresses that this process tries to connect to. No connection is made."""
     tried: list[object] = []
 
     def refuse(_socket: socket.socket, address: object) -> None:

@@ -1,4 +1,4 @@
-"""The estimate against the tensors that a training step really holds."""
+"""Compares the estimate with the tensors that a training step really holds."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_weights_gradients_and_optimizer_take_what_the_estimate_says(
     expected = estimate(prepared, dtype)
     parameters = list(model.parameters())
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    # PEFT trains what it adds to a bf16 model in fp32, and so does full training: `weights` must know of
-    # both.
+    # PEFT trains what it adds to a bf16 model in fp32, and so does full training: `weights` must
+    # know of both.
     assert sum(parameter.nbytes for parameter in parameters) == expected.weights
     assert (
         sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)

@@ -1,4 +1,4 @@
-"""The progress record's way into its config map: TLS, the pod's token, one merge patch."""
+"""The progress record is written into its config map over TLS, with the pod's token, in one merge patch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from devcluster.certificates import Authority
 from finetune_api.assignment import LARGEST_RECORD
 from finetune_api.failure import FailureClass
 from finetune_api.status import Checkpoint, Failure, ProgressRecord
-from finetune_trainer.report.config_map import ConfigMap, RefusedError
+from finetune_trainer.report.config_map import ConfigMap, RecordRefusedError
 
 RECORD = ProgressRecord(attempt=2, failure=Failure(failure_class=FailureClass.NODE_LOST, message="gone"))
 
@@ -82,7 +82,7 @@ def test_a_refusal_is_told_in_the_servers_words(server: RecordsServer) -> None:
     ]
 
     with pytest.raises(
-        RefusedError, match=r'^config map records: 404 Not Found: configmaps "records" not found$'
+        RecordRefusedError, match=r'^config map records: 404 Not Found: configmaps "records" not found$'
     ):
         server.config_map.write(RECORD)
 
@@ -90,7 +90,7 @@ def test_a_refusal_is_told_in_the_servers_words(server: RecordsServer) -> None:
 def test_a_refusal_that_is_no_status_is_told_as_it_is(server: RecordsServer) -> None:
     server.answers = [(HTTPStatus.BAD_GATEWAY, "try later")]
 
-    with pytest.raises(RefusedError, match=r"^config map records: 502 Bad Gateway: try later$"):
+    with pytest.raises(RecordRefusedError, match=r"^config map records: 502 Bad Gateway: try later$"):
         server.config_map.write(RECORD)
 
 

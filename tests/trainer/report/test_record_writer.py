@@ -1,4 +1,4 @@
-"""When progress records are written: seldom, at once when it matters, and the last one whatever happens."""
+"""Progress records are written every few seconds, at once after important changes, and always at the end."""
 
 from __future__ import annotations
 

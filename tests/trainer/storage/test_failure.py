@@ -18,8 +18,8 @@ from finetune_trainer.storage.failure import failure
             " provided does not exist in our records."
         ),
         (
-            "AWS Error UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName:"
-            " ExpiredToken"
+            "AWS Error UNKNOWN (HTTP status 400) during PutObject operation:"
+            " Unable to parse ExceptionName: ExpiredToken"
         ),
         "google::cloud::Status(PERMISSION_DENIED: Permanent error, with no storage.objects.get access",
         "google::cloud::Status(UNAUTHENTICATED: Permanent error, with a last message of Invalid Credentials",

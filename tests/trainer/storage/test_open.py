@@ -192,7 +192,7 @@ def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers for the files of one data set as the hub does."""
+    """Serves the files of one data set as the hub does."""
 
     ANSWERS: ClassVar[dict[str, tuple[int, dict[str, str]]]] = {
         "/datasets/owner/rows/resolve/main/train.jsonl": (200, {"ETag": '"main"', "X-Repo-Commit": "a" * 40}),
@@ -246,7 +246,7 @@ for path in sys.argv[1:]:
 
 
 def read_from_hub(environment: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """For each of HUB_PATHS `("read", content)`, or the class and the text of the failure."""
+    """For each of HUB_PATHS: `("read", content)`, or the class and the message of the failure."""
     # In a process of its own, because the hub's client reads its environment when it is imported.
     command = [sys.executable, "-c", READ_ALL, *HUB_PATHS]
     process = subprocess.run(
@@ -262,7 +262,7 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def hub(hub_cache: str) -> dict[str, tuple[str, str]]:
-    """What reading from the hub comes to while there is one."""
+    """The results of reading from a hub that answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever).start()
         outcomes = read_from_hub(

@@ -37,7 +37,7 @@ def record(run: RunDirectory, index: int, eval_loss: float | None = None) -> Che
 
 
 def save(run: RunDirectory, index: int, eval_loss: float | None = None) -> None:
-    """Saves epoch-`index`, after ten steps for each epoch."""
+    """Saves the checkpoint epoch-`index`; an epoch has ten steps."""
     with run.staging(f"epoch-{index}") as staging:
         fill(staging)
         run.commit(f"epoch-{index}", staging, record(run, index, eval_loss))
@@ -536,12 +536,13 @@ with run.staging("epoch-1") as staging:
         (staging / f"part-{number:03}").write_bytes(bytes(1000))
     if sys.argv[2:] == ["--die-at-rename"]:
         sys.addaudithook(lambda event, _: event == "os.rename" and os.kill(os.getpid(), signal.SIGKILL))
-    run.commit("epoch-1", staging, Checkpoint(name="epoch-1", path=run.path, epoch=2, step=20, time=datetime.now(UTC)))
+    record = Checkpoint(name="epoch-1", path=run.path, epoch=2, step=20, time=datetime.now(UTC))
+    run.commit("epoch-1", staging, record)
 """
 
 
-def assert_that_it_goes_on(run: RunDirectory, before: dict[str, int]) -> None:
-    """A new process finds epoch-0 alone, and can save epoch-1."""
+def assert_that_it_resumes(run: RunDirectory, before: dict[str, int]) -> None:
+    """Checks that a new process finds only epoch-0, and can save epoch-1."""
     storage = open_storage(run.path)
     assert names(run) == ["epoch-0"]
     assert run.newest() == "epoch-0"
@@ -561,7 +562,7 @@ def test_a_run_killed_before_the_rename_has_no_such_checkpoint(tmp_path: Path) -
 
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert ".epoch-1.partial/complete.json" in open_storage(run.path).files()
-    assert_that_it_goes_on(run, before)
+    assert_that_it_resumes(run, before)
 
 
 def test_a_run_killed_while_it_uploads_has_no_such_checkpoint(object_path: str) -> None:
@@ -579,4 +580,4 @@ def test_a_run_killed_while_it_uploads_has_no_such_checkpoint(object_path: str) 
 
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert not storage.files().keys() <= before.keys()
-    assert_that_it_goes_on(run, before)
+    assert_that_it_resumes(run, before)

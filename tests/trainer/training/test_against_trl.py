@@ -1,4 +1,7 @@
-"""TRL's SFTTrainer as the oracle: on the same rows in the same order it must see the same losses and end with the same weights."""
+"""TRL's SFTTrainer as the oracle.
+
+On the same rows in the same order, it must give the same losses and the same weights.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def trained_both_ways(
 
 
 def model_for_trl(job: TrainingJob, model: Path) -> PreTrainedModel | peft.PeftModel:
-    """Made by peft and transformers alone; adapters start from the spec's seed."""
+    """The model as peft and transformers make it; new adapters depend on the spec's seed."""
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model)
     if job.prepared.spec.lora_config is None:
         return base
@@ -79,7 +82,7 @@ def model_for_trl(job: TrainingJob, model: Path) -> PreTrainedModel | peft.PeftM
 
 
 def sft_trainer(job: TrainingJob, model: PreTrainedModel | peft.PeftModel, directory: Path) -> SFTTrainer:
-    """SFTTrainer on the job's rows as tokens, all epochs end to end in our order, with the job's numbers."""
+    """SFTTrainer with the job's numbers, on the tokenized rows of all epochs in the job's order."""
     orders = [
         row_order(job.prepared.spec.seed, epoch, len(job.prepared.train))
         for epoch in range(job.prepared.numbers.total_epochs)

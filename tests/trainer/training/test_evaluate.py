@@ -15,6 +15,7 @@ from tests.trainer.training_jobs import (
     forward_of,
     job_of,
     rows_of,
+    some_rows,
     spec_of,
     train_here,
     train_in_processes,
@@ -28,7 +29,7 @@ from finetune_trainer.training.evaluate import evaluate, perplexity
 
 
 def mean_loss(model: PreTrainedModel | PeftModel, rows: TokenizedRows, batch_size: int) -> float:
-    """On one device, padded to the longest row."""
+    """The validation loss on one device, padded to the longest row."""
     return evaluate(forward_of(model), rows, batch_size).loss
 
 
@@ -39,7 +40,7 @@ def model(tiny_model: Path) -> PreTrainedModel:
 
 
 def losses_by_transformers(model: PreTrainedModel, rows: TokenizedRows) -> list[tuple[float, int]]:
-    """Each row alone, without padding: transformers' own loss, and over how many tokens it is the mean."""
+    """For each row alone: transformers' own mean loss, and the number of tokens that count in it."""
     losses = []
     for index in range(len(rows)):
         ids, trained = (torch.tensor(part) for part in rows.row(index))
@@ -92,21 +93,6 @@ def test_a_row_does_not_see_the_rows_beside_it(model: PreTrainedModel) -> None:
     assert torch.equal(before[0], after[0])
 
 
-def test_a_batch_in_which_nothing_counts_has_a_loss_of_zero_and_gradients_of_zero(
-    model: PreTrainedModel,
-) -> None:
-    loss = forward_of(model)(rows_of([3]), []).total
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert loss == 0.0
-    assert all(
-        torch.equal(parameter.grad, torch.zeros_like(parameter))
-        for parameter in model.parameters()
-        if parameter.grad is not None
-    )
-    assert model.lm_head.weight.grad is not None
-    model.zero_grad()
-
-
 def test_dropout_is_off_in_validation_and_on_again_afterwards(tiny_model: Path) -> None:
     adapted = load_model(
         spec_of(tiny_model, LORA, lora_config={"lora_dropout": 0.5}), dtype="fp32", on_gpu=False
@@ -149,6 +135,14 @@ def test_the_number_of_workers_does_not_change_the_validation_loss(tiny_model: P
     expected = mean_loss(alone, VALIDATION_ROWS, 1)
     for job in jobs:
         assert column(job.start.run_directory, "evalLoss")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_rank_without_validation_rows_takes_part(tiny_model: Path, tmp_path: Path) -> None:
+    two: Fields = {"num_devices": 2, "eval_first": True, "num_epochs": 1}
+    one_row = some_rows(1, seed=2)
+    train_in_processes(job_of(tiny_model, tmp_path, two, validation=one_row))
+    alone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert column(tmp_path, "evalLoss")[0] == pytest.approx(mean_loss(alone, one_row, 1), abs=1e-6)
 
 
 def test_perplexity_is_the_exponential_of_the_loss() -> None:

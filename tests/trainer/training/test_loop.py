@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 import torch
 from peft import PeftModel
+from pydantic import JsonValue
 from tests.trainer.training_jobs import (
     FULL,
     LORA,
+    TO_THE_END,
     TRAINING_ROWS,
+    VALIDATION_ROWS,
     Course,
     Fields,
     column,
     files_of,
+    in_processes,
     job_of,
     largest_difference,
     lines_of,
@@ -30,16 +37,19 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
-from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.data.batches import row_order
+from finetune_trainer.data.layout import Batch
+from finetune_trainer.data.tokens import IGNORED, TokenizedRows
 from finetune_trainer.model.load import load_model
 from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
+from finetune_trainer.tasks.objective import Loss, Model, Objective
 from finetune_trainer.training import loop, setup
 from finetune_trainer.training.job import Outcome, TrainingJob, Worker
 from finetune_trainer.training.loop import train
 
 WEIGHT_TOLERANCE = {"lora": 1e-5, "full": 5e-4}
-"""AdamW divides by the root of a moment that is almost 0 at first, so that full training turns noise into
-larger differences."""
+"""At first, AdamW divides by the root of a moment that is almost 0. So full training amplifies noise."""
 
 ON_ONE_DEVICE: dict[str, Fields] = {
     "1 row, accumulated 8 times": {"train_batch_size_per_device": 1, "gradient_accumulation_steps": 8},
@@ -63,6 +73,17 @@ ON_TWO_DEVICES: dict[str, Fields] = {
 micro-batch."""
 
 
+ONE_DEVICE: Fields = {"train_batch_size_per_device": 8}
+TWO_DEVICES = ON_TWO_DEVICES["2 devices"]
+
+
+class Rows(TypedDict):
+    """Arguments of `job_of`."""
+
+    train: TokenizedRows
+    validation: TokenizedRows
+
+
 def with_a_row_in_which_nothing_counts(rows: TokenizedRows) -> TokenizedRows:
     trained = rows.trained.copy()
     trained[rows.offsets[4] : rows.offsets[5]] = False
@@ -79,7 +100,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def same_steps(way: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run for each way to train steps of 8 rows, by name; `at once` is one device and one micro-batch."""
+    """A run for each way to train steps of 8 rows, by name. `at once` uses one device and one micro-batch."""
     directory = tmp_path_factory.mktemp(way)
     fields = {"lora": LORA, "full": FULL}[way]
 
@@ -114,6 +135,120 @@ def test_what_is_learnt_is_more_than_the_tolerance(same_steps: Path, way: str) -
         trained_weights(same_steps / "at once" / checkpoint) for checkpoint in ("epoch-0", "epoch-1")
     )
     assert largest_difference(first, last) > 2 * WEIGHT_TOLERANCE[way]
+
+
+def test_a_rank_without_rows_trains_validates_and_saves_with_the_others(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    # Steps of 8 rows: of 9 rows the last step of an epoch has 1, and so has the validation set.
+    rows: Rows = {"train": some_rows(9), "validation": some_rows(1, seed=1)}
+    one, two = (
+        job_of(tiny_model, tmp_path / name, LORA | shape, num_epochs=2, **rows)
+        for name, shape in (("one", ONE_DEVICE), ("two", TWO_DEVICES))
+    )
+    train_here(one)
+    train_in_processes(two)
+    for numbers in ("loss", "gradNorm", "evalLoss"):
+        expected = column(tmp_path / "one", numbers)
+        assert len(expected) == (2 if numbers == "evalLoss" else 4)
+        assert column(tmp_path / "two", numbers) == pytest.approx(expected, abs=1e-5)
+    assert saved_in(tmp_path / "two") == {"epoch-0", "epoch-1"}
+    for name in ("epoch-0", "epoch-1"):
+        assert (
+            largest_difference(*(trained_weights(tmp_path / run / name) for run in ("one", "two")))
+            < WEIGHT_TOLERANCE["lora"]
+        )
+
+
+class CountingObjective(LanguageObjective):
+    """Language modelling that also counts tokens, and sums up the probability of the right ones."""
+
+    def forward(self, batch: Batch) -> Loss:
+        logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        counts = batch.labels != IGNORED
+        log_probability = logits[counts].log_softmax(dim=-1).gather(1, batch.labels[counts][:, None])
+        return Loss(
+            total=-log_probability.sum(),
+            metrics={"counted": counts.sum(), "probability": log_probability.detach().exp().sum()},
+        )
+
+
+def counting_objective(_task: LanguageTask, model: Model) -> Objective:
+    return CountingObjective(model)
+
+
+def train_counting(jobs: Sequence[TrainingJob], rank: int, num_devices: int) -> None:
+    """Trains with CountingObjective."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageTask, "objective", counting_objective)
+        for job in jobs:
+            train(job, TO_THE_END.worker(rank, num_devices, []))
+
+
+@pytest.fixture(scope="module")
+def counted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs with CountingObjective: `one` on one device, `two` on two."""
+    directory = tmp_path_factory.mktemp("counted")
+    one, two = (
+        job_of(tiny_model, directory / name, LORA | shape, num_epochs=2, eval_first=True, seed=0)
+        for name, shape in (("one", ONE_DEVICE), ("two", TWO_DEVICES))
+    )
+    train_counting([one], 0, 1)
+    assert in_processes(2, partial(train_counting, [two])) == [0, 0]
+    return directory
+
+
+def metrics_of(lines: list[dict[str, JsonValue]], name: str) -> list[float]:
+    values = []
+    for line in lines:
+        metrics = line["metrics"]
+        assert isinstance(metrics, dict)
+        values.append(float(str(metrics[name])))
+    return values
+
+
+@pytest.mark.parametrize("run", ["one", "two"])
+def test_an_objectives_metrics_are_means_over_what_counts_in_a_step_and_in_validation(
+    counted: Path, run: str, tiny_model: Path
+) -> None:
+    lines = lines_of(counted / run)
+    assert len(lines) == 6 + 3
+    assert metrics_of(lines, "counted") == [pytest.approx(1.0, abs=1e-6)] * len(lines)
+
+    untrained: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    first_step = row_order(seed=0, epoch=0, rows=len(TRAINING_ROWS))[:8]
+    assert metrics_of(lines, "probability")[:2] == pytest.approx(
+        [
+            mean_probability(untrained, VALIDATION_ROWS, range(len(VALIDATION_ROWS))),
+            mean_probability(untrained, TRAINING_ROWS, first_step.tolist()),
+        ],
+        rel=1e-4,
+    )
+
+
+def mean_probability(model: PreTrainedModel, rows: TokenizedRows, indices: Iterable[int]) -> float:
+    """The mean probability of the tokens that count, computed row by row and without padding."""
+    probabilities = []
+    for index in indices:
+        ids, trained = (torch.from_numpy(part) for part in rows.row(index))
+        with torch.no_grad():
+            predicted = model(input_ids=ids.long()[None]).logits[0, :-1].softmax(dim=-1)
+        probabilities.append(predicted.gather(1, ids[1:, None].long())[trained[1:], 0])
+    return float(torch.cat(probabilities).mean())
+
+
+def test_an_objectives_metrics_are_the_same_on_one_device_and_on_two(counted: Path) -> None:
+    one, two = (lines_of(counted / run) for run in ("one", "two"))
+    assert metrics_of(two, "probability") == pytest.approx(metrics_of(one, "probability"), rel=1e-4)
+
+
+@pytest.mark.parametrize("run", ["one", "two"])
+def test_the_last_validations_metrics_are_in_the_result(counted: Path, run: str) -> None:
+    result = RunDirectory.open(str(counted / run)).result()
+    assert result is not None
+    assert result.evaluation is not None
+    last = [line for line in lines_of(counted / run) if "evalLoss" in line][-1]
+    assert result.evaluation.metrics == last["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +349,7 @@ def test_another_seed_gives_another_order_and_other_adapters(tiny_model: Path, t
 
 
 def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
-    """At each report in which either has changed: the directories that are there, and the checkpoints that are reported."""
+    """The directories of the run and the checkpoints in a record, whenever a record changes either."""
     seen: list[tuple[set[str], list[str]]] = []
 
     def look(record: ProgressRecord) -> None:
@@ -229,8 +364,8 @@ def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
 def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_best(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the
-    # best.
+    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint
+    # is the best.
     seen = checkpoints_seen(
         job_of(tiny_model, tmp_path, FULL, num_epochs=4, learning_rate=1e-2, num_checkpoints_to_keep=1)
     )

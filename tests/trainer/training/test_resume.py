@@ -1,4 +1,4 @@
-"""A run that was interrupted and went on ends as one that was not: the same metrics, the same bytes."""
+"""A run that is interrupted and resumed ends like an undisturbed one: the same metrics, the same bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ACCUMULATED: Fields = {"train_batch_size_per_device": 2, "gradient_accumulation_
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with dropout in its attention, so that full training draws random numbers as well."""
+    """The tiny model with dropout in its attention, so that full training draws random numbers too."""
     copy = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "with-dropout")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
@@ -72,7 +72,7 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     [([1], "snapshot-1"), ([3], "epoch-0"), ([4], "snapshot-4"), ([8], "snapshot-8"), ([2, 3], "snapshot-5")],
     ids=["first step", "end of an epoch", "middle of an epoch", "last step but one", "twice"],
 )
-def test_a_stopped_run_goes_on_bit_for_bit(
+def test_a_stopped_run_resumes_bit_for_bit(
     model: Path, way: Fields, undisturbed: Path, tmp_path: Path, stops: list[int], newest: str
 ) -> None:
     for steps in stops:
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert records[-1].progress.tokens_trained == sum(column(undisturbed, "tokens"))
 
 
-def test_a_killed_run_goes_on_from_its_newest_checkpoint(
+def test_a_killed_run_resumes_from_its_newest_checkpoint(
     model: Path, way: Fields, undisturbed: Path, tmp_path: Path
 ) -> None:
     train_in_processes(job_of(model, tmp_path, way), course=Course(die_after=5), ending=-signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
     model: Path, way: Fields, undisturbed: Path, tmp_path: Path
 ) -> None:
     train_in_processes(
@@ -113,7 +113,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     [(8, 1024), (1, 1024), (4, 300)],
     ids=["in the weights", "in the tokenizer", "in the optimizer's state"],
 )
-def test_a_disk_that_is_full_ends_the_run_and_with_space_again_it_goes_on(
+def test_a_disk_that_is_full_ends_the_run_and_with_space_again_it_resumes(
     tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]], rank: int, vocabulary: int
 ) -> None:
     model = make_tiny_model(tmp_path / "model", vocab_size=vocabulary)
@@ -181,7 +181,7 @@ def test_other_training_rows_are_refused_and_nothing_changes(model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])
-def test_two_workers_go_on_bit_for_bit(model: Path, tmp_path: Path, way: str) -> None:
+def test_two_workers_resume_bit_for_bit(model: Path, tmp_path: Path, way: str) -> None:
     fields = WAYS[way] | {
         "num_devices": 2,
         "train_batch_size_per_device": 2,
@@ -193,7 +193,7 @@ def test_two_workers_go_on_bit_for_bit(model: Path, tmp_path: Path, way: str) ->
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
-def test_another_number_of_workers_can_go_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_another_number_of_workers_can_resume(tiny_model: Path, tmp_path: Path) -> None:
     train_here(job_of(tiny_model, tmp_path / "one", LORA, train_batch_size_per_device=8))
     train_here(job_of(tiny_model, tmp_path / "both", LORA, train_batch_size_per_device=8), stop_after=4)
     train_in_processes(job_of(tiny_model, tmp_path / "both", LORA, num_devices=2))
@@ -204,8 +204,8 @@ def test_another_number_of_workers_can_go_on(tiny_model: Path, tmp_path: Path) -
 
 
 def test_the_best_checkpoint_of_before_is_still_the_best(tiny_model: Path, tmp_path: Path) -> None:
-    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint is the
-    # best.
+    # Learning random rows by heart makes other random rows ever less likely: the first checkpoint
+    # is the best.
     fields = FULL | {"learning_rate": 1e-2, "num_checkpoints_to_keep": 1}
     train_here(job_of(tiny_model, tmp_path, fields), stop_after=8)
     records = train_here(job_of(tiny_model, tmp_path, fields))

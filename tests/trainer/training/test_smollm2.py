@@ -1,4 +1,4 @@
-"""The real model on real rows: SmolLM2-135M-Instruct and what the functions of Python's standard library do."""
+"""A real model on real rows: SmolLM2-135M-Instruct, and questions about Python's standard library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(stdlib_train: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
-    """Trained: two steps of all rows, each in four micro-batches."""
+    """A finished job: two steps of all rows, each in four micro-batches."""
     spec = read_spec(
         {
             "model_id": str(smollm2),

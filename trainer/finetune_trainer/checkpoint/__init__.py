@@ -1,1 +1,1 @@
-"""What is saved of a run besides what is ready for use."""
+"""Checkpoints: the weights, and the state to resume from."""

@@ -1,4 +1,4 @@
-"""Writes a checkpoint's directory: what was trained, ready for use, and `state/` to resume from."""
+"""Writes the files of a checkpoint: the trained weights, ready for use, and `state/` to resume from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_checkpoint(
     position: Position,
     collected: Collected,
 ) -> None:
-    """Writes a checkpoint or a snapshot into an empty directory; whoever calls it makes the directory known."""
+    """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them."""
     save_weights(model, directory, spec, collected.weights)
     tokenizer.save_pretrained(directory)
     save_state(directory, position, collected)
@@ -32,9 +32,10 @@ def write_checkpoint(
 def save_weights(
     model: Model, directory: Path, spec: FineTuneJobSpec, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Writes what was trained: a PEFT adapter, or a model in shards of 5 GB; and how to generate with it.
+    """Writes the trained weights, and the configuration to generate text with.
 
-    `weights` are the model's own by default.
+    A PEFT model's adapter is written, or a full model in shards of 5 GB. `weights` default to
+    the model's own.
     """
     if isinstance(model, peft.PeftModel):
         # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.

@@ -1,6 +1,6 @@
-"""What a run needs besides its weights to resume exactly: optimizer, position, random state.
+"""The state that a run needs besides its weights to resume exactly: optimizer, position, random generators.
 
-Saved in a checkpoint's `state/`.
+It is saved in `state/` of every checkpoint and snapshot.
 """
 
 from __future__ import annotations
@@ -25,48 +25,50 @@ _RANDOM = "random.pt"
 
 
 class RandomState(TypedDict):
-    """The generators that dropout draws from, of one rank."""
+    """The states of one rank's random generators, from which dropout draws."""
 
     cpu: torch.Tensor
     device: torch.Tensor | None
+    """The GPU's; None on a CPU."""
 
 
 class Position(BaseModel):
-    """Where in the run a state was taken."""
+    """How far the run was when a state was saved."""
 
     model_config = ConfigDict(frozen=True)
 
     step: int
     """Optimizer steps done."""
     data: str
-    """Fingerprint of the training rows as tokens: resuming with other rows would be another run."""
+    """Fingerprint of the tokenized training rows. A run resumes only with the same rows."""
     evaluation: Evaluation | None
-    """The last validation."""
+    """The last validation, if there was one."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What the devices know of a run at one moment, complete on rank 0."""
+    """What a checkpoint saves from all devices. Complete on rank 0, which writes it."""
 
     weights: dict[str, torch.Tensor]
-    """The model's, by name, frozen ones included."""
+    """All weights of the model by name, frozen ones included."""
     optimizer: dict[str, Any]
+    """The optimizer's `state_dict`."""
     random: list[RandomState]
-    """Of every rank, in their order."""
+    """One for each rank, in order."""
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """What a checkpoint's `state/` holds; tensors are on the CPU."""
+    """The content of a checkpoint's `state/`. Tensors are on the CPU."""
 
     position: Position
     optimizer: dict[str, Any]
     random: list[RandomState]
-    """Of every rank that there was, in their order."""
+    """One for each rank of the run that saved it, in order."""
 
 
 def random_state(device: torch.device) -> RandomState:
-    """This process's random state."""
+    """The state of this process's random generators, on the CPU and on `device`."""
     on_gpu = device.type == "cuda"
     return RandomState(cpu=torch.get_rng_state(), device=torch.cuda.get_rng_state(device) if on_gpu else None)
 
@@ -83,12 +85,12 @@ def save_state(directory: Path, position: Position, collected: Collected) -> Non
 
 
 def read_position(text: str) -> Position:
-    """The position in a checkpoint, from the text of its `state/position.json`."""
+    """Parses the text of a checkpoint's `state/position.json`."""
     return Position.model_validate_json(text)
 
 
 def read_state(directory: Path) -> SavedState:
-    """What `save_state` wrote into a checkpoint's directory."""
+    """Reads the `state/` of a checkpoint's directory."""
     state = directory / STATE
     return SavedState(
         position=read_position((state / _POSITION).read_text()),
@@ -100,16 +102,16 @@ def read_state(directory: Path) -> SavedState:
 def restore_state(
     saved: SavedState, optimizer: torch.optim.Optimizer, parallel: Parallel, *, data: str
 ) -> Position:
-    """Puts optimizer and this rank's random state back, and returns where the run was.
+    """Restores the optimizer and this rank's random state, and returns the position to resume from.
 
-    With more devices than before, the new ranks keep the random state of their seed. Raises FineTuneError
-    (InvalidData) when the training rows, whose fingerprint `data` is, are not those that the run began with.
+    A rank that the saved run did not have keeps the random state it has from its seed. `data` is the
+    fingerprint of the training rows. Raises FineTuneError (InvalidData) when the run began with other rows.
     """
     if saved.position.data != data:
         raise FineTuneError(
             FailureClass.INVALID_DATA,
-            "spec.train_path: the rows are not those that this run began with; put them back, or begin anew in"
-            " another storage directory",
+            "spec.train_path: the rows are not those that this run began with; put them back, or begin anew"
+            " in another storage directory",
         )
     parallel.restore(optimizer, saved.optimizer)
     if parallel.rank < len(saved.random):

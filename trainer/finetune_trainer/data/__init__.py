@@ -1,1 +1,1 @@
-"""From rows in a file to batches of tokens."""
+"""Turns the rows of a file into batches of tokens."""

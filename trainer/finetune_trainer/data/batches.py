@@ -1,7 +1,7 @@
-"""Which rows an optimizer step trains on, and which device gets which of them.
+"""Decides which rows each optimizer step trains on, and which device gets which of them.
 
-The rows of a step depend on the seed and the effective batch size alone, never on the number of devices or
-on gradient accumulation: that is why 1 worker, n workers and any accumulation train the same model.
+The rows of a step depend only on the seed and the effective batch size, not on the number of devices or on
+gradient accumulation. So 1 worker, n workers and any accumulation train the same model.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ Indices = NDArray[np.int64]
 
 
 def row_order(seed: int, epoch: int, rows: int) -> Indices:
-    """The order of the rows in an epoch (0-based): a permutation that the seed and the epoch alone decide."""
+    """The order of the rows in an epoch (0-based): a permutation that depends only on seed and epoch."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def step_rows(order: Indices, step_in_epoch: int, effective_batch_size: int) -> Indices:
-    """Rows of the optimizer step with this 0-based index in its epoch; the last step of an epoch may have fewer."""
+    """The rows of one optimizer step, by its 0-based index in the epoch. The last step may have fewer."""
     return order[step_in_epoch * effective_batch_size : (step_in_epoch + 1) * effective_batch_size]
 
 
 def deal(rows: Indices, *, rank: int, num_devices: int, batch_size: int) -> list[Indices]:
-    """The micro-batches of one device in a step.
+    """Deals the rows of a step out to the devices, and returns the micro-batches of one of them.
 
-    Every device gets the same number of micro-batches, since gradients are reduced together; when rows run
-    out, some micro-batches of a step are smaller or empty.
+    Every device gets the same number of micro-batches, because all take part in every exchange of gradients.
+    When there are too few rows, some micro-batches are smaller or empty.
     """
     stride = num_devices * batch_size
     return [rows[start : start + stride][rank::num_devices] for start in range(0, len(rows), stride)]
@@ -35,10 +35,11 @@ def deal(rows: Indices, *, rank: int, num_devices: int, batch_size: int) -> list
 def evaluation_batches(
     lengths: NDArray[np.int64], *, rank: int, num_devices: int, batch_size: int
 ) -> list[Indices]:
-    """One device's batches of a validation set; every row is in one batch of one device.
+    """The batches of one device in a validation. Every row is in exactly one batch of one device.
 
-    Rows of like length come together, so that little is padded. Every device gets the same number of batches,
-    since each forward pass may be one that all devices take part in; the last may be empty.
+    Rows of similar length share a batch, so that there is little padding. Every device gets the same
+    number of batches, because all devices may have to take part in each forward pass. The last one
+    may be empty.
     """
     order = np.argsort(-lengths, kind="stable")
     longest_share = -(-len(order) // num_devices)

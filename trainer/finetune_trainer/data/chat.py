@@ -1,8 +1,8 @@
-"""From a conversation to tokens, and which of them count in the loss.
+"""Turns conversations into tokens, and marks those that count in the loss.
 
-The whole conversation is written as text and tokenized once. What counts is a range of characters, found by
-position in the text and never by a token's id: a pad token that equals the end-of-turn token, or an answer
-that quotes one, changes nothing.
+The whole conversation is written as text and tokenized once. The answers are ranges of characters in that
+text. They are never looked for by token id, so it does no harm when the pad token equals the end-of-turn
+token or when an answer quotes one.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Task = Literal["causal_lm", "instruction_tuning"]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as tokens."""
+    """A tokenized row."""
 
     input_ids: list[int]
     trained: list[bool]
-    """True on tokens that count in the loss."""
+    """For each token, whether it counts in the loss."""
 
 
 class ChatFormat:
-    """Encodes rows for one tokenizer and task."""
+    """Tokenizes rows for one model and task."""
 
     def __init__(
         self,
@@ -49,9 +49,10 @@ class ChatFormat:
         self.warnings = warnings
 
     def encode(self, row: Row) -> Encoded:
-        """A row as tokens: all of them count for causal_lm, the assistant's turns with their end of turn for instruction_tuning.
+        """Tokenizes a row, and marks the tokens that count in the loss.
 
-        Raises FineTuneError (InvalidData) with the reason; the caller knows the file.
+        For causal_lm all tokens count; for instruction_tuning the assistant's turns do, each with the text
+        that ends it. Raises FineTuneError (InvalidData) with the reason, but without file and line.
         """
         try:
             text, answers = self._written(row.messages)
@@ -70,7 +71,7 @@ class ChatFormat:
         return Encoded(ids, inside(cast("list[Span]", tokens["offset_mapping"]), answers))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids that ask for an answer."""
+        """The token ids of a prompt: the conversation, and what makes the model answer."""
         return cast(
             "list[int]",
             self._tokenizer(self._rendering.prompt(messages), add_special_tokens=False, verbose=False)[
@@ -79,7 +80,7 @@ class ChatFormat:
         )
 
     def _written(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
-        """The text, and where in it the answers are if they alone count."""
+        """The conversation as text, and the spans of its answers, or None when all of it counts."""
         return (
             (self._rendering.text(messages), None)
             if self._task == "causal_lm"
@@ -90,15 +91,15 @@ class ChatFormat:
 def chat_format(
     tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None, task: Task, model: str
 ) -> ChatFormat:
-    """The format of `prompt_format` if there is one, else of the tokenizer's chat template.
+    """The chat format of a job: its `prompt_format` if it has one, else the tokenizer's chat template.
 
-    Raises FineTuneError (InvalidSpec) when there is neither, when answers count and the template cannot write
-    one, and when the tokenizer does not know which characters its tokens stand for.
+    Raises FineTuneError (InvalidSpec) when there is neither, when only answers count and the template cannot
+    write one, and when the tokenizer does not report which characters its tokens stand for.
     """
     if not tokenizer.is_fast:
         reason = (
-            "its tokenizer does not say which characters a token stands for; use a model with a"
-            " tokenizer.json"
+            "its tokenizer does not say which characters a token stands for;"
+            " use a model with a tokenizer.json"
         )
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {model}: {reason}")
     prompt_format = generation_config.prompt_format if generation_config is not None else None
@@ -130,11 +131,11 @@ def chat_format(
 
 
 def inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Which tokens have a part in one of the spans; both in the order of the text.
+    """For each token, whether it overlaps one of the spans; both are in the order of the text.
 
-    A token that a span cuts counts: in sentencepiece vocabularies a turn's first word begins with the blank
-    before it. So does one without a character inside a span: byte-level vocabularies may leave blanks out of
-    their tokens' offsets.
+    A token that is only partly inside a span counts: in sentencepiece vocabularies the first word of a
+    turn begins with the blank before it. A token of no characters inside a span counts too: byte-level
+    vocabularies may leave blanks out of their tokens' offsets.
     """
     starts = [start for start, _ in offsets]
     ends = [end for _, end in offsets]

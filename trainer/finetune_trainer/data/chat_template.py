@@ -1,4 +1,4 @@
-"""Conversations as the chat template of a tokenizer writes them."""
+"""Writes conversations with the chat template of a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from finetune_trainer.data.rendering import RenderingError, Span
 from finetune_trainer.data.rows import Message
 
 _TODAY = date(2024, 7, 26)
-"""The day that templates take for today; it is the one that Llama 3.1's template falls back to."""
+"""The date that templates get as today's: the one that Llama 3.1's template falls back to."""
 _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PRIVATE_USE = range(0xE000, 0xF900)
-"""Characters that mean nothing in Unicode, so that no template treats one in a special way."""
+"""Characters without a meaning in Unicode, which no template treats in a special way."""
 
 
 class TemplateRendering:
-    """The default chat template of a tokenizer.
+    """Writes conversations with the tokenizer's default chat template, and finds the answers in the text.
 
-    Where the template marks answers with `{% generation %}`, they are taken from there. Elsewhere an answer
-    begins where the text of the messages before it ends, once the template asks for an answer, and ends with
-    its content. Either way the text that ends a turn belongs to the answer; white space after that does not.
+    If the template marks answers with `{% generation %}`, those marks are used. Otherwise an answer begins
+    after the prompt, which is what the template writes for the messages before it with
+    `add_generation_prompt`, and ends with its content. Either way the text that ends a turn belongs to the
+    answer; white space after it does not.
 
     Raises ValueError when the tokenizer has no default chat template.
     """
@@ -46,9 +47,9 @@ class TemplateRendering:
         return self._render(messages)[0]
 
     def answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The whole conversation and its answers.
+        """The whole conversation, and the spans of its answers.
 
-        Raises RenderingError also when the template gives no way to tell where one begins.
+        Raises RenderingError also when the template makes it impossible to find where an answer begins.
         """
         text, spans = self._render(messages)
         if not self._tagged:
@@ -60,13 +61,14 @@ class TemplateRendering:
         return text, [(start, self._with_end_of_turn(text, end)) for start, end in spans]
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The conversation, and the beginning of an answer."""
+        """The conversation, followed by the beginning of an answer."""
         return self._render(messages, ask=True)[0]
 
     @cached_property
     def end_of_turn(self) -> str:
-        """What the template writes after an answer, without white space at its end; learnt from a conversation.
+        """What the template writes after an answer, without trailing white space.
 
+        Found by writing a short conversation with the template.
         Raises RenderingError when the template cannot write a question and an answer.
         """
         mark = chr(_PRIVATE_USE.start)
@@ -79,8 +81,7 @@ class TemplateRendering:
         at_end = self._after(mark, conversation[:2])
         between = self._after(mark, conversation)
         ending = at_end.rstrip()
-        # Some templates (Phi-3's) end a turn, and then the conversation: what both have in common ends a
-        # turn.
+        # Some templates (Phi-3's) end a turn, and then the conversation. What both texts share ends a turn.
         return (
             ending if between.startswith(ending) else self._common_tokens(at_end, between).rstrip() or ending
         )
@@ -96,10 +97,11 @@ class TemplateRendering:
         return len(prompt), self._end_of_content(messages, text, index)
 
     def _end_of_content(self, messages: Sequence[Message], text: str, index: int) -> int:
-        """Where the content of a message ends in the text, found by what follows when another content stands in its place.
+        """The position in the text at which the content of a message ends.
 
-        Looking for the content itself would not do: templates strip it or cut thoughts from it, and a short
-        one may stand elsewhere too.
+        It is found by putting a mark in place of the content, and looking at what follows the mark. The
+        content itself cannot be searched for: templates strip it or cut thoughts from it, and a short one
+        may occur elsewhere too.
         """
         mark = next(mark for mark in map(chr, _PRIVATE_USE) if mark not in text)
         after = self._after(mark, [*messages[:index], Message("assistant", mark), *messages[index + 1 :]])
@@ -112,7 +114,7 @@ class TemplateRendering:
         return len(text) - len(after)
 
     def _after(self, mark: str, messages: Sequence[Message]) -> str:
-        """The text after the answer that is `mark`."""
+        """The text that follows the answer whose content is `mark`."""
         _, found, after = self.text(messages).partition(mark)
         if not found:
             raise RenderingError(
@@ -124,7 +126,7 @@ class TemplateRendering:
         return end + len(self.end_of_turn) if text.startswith(self.end_of_turn, end) else end
 
     def _common_tokens(self, first: str, second: str) -> str:
-        """The text of the tokens with which both texts begin."""
+        """The longest common beginning of two texts that consists of whole tokens."""
         tokens = self._tokenizer(first, add_special_tokens=False, return_offsets_mapping=True)
         others = self._tokenizer(second, add_special_tokens=False)
         ends = [end for _, end in cast("list[Span]", tokens["offset_mapping"])]
@@ -135,7 +137,7 @@ class TemplateRendering:
         return first[: ends[common - 1]] if common else ""
 
     def _render(self, messages: Sequence[Message], *, ask: bool = False) -> tuple[str, list[Span]]:
-        """The text, and what is between the template's generation tags."""
+        """The text, and the spans between the template's generation tags, if it has any."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             rendered = render_jinja_template(
@@ -155,9 +157,9 @@ class TemplateRendering:
 
 
 def _with_fixed_date(template: str) -> str:
-    """The template with one date for every day.
+    """The template with a fixed date in place of today's.
 
-    A run that goes on tomorrow must train on the same tokens as today, and Llama 3.2's template, among
-    others, writes today's date.
+    A run that is resumed tomorrow must train on the same tokens as today. Llama 3.2's template, among others,
+    writes the current date.
     """
     return _STRFTIME_NOW.sub(lambda call: repr(_TODAY.strftime(call["format"])), template)

@@ -1,4 +1,4 @@
-"""How the rows of a forward pass are laid out as tensors."""
+"""Lays the rows of a forward pass out as tensors."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from finetune_trainer.data.tokens import IGNORED, TokenizedRows
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass gets: rows padded on the right to one length; all of shape (rows, length)."""
+    """The input of one forward pass: rows padded on the right. All tensors have the shape (rows, length)."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     """1 on tokens, 0 on padding."""
     labels: torch.Tensor
-    """What each position predicts, already shifted: the next token, or IGNORED."""
+    """What each position predicts, already shifted: the next token, or IGNORED where that does not count."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """A copy of the batch on a device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 
 
 class Layout(Protocol):
-    """A way to lay rows out."""
+    """A way to lay rows out as tensors."""
 
     def batch(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Batch:
-        """The batch of these rows.
+        """Makes a batch of the rows with these indices.
 
-        Without rows it is one token that predicts nothing: the device still takes part in the step, with a
-        loss of zero.
+        Without any, the batch is one token that predicts nothing. A device without rows so still takes
+        part in the forward pass, with a loss of zero.
         """
 
 
 @dataclass(frozen=True)
 class Padded:
-    """A row of the tensors for each row, filled up on the right."""
+    """One row of the tensors for each row, padded on the right."""
 
     pad_token_id: int
     length: int | None = None
-    """Tokens that every batch is padded to; None pads to the longest of its rows."""
+    """The length in tokens that every batch is padded to; None pads to the batch's longest row."""
 
     def batch(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Batch:
         """See `Layout`."""

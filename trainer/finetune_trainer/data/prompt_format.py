@@ -1,4 +1,7 @@
-"""Conversations as LLMForge's `prompt_format` writes them: a text for each role, in which `{instruction}` stands for the content."""
+"""Writes conversations with LLMForge's `prompt_format`.
+
+It has a text for each role, in which `{instruction}` stands for the content.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from finetune_trainer.data.rendering import RenderingError, Span
 from finetune_trainer.data.rows import Message
 
 _NO_CONTENT = "\0"
-"""Stands where a content would; YAML cannot write it, so no format holds one."""
+"""Stands in for a message's content. YAML cannot contain this character, so no format does."""
 
 
 class FormatRendering:
-    """A `prompt_format`, with the rules of RayLLM's `PromptFormat.generate_prompt`.
+    """Writes conversations by the rules of RayLLM's `PromptFormat.generate_prompt`.
 
-    An answer is its content and what `assistant` writes after it, without white space at its end.
+    An answer is its content and what `assistant` writes after it, without trailing white space.
     """
 
     def __init__(self, prompt_format: PromptFormat) -> None:
@@ -28,7 +31,7 @@ class FormatRendering:
 
     @property
     def end_of_turn(self) -> str:
-        """What `assistant` writes after an answer, without white space at its end."""
+        """What `assistant` writes after an answer, without trailing white space."""
         return self._end_of_turn
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -36,11 +39,11 @@ class FormatRendering:
         return self.answers(messages)[0]
 
     def answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The whole conversation and its answers."""
+        """The whole conversation, and the spans of its answers."""
         return self._write(messages, system_in_last_user=False)
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The conversation and `trailing_assistant`."""
+        """The conversation, followed by `trailing_assistant`."""
         text, _ = self._write(messages, system_in_last_user=self._format.system_in_last_user)
         return text + self._format.trailing_assistant
 
@@ -67,7 +70,7 @@ class FormatRendering:
         return text, spans
 
     def _system(self, messages: Sequence[Message]) -> str:
-        """The text of the system message, or of the default one; empty where there is none to write."""
+        """The text of the system message or, without one, of the default; empty when neither is written."""
         given = next(
             (message.content for message in messages if message.role == "system"),
             self._format.default_system_message,

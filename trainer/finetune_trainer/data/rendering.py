@@ -1,4 +1,4 @@
-"""A conversation as text, and where in it the model's answers are: what a chat template and a prompt format both give."""
+"""The interface of chat templates and prompt formats, which write conversations as text."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from typing import Protocol
 from finetune_trainer.data.rows import Message
 
 Span = tuple[int, int]
-"""Start and end of a range of characters."""
+"""A range of characters in a text: its start and its end."""
 
 
 class RenderingError(Exception):
-    """Why a conversation cannot be written: where in it, what is wrong, and what would be right."""
+    """A conversation cannot be written. The message says where, what is wrong and what would be right."""
 
 
 class Rendering(Protocol):
-    """One way to write conversations for a model. All of it raises RenderingError."""
+    """A way to write conversations for a model. All methods may raise RenderingError."""
 
     @property
     def end_of_turn(self) -> str:
-        """What follows an answer, without white space at its end; may be empty."""
+        """The text that follows every answer, without trailing white space; may be empty."""
 
     def text(self, messages: Sequence[Message]) -> str:
         """The whole conversation."""
 
     def answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The whole conversation, and its assistant's turns with the text that ends a turn, in the order of the text."""
+        """The whole conversation, and the spans of the assistant's turns in it, in order.
+
+        A span includes the text that ends the turn.
+        """
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text that asks the model to go on as the assistant."""
+        """The prompt to which the model answers as the assistant."""

@@ -1,4 +1,4 @@
-"""Reads chat rows: JSON lines of `{"messages": [{"role": ..., "content": ...}, ...]}`, every one checked before any is used."""
+"""Reads and checks chat rows: JSON lines of `{"messages": [{"role": ..., "content": ...}, ...]}`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from finetune_trainer.storage.open import open_input
 
 ROLES = ("system", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
-"""Message keys that a chat template may drop without a word: training on such rows would teach something
-else."""
+"""Keys of a message that a chat template may drop silently: the row would then teach something else."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a character outside the basic plane, which JSON can write and no tokenizer can read."""
+"""Half of a character outside Unicode's basic plane. JSON can contain it, but no tokenizer can read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +27,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation, a system message first if it has one."""
+    """One conversation. Its system message, if it has one, comes first."""
 
     line: int
-    """1-based line of the file."""
+    """The 1-based line of the file."""
     messages: tuple[Message, ...]
 
 
 class _RowError(Exception):
-    """What is wrong with a row: for each problem where in it, what, and what would be right."""
+    """A row is wrong. Each problem says where, what is wrong and what would be right."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__(*problems)
@@ -44,12 +43,11 @@ class _RowError(Exception):
 
 
 def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
-    """All rows of a file that a spec names, and remarks about keys that are ignored.
+    """Reads all rows of a file, and returns them with warnings about keys that are ignored.
 
-    Blank lines do not count.
-
-    A system message is moved to the front, as in LLMForge. Raises FineTuneError: InvalidData with every
-    problem of every line as `path:line: where: what`, or what `open_input` raises.
+    `path` is any that `open_input` takes. Blank lines are skipped. A system message is moved to the front, as
+    in LLMForge. Raises FineTuneError: InvalidData with every problem of every line as
+    `path:line: where: what`, or what `open_input` raises.
     """
     rows: list[Row] = []
     problems: list[str] = []
@@ -84,7 +82,7 @@ def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
 
 
 def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
-    """The messages of a row, the system message first, and the keys in it that are ignored."""
+    """The messages of a row, the system message first, and its keys that are ignored."""
     document = _parse(text)
     if not isinstance(document, dict):
         raise _RowError(f'must be an object {{"messages": [...]}}, is {_kind(document)}')

@@ -1,4 +1,4 @@
-"""Rows as tokens: flat arrays that all workers share, and truncation to the context length."""
+"""Tokenized rows in flat arrays, which all workers share, and their truncation to the context length."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.rows import Row
 
 IGNORED = -100
-"""The label of a position at which nothing is predicted; PyTorch's and transformers' own value."""
+"""The label of a position whose prediction does not count: the value that PyTorch and transformers use."""
 
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """Rows laid end to end; row i is `offsets[i]` to `offsets[i + 1]`."""
+    """Tokenized rows, one after the other. Row i is at `offsets[i]` to `offsets[i + 1]`."""
 
     input_ids: NDArray[np.int32]
     """Token ids, shape (tokens,)."""
     trained: NDArray[np.bool_]
-    """True on tokens that count in the loss, shape (tokens,)."""
+    """For each token, whether it counts in the loss. Shape (tokens,)."""
     offsets: NDArray[np.int64]
-    """Shape (rows + 1,)."""
+    """Where each row begins, and at the end where the last one ends. Shape (rows + 1,)."""
     lines: NDArray[np.int64]
-    """The line of its file that each row comes from, shape (rows,)."""
+    """For each row, its 1-based line in the file. Shape (rows,)."""
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Token ids of a row, and which of them count; views."""
+        """The token ids of a row, and for each whether it counts in the loss. Both are views."""
         tokens = slice(self.offsets[index], self.offsets[index + 1])
         return self.input_ids[tokens], self.trained[tokens]
 
     def labels(self, index: int) -> NDArray[np.int64]:
-        """What each position of a row predicts: the token after it, or IGNORED where that does not count.
+        """The labels of a row: for each position the next token, or IGNORED where that does not count.
 
-        So the first token of a row is never predicted, and the last position predicts nothing.
+        So the first token of a row is never predicted, and the last label is always IGNORED.
         """
         ids, trained = self.row(index)
         labels = np.full(len(ids), IGNORED, dtype=np.int64)
@@ -50,7 +50,7 @@ class TokenizedRows:
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """How many tokens of each row are predicted: those of its labels that are not IGNORED. Shape (rows,)."""
+        """How many labels of each row are not IGNORED. Shape (rows,)."""
         counted = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
         after_first = np.minimum(self.offsets[:-1] + 1, self.offsets[1:])
         predicted: NDArray[np.int64] = counted[self.offsets[1:]] - counted[after_first]
@@ -58,25 +58,25 @@ class TokenizedRows:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, shape (rows,)."""
+        """The number of tokens of each row. Shape (rows,)."""
         return np.diff(self.offsets)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
+        """The number of tokens of the longest row."""
         return int(self.lengths.max())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """The size of all arrays in bytes."""
         return self.input_ids.nbytes + self.trained.nbytes + self.offsets.nbytes + self.lines.nbytes
 
 
 def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> TokenizedRows:
-    """All rows, at least one, in full length.
+    """Tokenizes rows, of which there is at least one, without truncation.
 
-    Raises FineTuneError (InvalidData) with every row that the chat format cannot take, as `source:line:
-    what`.
+    Raises FineTuneError (InvalidData) with a problem `source:line: what` for every row that the
+    chat format refuses.
     """
     input_ids: list[NDArray[np.int32]] = []
     trained: list[NDArray[np.bool_]] = []
@@ -100,10 +100,10 @@ def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> 
 
 
 def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[TokenizedRows, int]:
-    """The first `context_length` tokens of every row, and how many rows were longer.
+    """Cuts every row to its first `context_length` tokens, and returns how many rows were longer.
 
-    Raises FineTuneError (InvalidData) with every row in which nothing is left to train on, as `source:line:
-    what`.
+    Raises FineTuneError (InvalidData) with a problem `source:line: what` for every row in which no token is
+    left that counts in the loss.
     """
     position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
     kept = position_in_row < context_length
@@ -127,15 +127,15 @@ def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[Tok
 
 
 def trained_tokens(rows: TokenizedRows) -> int:
-    """Tokens that count in the loss of an epoch."""
+    """The number of tokens that count in the loss of an epoch."""
     return int(rows.predicted.sum())
 
 
 def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:
     if cut_off:
         return (
-            f"the first {context_length} of its {length} tokens hold nothing to train on; raise"
-            " spec.context_length"
+            f"the first {context_length} of its {length} tokens hold nothing to train on;"
+            " raise spec.context_length"
         )
     return f"none of its {length} tokens counts in the loss; give it an answer, or leave it out"
 

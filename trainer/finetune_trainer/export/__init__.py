@@ -1,1 +1,1 @@
-"""What is made of a checkpoint."""
+"""Turns checkpoints into other forms."""

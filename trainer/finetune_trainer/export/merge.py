@@ -1,4 +1,4 @@
-"""Merges a LoRA checkpoint into its base model, which then runs without peft."""
+"""Merges a LoRA checkpoint into its base model. The result runs without peft."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from finetune_trainer.model.source import fetch_model
 from finetune_trainer.storage.open import Storage, open_storage
 
 TOLERANCE = 1e-3
-"""How far logits may be apart, see `_distance`. A right merge in fp32 stays below 1e-5, also in 30 layers; a
-wrong one shows from 1e-2."""
+"""The largest distance of logits that is accepted (see `_distance`). A right merge in fp32 stays below 1e-5,
+also with 30 layers; a wrong one is above 1e-2."""
 
 PROBE_TOKENS = 64
 
 
 class _AdapterConfig(BaseModel):
-    """What is read of PEFT's adapter_config.json here."""
+    """The fields of PEFT's adapter_config.json that merging needs."""
 
     peft_type: str
     base_model_name_or_path: str
 
 
 def merge(checkpoint: str, out: Path) -> None:
-    """Writes the model that the adapter in `checkpoint` and its base make together: a plain transformers model, in the base's precision.
+    """Merges the adapter in `checkpoint` into its base model, and writes the result to `out`.
 
-    `checkpoint` is an adapter's directory, local or in object storage; `out` must not exist or be empty. The
-    merged model must give the adapter's logits, in fp32, and so must what was written when it is loaded
-    again; on any failure nothing is left at `out`. Needs memory for the model in fp32. Raises FineTuneError:
-    InvalidSpec when `out` is not empty or the checkpoint is not an adapter that can be merged, ModelNotFound
-    when there is no checkpoint or no base model, StorageError, Unknown when the logits differ.
+    `checkpoint` is an adapter's directory, local or in object storage. `out` must not exist or be empty;
+    it gets a plain transformers model in the base's precision. Two checks are made: in fp32 the merged
+    model must give the same logits as the adapter, and the written files, loaded again, the same as the
+    merged model. On any failure nothing is left at `out`. Needs memory for the model in fp32.
+
+    Raises FineTuneError: InvalidSpec when `out` is not empty or the checkpoint is not an adapter that
+    can be merged, ModelNotFound when there is no checkpoint or no base model, StorageError, Unknown when
+    the logits differ.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FineTuneError(
@@ -51,8 +54,8 @@ def merge(checkpoint: str, out: Path) -> None:
     )
     target = open_storage(str(out.absolute().parent))
     with warnings.catch_warnings(), source.local_copy() as adapter, target.staging(out.name) as staging:
-        # peft advises to untie embeddings, which is done here, and only warns of weights that are missing and
-        # stay random.
+        # peft advises to untie embeddings, which is done here. It only warns when weights are missing, and
+        # leaves them random.
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Found missing adapter keys")
         logits = _write_merged(base, adapter, staging, checkpoint)
@@ -85,14 +88,14 @@ def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
     if config.peft_type != "LORA":
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
-            f"{checkpoint.path}/adapter_config.json: peft_type is {config.peft_type}; only LORA can be"
-            " merged",
+            f"{checkpoint.path}/adapter_config.json: peft_type is {config.peft_type};"
+            " only LORA can be merged",
         )
     return config
 
 
 def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -> torch.Tensor:
-    """Writes the merged model, and gives its logits on the probe."""
+    """Writes the merged model, and returns its logits (see `_probe`)."""
     model = _load(base)
     dtype, tied = model.dtype, bool(model.config.get_text_config().tie_word_embeddings)
     _convert(model, torch.float32)
@@ -120,7 +123,7 @@ def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -
 
 
 def _load(directory: Path) -> PreTrainedModel:
-    """The model in the precision that it was saved in."""
+    """Loads a model in the precision that it was saved in."""
     try:
         return cast(
             "PreTrainedModel",
@@ -134,7 +137,7 @@ def _load(directory: Path) -> PreTrainedModel:
 
 
 def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Converts parameters one by one, and no buffers: those of rotary embeddings stay in fp32."""
+    """Converts the parameters, but not the buffers: those of rotary embeddings stay in fp32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -153,7 +156,7 @@ def _unshare(model: torch.nn.Module) -> None:
     """Gives every module parameters of its own.
 
     peft adds each module's update to its weight in place. A weight that two modules share (tied embeddings,
-    replicated layers) would get both updates, and the merged model would be another one.
+    replicated layers) would get both updates, and the merged model would be wrong.
     """
     seen: set[int] = set()
     for module in model.modules():
@@ -164,7 +167,7 @@ def _unshare(model: torch.nn.Module) -> None:
 
 
 def _tie_if_equal(model: PreTrainedModel) -> None:
-    """Ties the embeddings again unless they were trained apart; the configuration says which."""
+    """Ties the embeddings again if they are still equal, and notes in the configuration whether they are."""
     embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
     head = cast("torch.nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
     model.config.get_text_config().tie_word_embeddings = torch.equal(embedding.weight, head.weight)
@@ -173,7 +176,7 @@ def _tie_if_equal(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _probe(model: PreTrainedModel | peft.PeftModel) -> torch.Tensor:
-    """Logits on tokens drawn from the whole vocabulary, always the same; shape (PROBE_TOKENS, vocabulary), fp32."""
+    """The logits of random tokens, always the same ones, in fp32. Shape (PROBE_TOKENS, vocabulary)."""
     embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
     tokens = torch.randint(
         len(embedding.weight), (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0)
@@ -190,6 +193,9 @@ def _check(logits: torch.Tensor, expected: torch.Tensor, what: str, whose: str) 
 
 
 def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """The difference relative to how much the expected logits vary over the vocabulary: 0 is equal, 1 unrelated, NaN has no answer."""
+    """How far the logits are from the expected ones, relative to how those vary over the vocabulary.
+
+    0 means equal, about 1 unrelated. NaN when one of the logits is.
+    """
     spread = expected - expected.mean(dim=-1, keepdim=True)
     return float((logits - expected).norm() / spread.norm())

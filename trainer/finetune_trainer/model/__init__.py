@@ -1,1 +1,1 @@
-"""Models and adapters: where they come from, and how they are made ready to train."""
+"""Finds models and adapters, and loads them for training."""

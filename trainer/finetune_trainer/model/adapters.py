@@ -1,4 +1,4 @@
-"""LoRA adapters by PEFT: from the spec's fields, and from an adapter that is there."""
+"""LoRA adapters by PEFT: new ones from the spec's fields, and existing ones to begin from."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
-    """PEFT's own configuration: the fields that were set, PEFT's defaults for the rest, `all-linear` for target_modules.
+    """PEFT's configuration with the spec's fields.
 
-    Raises FineTuneError (InvalidSpec) with PEFT's words where PEFT refuses a combination.
+    `target_modules` defaults to `all-linear`; the other fields default as in PEFT.
+    Raises FineTuneError (InvalidSpec) with PEFT's message when PEFT refuses a combination of fields.
     """
     fields = lora.model_dump(exclude_unset=True, exclude_none=True)
     if "runtime_config" in fields:  # an API server fills its default in
@@ -36,7 +37,10 @@ def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = False) -> peft.PeftModel:
-    """The model with new adapters. Raises FineTuneError (InvalidSpec) with PEFT's words where PEFT refuses the configuration."""
+    """Adds new adapters to the model; with `on_meta`, without allocating their weights.
+
+    Raises FineTuneError (InvalidSpec) with PEFT's message when PEFT refuses the configuration.
+    """
     config = _peft_config(lora)
     try:
         return cast("peft.PeftModel", peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta))
@@ -45,10 +49,11 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = F
 
 
 def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
-    """Modules that are named must exist: PEFT says nothing of target_modules as long as one does, and never of modules_to_save.
+    """Checks that the modules named in `target_modules` and `modules_to_save` exist.
 
-    Returns warnings. Raises FineTuneError (InvalidSpec) with the names that there are when no module of a
-    field exists.
+    PEFT itself complains only when no module of `target_modules` exists, and never about `modules_to_save`.
+    `tied` says whether the model ties its embeddings. Returns a warning for each name that does not exist.
+    Raises FineTuneError (InvalidSpec), with the names that do exist, when none of a field does.
     """
     targets = lora.target_modules
     warnings = _check_names("modules_to_save", lora.modules_to_save or [], model)
@@ -100,7 +105,7 @@ def _existing(model: PreTrainedModel) -> str:
 
 
 class _Scale(BaseModel):
-    """What of PEFT's adapter_config.json decides by how much an adapter is multiplied, besides r; left out, PEFT's defaults."""
+    """The fields of PEFT's adapter_config.json that, besides `r`, scale an adapter; with PEFT's defaults."""
 
     lora_alpha: int = 8
     alpha_pattern: dict[str, int] = {}
@@ -108,9 +113,10 @@ class _Scale(BaseModel):
 
 
 def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
-    """Raises FineTuneError (ModelNotFound, InvalidSpec) when the adapter in this directory does not fit the model's adapters.
+    """Checks that the adapter in this directory fits the model's adapters.
 
-    Reads names and shapes only; the model may be without weights.
+    Only names and shapes are read, so the model may be on the meta device. Raises FineTuneError:
+    ModelNotFound when the directory holds no adapter, InvalidSpec when it does not fit.
     """
     where = "spec.initial_adapter_model_ckpt_path"
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -124,7 +130,8 @@ def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
         for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
-        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        names = file.keys()  # the file itself cannot be iterated over
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     for name in sorted(wanted.keys() - there.keys()):
         raise FineTuneError(
             FailureClass.INVALID_SPEC, f"{where}: the adapter has no {name}, which spec.lora_config asks for"
@@ -152,5 +159,5 @@ def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
 
 
 def load_adapter(model: peft.PeftModel, adapter: Path) -> None:
-    """Puts the adapter's weights in; `check_adapter` says whether they fit."""
+    """Loads the adapter's weights into the model. `check_adapter` checks beforehand whether they fit."""
     peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(adapter), device="cpu"))

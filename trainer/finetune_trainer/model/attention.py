@@ -1,4 +1,4 @@
-"""Which implementation of attention a model gets."""
+"""Chooses the implementation of attention."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ NO_FLASH_ATTENTION = (
 
 
 def uses_flash_attention(spec: FineTuneJobSpec, *, on_gpu: bool) -> bool:
-    """Whether attention comes from the flash-attn package: asked for, on a GPU, and installed.
+    """Whether flash-attn computes attention: it is asked for, there is a GPU, and it is installed.
 
-    The head of a cluster has no GPU, but the image of its workers: it comes to the same answer as they do.
+    `on_gpu` says whether the workers have GPUs. The head of a Ray cluster has none, but it has the workers'
+    image, and so gives the same answer as they do.
     """
     return bool(spec.flash_attention_2) and on_gpu and find_spec("flash_attn") is not None

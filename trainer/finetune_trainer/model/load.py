@@ -1,4 +1,4 @@
-"""The model: its tokenizer, its shape without weights, and itself, with adapters or in full."""
+"""Loads a model's configuration, its tokenizer, its shape without weights, and the model itself."""
 
 from __future__ import annotations
 
@@ -32,29 +32,32 @@ SHOWN_WEIGHTS = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, known from its configuration without loading a weight."""
+    """A model's sizes, which are known from its configuration without loading weights."""
 
     total_parameters: int
-    """Of the base model and the adapters."""
+    """Parameters of the base model and the adapters."""
     trainable_parameters: int
     layers: int
     hidden_size: int
     vocabulary: int
     context_length: int | None
-    """Most tokens the model takes; None when its configuration does not say."""
+    """The most tokens that the model takes; None when its configuration does not say."""
     warnings: tuple[str, ...]
 
 
 class LoadingInfo(TypedDict):
-    """What transformers says of weights that it did not find as the model needs them."""
+    """What transformers reports about the weights that it read."""
 
     missing_keys: set[str]
     mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    """Names, the sizes that were found and the sizes that are needed."""
+    """For each its name, the size that was found and the size that the model needs."""
 
 
 def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
-    """The model's configuration. Raises FineTuneError (ModelNotFound) when there is none or its architecture is unknown."""
+    """Loads the model's configuration.
+
+    Raises FineTuneError (ModelNotFound) when there is none, or when its architecture is unknown.
+    """
     source, where = _base(spec)
     path = fetch_model(source, where, weights=False)
     try:
@@ -66,11 +69,10 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model_id`.
+    """Loads the tokenizer of `model_id`.
 
-    A tokenizer without a pad token gets its end-of-text token as filling: padding is masked by position, so
-    the choice changes nothing. Raises FineTuneError (ModelNotFound) when there is no tokenizer, or one with
-    neither token.
+    Raises FineTuneError (ModelNotFound) when there is none, or when it has neither a pad token nor an
+    end-of-text token to pad with.
     """
     path = fetch_model(spec.model_id, "spec.model_id", weights=False)
     try:
@@ -82,23 +84,27 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
         ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         missing = (
-            "its tokenizer has neither a pad token nor an end-of-text token; set pad_token in its"
-            " tokenizer_config.json"
+            "its tokenizer has neither a pad token nor an end-of-text token;"
+            " set pad_token in its tokenizer_config.json"
         )
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id}: {missing}")
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills short rows."""
+    """The token that pads short rows: the pad token, or without one the end-of-text token.
+
+    Padding is masked by position, so the choice changes nothing.
+    """
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     """The sizes of the model that the spec trains.
 
-    Raises FineTuneError: InvalidSpec when lora_config does not fit the model, or the adapter to go on from
-    does not fit lora_config; ModelNotFound when the model is not a causal language model.
+    Raises FineTuneError: InvalidSpec when lora_config does not fit the model, or
+    initial_adapter_model_ckpt_path does not fit lora_config; ModelNotFound when the model is not a causal
+    language model.
     """
     try:
         with torch.device("meta"):
@@ -131,11 +137,11 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
 def load_model(
     spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None = None
 ) -> PreTrainedModel | peft.PeftModel:
-    """The model to train, on the CPU, in train mode.
+    """Loads the model to train, on the CPU and in train mode.
 
-    What was trained is taken from the checkpoint `resumed`, if there is one. Frozen weights are held in
-    `dtype`; what is trained is held in fp32, since AdamW's small updates vanish in bf16. New adapters depend
-    on the spec's seed alone. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
+    With `resumed`, a checkpoint's directory, the trained weights come from there. Frozen weights are held
+    in `dtype`, trained ones in fp32, because AdamW's small updates vanish in bf16. New adapters depend
+    only on the spec's seed. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
     """
     source, where = _base(spec)
     weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
@@ -160,7 +166,7 @@ def load_model(
 
 
 def _base(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
-    """Where the base model's weights come from, and the field that says so."""
+    """The source of the base model's weights, and the field of the spec that names it."""
     if spec.initial_base_model_ckpt_path is not None:
         return spec.initial_base_model_ckpt_path, "spec.initial_base_model_ckpt_path"
     return spec.model_id, "spec.model_id"
@@ -174,7 +180,7 @@ def _read_weights(
     dtype: torch.dtype,
     attention: str | None,
 ) -> PreTrainedModel:
-    """The model with all its weights; transformers itself makes up those that are not there, and only warns."""
+    """Loads a model, and fails when weights are missing, which transformers itself fills at random."""
     try:
         loaded = model_class.from_pretrained(
             path,

@@ -1,4 +1,4 @@
-"""Where a model comes from: a directory, object storage or the hub, always brought to a local directory."""
+"""Brings models from a directory, object storage or the hub to a local directory."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 _WEIGHT_FILES = ["*.safetensors"]
 _SAME_WEIGHTS = ["consolidated*.safetensors"]
-"""Mistral's models hold their weights once more, in a form that transformers does not read."""
+"""A second copy of the weights, in Mistral's models, that transformers does not read."""
 
 
 def hub_name(source: str) -> str | None:
-    """The hub's name for a model (`organisation/name`, perhaps with `@revision`), or None when `source` is a path."""
+    """The model's name on the hub, perhaps with `@revision`; None when `source` is a path."""
     if scheme(source) == "hf":
         return source.removeprefix("hf://")
     if scheme(source) or Path(source).expanduser().exists() or not _HUB_NAME.fullmatch(source):
@@ -41,7 +41,7 @@ def hub_name(source: str) -> str | None:
 
 
 def source_name(source: str | HubRepository) -> str:
-    """What a checkpoint names as its base model: the hub's name, or a path that works from anywhere, as far as that can be."""
+    """What a checkpoint names as its base model: the name on the hub, or an absolute path."""
     if isinstance(source, HubRepository):
         return source.repo_id
     name = hub_name(source)
@@ -51,16 +51,17 @@ def source_name(source: str | HubRepository) -> str:
 
 
 def source_revision(source: str | HubRepository) -> str | None:
-    """The revision on the hub that `source` asks for, if it does."""
+    """The revision on the hub that `source` names; None when it names none."""
     name = hub_name(source) if isinstance(source, str) else None
     return (name or "").partition("@")[2] or None
 
 
 def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
-    """A local directory with the model or adapter: config and tokenizer, and the weights if asked for.
+    """Returns a local directory with a model or an adapter, downloaded if needed.
 
-    A local path never reaches for the hub. Raises FineTuneError: ModelNotFound, AccessDenied or StorageError,
-    beginning with `where`, such as `spec.model_id`.
+    Without `weights`, only its configuration and tokenizer are downloaded. For a local path the hub is never
+    asked. Raises FineTuneError (ModelNotFound, AccessDenied or StorageError)
+    with a message that begins with `where`, a field such as `spec.model_id`.
     """
     if isinstance(source, HubRepository):
         return _from_hub(source.repo_id, where, weights=weights)
@@ -126,7 +127,7 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
             refused = f"{where}: the hub refuses {name}; HF_TOKEN must be one that may read it"
             raise FineTuneError(FailureClass.ACCESS_DENIED, refused) from error
         hint = "give a model's directory, or try again with a network"
-        # Where it is not to be asked, it will not answer another time.
+        # Offline by choice, another attempt would fail too.
         failure_class = (
             FailureClass.MODEL_NOT_FOUND if constants.HF_HUB_OFFLINE else FailureClass.STORAGE_ERROR
         )
@@ -164,7 +165,7 @@ def _patterns(*, weights: bool) -> list[str]:
 
 
 def _fits(file: str, patterns: list[str]) -> bool:
-    """As the hub takes patterns: of the whole name, with its directories."""
+    """Whether the whole name, with its directories, matches a pattern, as on the hub."""
     return any(fnmatchcase(file, pattern) for pattern in patterns)
 
 

@@ -1,1 +1,1 @@
-"""How devices share the work: a file for each kind of parallelism."""
+"""The kinds of parallelism: how devices share the work. A file for each."""

@@ -1,4 +1,4 @@
-"""Data parallelism (PyTorch's DDP): every device has a copy of the model and computes a part of each step's rows."""
+"""Data parallelism by PyTorch's DDP: every device has a copy of the model and a part of each step's rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from finetune_trainer.tasks.objective import Objective
 
 
 class DataParallel:
-    """See `finetune_trainer.parallel.parallel.Parallel`. The process group must be there."""
+    """Several devices with a copy of the model each. Needs an initialised process group.
+
+    Implements `finetune_trainer.parallel.parallel.Parallel`.
+    """
 
     def __init__(self, rank: int, num_devices: int, device: torch.device) -> None:
         self.rank = rank
@@ -24,41 +27,41 @@ class DataParallel:
         self.device = device
 
     def place(self, objective: Objective) -> torch.nn.Module:
-        """The objective in DDP."""
+        """Moves the objective to the device, and wraps it in DDP."""
         self._objective = objective.to(self.device)
         device_ids = [self.device] if self.device.type == "cuda" else None
         self._module = DistributedDataParallel(self._objective, device_ids=device_ids)
         return self._module
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
-        """Gradients are summed over the devices once in a step.
+        """Delays the exchange of gradients to the last micro-batch of a step.
 
-        Both passes belong inside no_sync: wrapping the backward pass alone saves nothing.
+        The forward pass has to be inside `no_sync` too: there DDP decides whether to exchange.
         """
         return nullcontext() if last else cast("AbstractContextManager[None]", self._module.no_sync())
 
     def backward(self, loss: torch.Tensor) -> None:
-        """DDP averages gradients over the devices, but the loss is a sum over them."""
+        """Computes gradients. DDP averages them over the devices, but the loss is a sum: hence the factor."""
         (loss * self.num_devices).backward()  # type: ignore[no-untyped-call]
 
     def clip(self, max_norm: float) -> float:
-        """Every device has the whole gradient."""
+        """Clips the gradient, of which every device has all."""
         return clip_gradient(self._objective, max_norm)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """A row for each rank: one exchange gives everybody's numbers, and all add them in the same order."""
+        """Exchanges a table with a row for each rank, so that all ranks add in the same order."""
         table = torch.zeros(self.num_devices, len(values), dtype=torch.float64, device=self.device)
         table[self.rank] = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(table)
         return [float(value) for value in table.sum(dim=0)]
 
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
-        """Weights and optimizer are the same on all ranks; only the random states are exchanged."""
+        """Exchanges the random states. Weights and optimizer state are the same on all ranks."""
         mine = random_state(self.device)
         everyone: list[RandomState] = [mine] * self.num_devices
         dist.all_gather_object(everyone, mine)
         return Collected(weights_of(self._objective), optimizer.state_dict(), everyone)
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Every rank has all of it."""
+        """Loads the state, of which every rank has all."""
         optimizer.load_state_dict(state)

@@ -14,7 +14,10 @@ from finetune_trainer.tasks.objective import Objective
 
 
 class OneDevice:
-    """See `finetune_trainer.parallel.parallel.Parallel`."""
+    """A single device, which has nothing to exchange.
+
+    Implements `finetune_trainer.parallel.parallel.Parallel`.
+    """
 
     rank = 0
     num_devices = 1
@@ -23,30 +26,30 @@ class OneDevice:
         self.device = device
 
     def place(self, objective: Objective) -> torch.nn.Module:
-        """The objective itself."""
+        """Moves the objective to the device, and returns it."""
         self._objective = objective.to(self.device)
         return self._objective
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - as in the protocol
-        """Nothing to hold back."""
+        """Does nothing."""
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """The gradient of the loss."""
+        """Adds the gradient of the loss."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def clip(self, max_norm: float) -> float:
-        """Of all that is trained."""
+        """Clips the gradient of all trained parameters."""
         return clip_gradient(self._objective, max_norm)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The values."""
+        """Returns the values."""
         return list(values)
 
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
-        """References, not copies."""
+        """Returns references to weights and optimizer state, not copies."""
         return Collected(weights_of(self._objective), optimizer.state_dict(), [random_state(self.device)])
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """As it is."""
+        """Loads the state."""
         optimizer.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What the training loop asks of the devices that share its work."""
+"""The interface through which the training loop uses one device or several."""
 
 from __future__ import annotations
 
@@ -15,34 +15,41 @@ from finetune_trainer.tasks.objective import Objective
 
 
 class Parallel(Protocol):
-    """A kind of parallelism. All ranks call the same methods in the same order, those that write nothing too."""
+    """A kind of parallelism.
+
+    All ranks must call the same methods in the same order, because a method may exchange data between them. A
+    rank that leaves a call out makes the others hang.
+    """
 
     rank: int
     num_devices: int
     device: torch.device
 
     def place(self, objective: Objective) -> torch.nn.Module:
-        """Puts an objective on the devices, and returns the module that all its forward passes go through."""
+        """Puts an objective on the devices, and returns the module to call for its forward passes."""
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
-        """Holds a forward and a backward pass of a step; gradients are complete after the `last` one."""
+        """A context for the forward and backward pass of one micro-batch of a step.
+
+        Gradients are complete only after the micro-batch for which `last` is true.
+        """
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of the loss, of which every device has computed a summand."""
+        """Adds the gradient of a loss. The whole loss is the sum of what all devices pass in."""
 
     def clip(self, max_norm: float) -> float:
-        """Scales the gradient down to an L2 norm of at most `max_norm`, and returns the norm it had."""
+        """Scales the gradient down to an L2 norm of at most `max_norm`, and returns the norm before that."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over all ranks, the same on every rank; in fp64."""
+        """Sums each value over all ranks, in fp64. Every rank gets the same sums."""
 
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
-        """Weights, optimizer state and random states; complete on rank 0, which writes them."""
+        """Collects what a checkpoint saves: weights, optimizer state, random states. Complete on rank 0."""
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Puts the optimizer state of a checkpoint back, as `collect` gave it."""
+        """Loads the optimizer state of a checkpoint, as `collect` returned it, into the optimizer."""
 
 
 def parallel_of(rank: int, num_devices: int, device: torch.device) -> Parallel:
-    """The kind of parallelism of a run; with several devices their process group must be there."""
+    """The kind of parallelism of a run. With several devices the process group must be initialised."""
     return OneDevice(device) if num_devices == 1 else DataParallel(rank, num_devices, device)

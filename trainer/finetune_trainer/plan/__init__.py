@@ -1,1 +1,1 @@
-"""What is known before a device is used."""
+"""Checks and computes all that is known before a device is used."""

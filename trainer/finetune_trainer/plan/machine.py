@@ -1,4 +1,4 @@
-"""The machine a job runs on, and how a job written for a cluster fits on it."""
+"""The machine that `finetune run` trains on, and how a job written for a cluster is fitted to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_api.spec import FineTuneJobSpec
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to train on."""
+    """The processors of a machine."""
 
     cpus: int
     gpus: int
@@ -22,12 +22,12 @@ class Machine:
 
     @property
     def description(self) -> str:
-        """For people: `1 NVIDIA H200` or `CPU (2 cores)`."""
+        """The machine in words: `1 NVIDIA H200` or `CPU (2 cores)`."""
         return f"{self.gpus} {self.gpu_name}" if self.gpus else f"CPU ({self.cpus} cores)"
 
 
 def this_machine() -> Machine:
-    """The machine this process runs on, as far as the process may use it."""
+    """The processors of this machine that this process may use."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Machine(
         cpus=len(os.sched_getaffinity(0)), gpus=gpus, gpu_name=torch.cuda.get_device_name(0) if gpus else None
@@ -37,12 +37,12 @@ def this_machine() -> Machine:
 def fit_to_machine(
     spec: FineTuneJobSpec, machine: Machine, devices: int | None
 ) -> tuple[FineTuneJobSpec, list[str]]:
-    """The job as it can run here, and what a person should know about the difference.
+    """Fits a job to a machine, and returns it with warnings about what is different.
 
-    `devices` is a wish for so many workers and replaces `num_devices`. Without it, as many of `num_devices`
-    are used as there are (one, on a CPU), and accumulation takes the place of the others: the rows of each
-    optimizer step, and so the result, are the same. Raises FineTuneError (InvalidSpec) when more GPUs are
-    wished for than there are.
+    `devices`, if given, replaces `num_devices`. By default as many of `num_devices` are used as the
+    machine has (one, on a CPU), and gradient accumulation replaces the others: the rows of each optimizer
+    step, and so the result, stay the same. Raises FineTuneError (InvalidSpec) when `devices` is more than
+    the machine's GPUs.
     """
     warnings = list(_cluster_only(spec))
     if devices is not None:

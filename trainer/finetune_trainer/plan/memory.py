@@ -1,6 +1,6 @@
-"""An estimate of the memory that one device needs.
+"""Estimates the memory that one device needs.
 
-An estimate: the allocator and temporary tensors come on top.
+The allocator's overhead and temporary tensors come on top.
 """
 
 from __future__ import annotations
@@ -11,31 +11,36 @@ from finetune_trainer.plan.prepare import Prepared
 
 _BYTES = {"bf16": 2, "fp32": 4}
 _ACTIVATION_VALUES_PER_HIDDEN = 17
-"""Values a transformer layer keeps for the backward pass, per token and hidden unit: 34 bytes in 16 bits,
-without the attention matrix, which PyTorch's attention does not keep (Korthikanti et al. 2022, "Reducing
-Activation Recomputation", section 4.1)."""
+"""How many values a transformer layer keeps for the backward pass, per token and hidden unit.
+
+Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.1: 34 bytes in 16 bits, without the
+attention matrix, which PyTorch's attention does not keep."""
 
 
 class MemoryEstimate(StatusModel):
-    """Bytes on one device."""
+    """The memory of one device, in bytes."""
 
     weights: int
     gradients: int
     optimizer: int
     """AdamW's two moments."""
     activations: int
-    """What the layers keep for the backward pass."""
+    """The values that the layers keep for the backward pass."""
     logits: int
-    """The scores over the vocabulary, in the arithmetic's precision and in fp32, and their gradient."""
+    """The scores over the vocabulary, in the precision of the arithmetic and in fp32, and their gradients."""
     total: int
 
 
 def estimate(prepared: Prepared, dtype: ResolvedPrecision) -> MemoryEstimate:
-    """The memory of a training step on one device, for a micro-batch of rows of full context length or the longest row's."""
+    """Estimates the memory of a training step on one device.
+
+    All rows of the micro-batch are taken to be as long as the longest row, or as the context length when rows
+    are padded to it.
+    """
     shape = prepared.shape
     value = _BYTES[dtype]
     frozen = shape.total_parameters - shape.trainable_parameters
-    # What is trained is held in fp32; see finetune_trainer.model.load.load_model.
+    # Trained weights are held in fp32; see finetune_trainer.model.load.load_model.
     weights = frozen * value + shape.trainable_parameters * 4
 
     longest = (

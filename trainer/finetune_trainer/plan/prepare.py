@@ -1,4 +1,4 @@
-"""Everything that is known before a device is used: rows read, checked and tokenized, the model's shape, the numbers, the plan."""
+"""Prepares a job: reads and tokenizes its rows, and computes the model's shape, the numbers and the plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
 from finetune_trainer.data.tokens import TokenizedRows, trained_tokens, truncate
 from finetune_trainer.model.load import Shape, load_config, load_tokenizer, pad_token_id, shape
-from finetune_trainer.report.trackers.tracking import check_tracker
+from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.tasks.task import task_of
 
 T = TypeVar("T")
@@ -24,13 +24,13 @@ R = TypeVar("R")
 
 
 class TokenStatistics(StatusModel):
-    """Lengths of the training rows in tokens, before truncation."""
+    """The lengths of the training rows in tokens; before truncation, unless a field says otherwise."""
 
     rows: int
     tokens: int
-    """All tokens."""
+    """All tokens of all rows."""
     trained_tokens: int
-    """Tokens that count in the loss, in an epoch, after truncation."""
+    """The tokens of an epoch that count in the loss, after truncation."""
     shortest: int
     median: int
     percentile95: int
@@ -52,7 +52,7 @@ class Prepared:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the training rows as tokens: the same rows with the same tokenizer and truncation give the same one."""
+        """A hash of the tokenized training rows, after truncation."""
         digest = hashlib.sha256()
         for array in (self.train.input_ids, self.train.trained, self.train.offsets):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -60,9 +60,10 @@ class Prepared:
 
 
 def prepare(spec: FineTuneJobSpec) -> Prepared:
-    """Reads and checks everything, and trains nothing.
+    """Reads and checks all that a job needs, without loading weights.
 
-    Raises FineTuneError with every problem found: of the model, of the rows of both files, of the numbers.
+    Raises FineTuneError with the first problem of the tracker or the model, with every problem of the rows of
+    both files, or with those of the numbers.
     """
     check_tracker(spec)
     config = load_config(spec)
@@ -120,7 +121,7 @@ def plan_of(
     *,
     truncated_rows: int,
 ) -> Plan:
-    """The plan as a status shows it."""
+    """The plan of a job as its status shows it."""
     return Plan(
         rows=len(train),
         validation_rows=0 if validation is None else len(validation),
@@ -138,7 +139,7 @@ def plan_of(
 
 
 def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
-    """`check` of every item; when some fail, one error with the problems of all."""
+    """Calls `check` on every item, and raises one error with all problems when some fail."""
     results: list[R] = []
     errors: list[FineTuneError] = []
     for item in items:
@@ -156,20 +157,15 @@ def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
 def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
     seen = {train.row(index)[0].tobytes() for index in range(len(train))}
     shared = sum(validation.row(index)[0].tobytes() in seen for index in range(len(validation)))
-    return (
-        [
-            (
-                f"{shared} of {len(validation)} validation rows are also training rows: the validation loss"
-                " flatters"
-            )
-        ]
-        if shared
-        else []
-    )
+    if not shared:
+        return []
+    return [
+        f"{shared} of {len(validation)} validation rows are also training rows: the validation loss flatters"
+    ]
 
 
 def statistics_of(untruncated: TokenizedRows, train: TokenizedRows) -> TokenStatistics:
-    """Of the training rows before and after truncation."""
+    """The statistics of the training rows, given before and after truncation."""
     lengths = untruncated.lengths
     return TokenStatistics(
         rows=len(untruncated),

@@ -1,1 +1,1 @@
-"""What a run tells: progress, metrics, trackers."""
+"""Reports what a run does: progress, metrics, trackers."""

@@ -1,4 +1,4 @@
-"""The config map that holds the progress record, written with the pod's service account."""
+"""Writes the progress record into a config map, with the pod's service account."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from finetune_api.assignment import LARGEST_RECORD, RECORD_KEY
 from finetune_api.status import ProgressRecord
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where Kubernetes puts a pod's token, the certificate of the API server's authority, and the namespace."""
+"""Where a pod finds its token, the certificate authority of the API server, and its namespace."""
 TIMEOUT_SECONDS = 10
 
 _log = logging.getLogger(__name__)
 
 
-class RefusedError(Exception):
-    """The API server answers, and does not do what it is asked for."""
+class RecordRefusedError(Exception):
+    """The API server refuses to write the progress record."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class ConfigMap:
 
     @classmethod
     def in_this_pod(cls, name: str) -> ConfigMap:
-        """The config map at the API server that Kubernetes tells every pod of."""
+        """The config map of this name in this pod's namespace, at the cluster's API server."""
         return cls(name, os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"]))
 
     @property
     def namespace(self) -> str:
-        """The pod's."""
+        """The pod's namespace."""
         return (self.service_account / "namespace").read_text(encoding="utf-8").strip()
 
     def write(self, record: ProgressRecord) -> None:
-        """Replaces the record; one that is too large is not sent.
+        """Replaces the record. One that is too large for a config map is logged and not sent.
 
-        Raises OSError or HTTPException when the API server cannot be reached, RefusedError when it refuses.
+        Raises OSError or HTTPException when the API server cannot be reached, and RecordRefusedError
+        when it refuses.
         """
         text = record.model_dump_json(by_alias=True, exclude_none=True)
         size = len(text.encode())
@@ -58,7 +59,7 @@ class ConfigMap:
                 LARGEST_RECORD,
             )
             return
-        # Token and certificate are replaced while the pod runs.
+        # Kubernetes replaces token and certificate while the pod runs.
         token = (self.service_account / "token").read_text(encoding="utf-8").strip()
         trust = ssl.create_default_context(cafile=str(self.service_account / "ca.crt"))
         connection = http.client.HTTPSConnection(self.host, self.port, timeout=TIMEOUT_SECONDS, context=trust)
@@ -78,11 +79,13 @@ class ConfigMap:
         finally:
             connection.close()
         if answer.status != HTTPStatus.OK:
-            raise RefusedError(f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}")
+            raise RecordRefusedError(
+                f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}"
+            )
 
 
 def _message(body: bytes) -> str:
-    """What a `Status` of the API server says, or the beginning of any other answer."""
+    """The message of a `Status` from the API server, or the beginning of any other body."""
     text = body.decode("utf-8", errors="replace")
     try:
         return str(json.loads(text)["message"])

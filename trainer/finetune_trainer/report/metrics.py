@@ -1,6 +1,6 @@
-"""The lines of `metrics.jsonl`: one for each optimizer step, one for each validation.
+"""The lines of `metrics.jsonl`: one for each optimizer step, and one for each validation.
 
-`step` counts updates done so far, times are UTC.
+`step` is the number of optimizer steps done so far. Times are in UTC.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from finetune_api.status import Metrics, StatusModel
 
 
 class StepLine(StatusModel):
-    """What an optimizer step came to."""
+    """The numbers of an optimizer step."""
 
     step: int
     epoch: float
-    """Epochs completed."""
+    """The number of epochs done so far."""
     loss: float
-    """Mean over the step's trained tokens, before the update."""
+    """The mean over the step's tokens that count, before the update."""
     learning_rate: float
     grad_norm: float
-    """L2 norm before clipping."""
+    """The L2 norm of the gradient before clipping."""
     tokens: int
-    """Tokens of the step's rows, without padding."""
+    """The number of tokens in the step's rows, without padding."""
     tokens_per_second: float | None
     time: datetime
     metrics: Metrics = Field(default_factory=dict)
-    """Further means of the task by name, over what the loss is the mean of."""
+    """Further metrics of the task by name, means over the same tokens as the loss."""
 
 
 class EvaluationLine(StatusModel):
-    """What a validation came to."""
+    """The numbers of a validation."""
 
     step: int
     epoch: float
     eval_loss: float
-    """Mean over the trained tokens of the validation set."""
+    """The mean over the tokens of the validation set that count."""
     perplexity: float
     checkpoint: str | None
-    """The checkpoint that holds this model; none before training."""
+    """The name of the checkpoint that holds the validated model; None before training."""
     time: datetime
     metrics: Metrics = Field(default_factory=dict)
-    """As of a step."""
+    """Further metrics of the task by name, means over the same tokens as the loss."""
 
 
 def numbers_of(line: StepLine | EvaluationLine) -> dict[str, float]:
-    """What a tracker plots: the line's numbers under their names in the file, without the step they belong to."""
+    """The numbers of a line that a tracker plots, by their names in metrics.jsonl; without `step`."""
     numbers: dict[str, float] = line.model_dump(
         by_alias=True, exclude={"step", "time", "checkpoint", "metrics"}, exclude_none=True
     )

@@ -1,4 +1,8 @@
-"""Writes progress records in the background: seldom, at once when something of weight happened, and surely at the end."""
+"""Writes progress records in the background.
+
+A record that differs only in progress waits some seconds. Important changes, such as a new checkpoint, are
+written at once, and the last record is always written.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ from typing import Self
 from finetune_api.status import ProgressRecord
 
 SECONDS_BETWEEN_WRITES = 5.0
-"""Between two writes, unless something of weight happened; and between two tries of one that fails."""
+"""The time between two writes without an important change, and between two attempts after a failure."""
 SECONDS_BETWEEN_EPOCHS = 1.0
-"""Between two writes when an epoch has ended: small ones end many times a second."""
+"""The time between two writes when an epoch has ended: small ones end many times a second."""
 PATIENCE_SECONDS = 300.0
-"""How long the last record is tried to be written."""
+"""For how long writing the last record is attempted."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +33,10 @@ def wait_before_write(
     failed: bool,
     interval: float,
 ) -> float | None:
-    """In how many seconds the newest record must be written, when the last try was so long ago; None when it is written.
+    """The seconds to wait before the newest record must be written; None when it is written already.
 
-    `failed` says that the last try failed.
+    `since_last_try` is the time since the last attempt in seconds, and `failed` says whether that failed.
+    `interval` is the usual time between two writes in seconds.
     """
     if newest is None or newest == written:
         return None
@@ -43,7 +48,7 @@ def wait_before_write(
 
 
 def _weight(record: ProgressRecord) -> tuple[object, ...]:
-    """What is written at once when it changes."""
+    """The parts of a record that are written at once when they change."""
     return record.attempt, record.plan, record.progress is None, record.checkpoints, record.failure
 
 
@@ -52,9 +57,11 @@ def _epochs(record: ProgressRecord | None) -> str | None:
 
 
 class RecordWriter:
-    """Writes what is `put` with `write`, in a thread of its own; leaving the `with` block waits until the newest record is written.
+    """Writes the records that are `put` by calling `write` in a thread of its own.
 
-    A write that fails is tried again with what is newest then, and never disturbs who puts.
+    Records that a newer one replaces before their turn are not written. A write that fails is attempted
+    again with the newest record; the caller of `put` does not notice. Leaving the `with` block waits
+    until the newest record is written. `interval` and `patience` are in seconds.
     """
 
     def __init__(
@@ -85,13 +92,13 @@ class RecordWriter:
         self.close()
 
     def put(self, record: ProgressRecord) -> None:
-        """Replaces the newest record; returns at once."""
+        """Makes this the record to write. Returns at once."""
         with self._changed:
             self._newest = record
             self._changed.notify()
 
     def close(self) -> None:
-        """Writes the newest record, and tries so for some minutes while that fails."""
+        """Waits until the newest record is written, or until attempts have failed for `patience` seconds."""
         with self._changed:
             self._give_up_at = time.monotonic() + self._patience
             self._changed.notify()
@@ -104,7 +111,7 @@ class RecordWriter:
             tried_at = time.monotonic()
             try:
                 self._write(record)
-            except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            except Exception as error:  # noqa: BLE001 - no error of a report may stop training
                 if not failed:
                     _log.warning("the progress record cannot be written, which is tried again: %s", error)
                 failed = True
@@ -116,7 +123,7 @@ class RecordWriter:
     def _next(
         self, written: ProgressRecord | None, tried_at: float, *, failed: bool
     ) -> ProgressRecord | None:
-        """Waits for the next record that must be written; None when there is none any more, or no time."""
+        """Waits for the next record to write; None after `close`, when all is written or time is up."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -132,8 +139,8 @@ class RecordWriter:
                         return None
                     if failed and now >= self._give_up_at:
                         _log.error(
-                            "the last progress record could not be written; nobody is told how this attempt"
-                            " ended"
+                            "the last progress record could not be written;"
+                            " nobody is told how this attempt ended"
                         )
                         return None
                     wait = wait if failed else 0

@@ -1,4 +1,4 @@
-"""What rank 0 does besides training: it writes metrics and checkpoints, and reports progress."""
+"""Writes metrics and checkpoints, and reports progress. Rank 0 does this besides training."""
 
 from __future__ import annotations
 
@@ -12,55 +12,62 @@ from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
 from finetune_trainer.report.pace import Pace
-from finetune_trainer.report.trackers.tracking import Tracker
+from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
 
 
 class Reporter(Protocol):
-    """Takes down what happens in training. Every rank has one, so that the loop is the same on all."""
+    """Takes note of what happens in training. Every rank has one, so that the loop is the same on all."""
 
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
-        """Optimizer step `step` (counted from 1) on `tokens` tokens is done."""
+        """Optimizer step `step`, counted from 1, is done. It had `tokens` tokens, without padding."""
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
-        """The model after `step` steps was validated; `checkpoint` is the one that is about to hold it."""
+        """The model was validated after `step` steps. `checkpoint` is the one about to be saved, if any."""
 
     def save(
         self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
     ) -> None:
-        """Saves what `write` puts into a directory as a checkpoint, or as a snapshot when there is no name."""
+        """Saves a checkpoint, or a snapshot when `checkpoint`, its name, is None.
+
+        `write` is called with an empty directory, and writes the files into it.
+        """
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
-        """Reports where the run is after `step` steps. The time since the last step counts as a pause."""
+        """Reports progress after `step` steps. The time since the last step was done counts as a pause."""
 
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
-        """Training is done: writes the result, and keeps the checkpoints that stay."""
+        """Training has finished: writes the result, and deletes checkpoints that are not to be kept."""
 
 
-class Silent:
-    """For ranks other than 0: nothing is written or reported."""
+class SilentReporter:
+    """The reporter of ranks other than 0: writes and reports nothing."""
 
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def save(
         self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
     ) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
-class RankZero:
-    """For rank 0."""
+class RankZeroReporter:
+    """The reporter of rank 0.
+
+    `to_keep` is how many checkpoints are kept, `tokens_trained` how many tokens the run had trained on
+    before, and `report` takes progress records.
+    """
 
     def __init__(
         self,
@@ -85,7 +92,7 @@ class RankZero:
         self._pace = Pace(numbers.total_steps)
 
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
-        """A line in metrics.jsonl and for the tracker."""
+        """Writes a line to metrics.jsonl and to the tracker."""
         self._pace.add(tokens)
         self._tokens_trained += tokens
         self._last_step = StepLine(
@@ -102,7 +109,7 @@ class RankZero:
         self._write(self._last_step)
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
-        """A line in metrics.jsonl and for the tracker."""
+        """Writes a line to metrics.jsonl and to the tracker."""
         self._write(
             EvaluationLine(
                 step=step,
@@ -118,7 +125,11 @@ class RankZero:
     def save(
         self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
     ) -> None:
-        """A checkpoint or a snapshot; only when it is complete do those go that are no longer kept, and when that was reported."""
+        """Saves a checkpoint or a snapshot, and then deletes checkpoints that are no longer to be kept.
+
+        They are deleted only when the new one is complete, and when a progress record without
+        them was reported.
+        """
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
             write(staging)
             if checkpoint:
@@ -133,12 +144,16 @@ class RankZero:
         self._run.prune(keep)
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
-        """A progress record."""
+        """Reports a progress record."""
         self._report(self._progress_record(step, evaluation))
         self._pace.resume()
 
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
-        """The result is written before the last checkpoints go: whoever finds it need not look for what to go on from."""
+        """Writes the result and reports it, and then deletes checkpoints that are not to be kept.
+
+        The result comes first, so that a process that dies here leaves a run that needs no
+        checkpoint to resume.
+        """
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
         self._run.finish(self._progress_record(step, evaluation))

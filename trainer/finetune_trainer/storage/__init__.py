@@ -1,1 +1,1 @@
-"""Where inputs are read from and runs are written to."""
+"""Storage: where inputs are read from and runs are written to."""

@@ -1,4 +1,4 @@
-"""What the user is told when storage fails: which path, and in the system's own words why."""
+"""Turns errors of storage into FineTuneErrors, which name the path and the system's reason."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from os import PathLike
 from finetune_api.failure import FailureClass, FineTuneError
 
 _REFUSED = re.compile(
-    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|SIGNATURE_DOES_NOT_MATCH|ExpiredToken"
-    r"|PERMISSION_DENIED|UNAUTHENTICATED"
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN"
+    r"|SIGNATURE_DOES_NOT_MATCH|ExpiredToken|PERMISSION_DENIED|UNAUTHENTICATED"
 )
-"""How the object stores' errors, which carry no errno, say that the credentials do not suffice."""
+"""What errors of object stores, which have no errno, contain when the credentials do not suffice."""
 
 _RUST_ERROR = re.compile(r"([^: ][^:]*) \(os error \d+\)")
-"""How an error of the system reads inside those of safetensors and tokenizers, which are written in Rust."""
+"""How safetensors and tokenizers, which are written in Rust, quote an error of the system."""
 
 
 @contextmanager
 def explained(path: str | PathLike[str]) -> Iterator[None]:
-    """Turns an OSError of what is done inside into a FineTuneError that names its path, or `path` where it has none."""
+    """Turns an OSError in the block into a FineTuneError that names the error's path, or else `path`."""
     try:
         yield
     except OSError as error:
@@ -30,10 +30,10 @@ def explained(path: str | PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def explained_writing(path: str | PathLike[str]) -> Iterator[None]:
-    """As `explained`, for libraries that write files and raise exceptions of their own when the system does not let them.
+    """As `explained`, for blocks in which libraries write files and raise exceptions of their own.
 
-    safetensors and tokenizers quote the system's error, the latter in a plain Exception; torch.save, given an
-    open file, raises while it handles the OSError of that file.
+    safetensors and tokenizers quote the system's error, the latter in a plain Exception. torch.save, given an
+    open file, raises RuntimeError while it handles the OSError of that file.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def explained_writing(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def failure(path: str | PathLike[str], error: OSError) -> FineTuneError:
-    """AccessDenied when the system or the object store says so, else StorageError."""
+    """Turns an OSError into AccessDenied when the credentials do not suffice, else into StorageError."""
     said = " ".join((error.strerror or str(error)).split())
     where = error.filename if isinstance(error.filename, str) else path
     if isinstance(error, PermissionError) or _REFUSED.search(said):

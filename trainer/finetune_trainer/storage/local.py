@@ -1,4 +1,4 @@
-"""Storage in a directory of this machine, where a rename makes what was written beside appear whole."""
+"""Storage in a local directory. Files are written under another name and renamed, so they appear complete."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from finetune_trainer.storage.failure import explained, explained_writing
 
 
 class LocalStorage:
-    """A `Storage` on this machine. What is unfinished is called `.NAME.partial`.
+    """A `Storage` on this machine. Unfinished files and directories are called `.NAME.partial`.
 
-    `shown` is the path as users see it where that is not the directory's own: `pvc://CLAIM/path`.
+    `shown` is the path that users see in its place, such as `pvc://CLAIM/path`; it defaults to the
+    directory's.
     """
 
     def __init__(self, root: Path, *, shown: str | None = None) -> None:
@@ -23,15 +24,15 @@ class LocalStorage:
 
     @property
     def path(self) -> str:
-        """The absolute path, or the one that is shown instead."""
+        """The path that users see: absolute, or the one shown in its place."""
         return self._shown or str(self._root)
 
     def child(self, name: str) -> LocalStorage:
-        """A directory in it."""
+        """The directory `name` in this one."""
         return LocalStorage(self._root / name, shown=f"{self._shown}/{name}" if self._shown else None)
 
     def files(self) -> dict[str, int]:
-        """The names of all files with their sizes, unfinished ones as well."""
+        """The names of all files with their sizes in bytes, unfinished ones included."""
         with explained(self._root):
             return {
                 file.relative_to(self._root).as_posix(): file.stat().st_size
@@ -40,13 +41,13 @@ class LocalStorage:
             }
 
     def read_text(self, name: str) -> str | None:
-        """A file's text; bytes that are not UTF-8, which a crash of the machine can leave, become U+FFFD."""
+        """A file's text, or None. Invalid UTF-8, as after a crash of the machine, becomes U+FFFD."""
         file = self._root / name
         with explained(file):
             return file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes beside, waits for the disk, and renames."""
+        """Writes a new file, waits until it is on disk, and renames it."""
         file = self._root / name
         partial = file.with_name(f".{file.name}.partial")
         with explained(file):
@@ -65,10 +66,10 @@ class LocalStorage:
                 stream.write(text)
 
     def flush(self) -> None:
-        """Nothing to do: `append_text` has written."""
+        """Does nothing: `append_text` has written."""
 
     def delete(self, name: str) -> None:
-        """Deletes a file or a directory."""
+        """Deletes a file or a directory, if it exists."""
         target = self._root / name
         with explained(target):
             if target.is_dir():
@@ -77,7 +78,7 @@ class LocalStorage:
                 target.unlink(missing_ok=True)
 
     def download(self, names: Iterable[str], directory: Path) -> None:
-        """Copies files."""
+        """Copies files to a directory."""
         for name in names:
             target = directory / name
             with explained(target):
@@ -91,7 +92,7 @@ class LocalStorage:
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
-        """A directory beside `name`, on the same file system."""
+        """A new directory beside `name`, on the same file system."""
         directory = self._root / f".{name}.partial"
         self.delete(directory.name)
         with explained(directory):
@@ -103,7 +104,7 @@ class LocalStorage:
             shutil.rmtree(directory, ignore_errors=True)
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
-        """Waits for the disk and renames, so that all files appear at once and `last` needs no care."""
+        """Waits until all files are on disk, and renames the directory. All files appear at once."""
         del last
         with explained(staging):
             for entry in (*staging.rglob("*"), staging):
@@ -112,13 +113,13 @@ class LocalStorage:
             _sync(self._root)
 
     def clear_partial(self) -> None:
-        """Removes files and directories that were being written."""
+        """Deletes unfinished files and directories."""
         for entry in self._root.glob(".*.partial"):
             self.delete(entry.name)
 
 
 def _sync(path: Path) -> None:
-    """Makes a file's content, or a directory's entries, survive a crash of the machine."""
+    """Waits until a file's content, or a directory's entries, would survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,9 +16,9 @@ from finetune_trainer.storage.run_directory import RunDirectory
 
 @contextmanager
 def locked(run: RunDirectory) -> Iterator[None]:
-    """Holds the run directory, where it is on this machine.
+    """Locks the run directory for the `with` block. Does nothing unless it is a local path.
 
-    Raises FineTuneError (StorageError) while another process holds it.
+    Raises FineTuneError (StorageError) when another process holds the lock.
     """
     if scheme(run.path):
         yield

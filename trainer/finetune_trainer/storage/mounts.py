@@ -1,4 +1,4 @@
-"""Claims and config maps as they are mounted in a cluster's pods."""
+"""Finds the claims and config maps that are mounted in this pod."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from finetune_api.paths import claim_mount, claim_of, config_map_mount, config_m
 
 
 def mounted_here(path: str) -> Path | None:
-    """Where a `pvc://` or `configmap://` path is in this pod; None where its claim or config map is not mounted, and of other paths."""
+    """The local path of a mounted `pvc://` or `configmap://` path; None for all other paths."""
     claim, config_map, inside = claim_of(path), config_map_of(path), mounted(path)
     if inside is None:
         return None

@@ -1,10 +1,10 @@
-"""Storage in S3 or GCS, where a single file appears whole and nothing can be renamed.
+"""Storage in S3 or GCS. There a file is either complete or absent, and nothing can be renamed.
 
-S3 is found as the AWS command finds it: credentials from the environment, a profile or the machine, the
-endpoint from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, the region from `AWS_REGION` or
-`AWS_DEFAULT_REGION`, and only without any of these by asking AWS. GCS takes the application default
-credentials; `gs://anonymous@bucket/…` takes none. Options at a path's end go before all of that:
-`?endpoint_override=…&scheme=…`, and for S3 `region=…`, for GCS `retry_limit_seconds=…`.
+S3 is configured as for the AWS command: credentials from the environment, a profile or the machine; the
+endpoint from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`; the region from `AWS_REGION` or
+`AWS_DEFAULT_REGION`, else by asking AWS. GCS uses the application default credentials, and none for
+`gs://anonymous@bucket/…`. Options at the end of a path override all of that:
+`?endpoint_override=…&scheme=…`, for S3 `region=…`, and for GCS `retry_limit_seconds=…`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from finetune_api.paths import child
 from finetune_trainer.storage.failure import explained, explained_writing
 
 GCS_RETRY_SECONDS = 60
-"""How long a request to GCS is tried again; its client would go on for a quarter of an hour. S3's gives up
-after three tries."""
+"""For how long a failed request to GCS is repeated. Its client's default is 15 minutes; S3's client gives up
+after three attempts."""
 CHUNK_BYTES = 32 * 2**20
-"""How much of a file one request brings."""
+"""How much of a file one request transfers."""
 FLUSH_SECONDS = 60
-"""How far behind a file that is appended to may be."""
+"""The time between two uploads of a file that is appended to."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 def connect(path: str) -> tuple[fs.FileSystem, str]:
     """The file system of an `s3://` or `gs://` path, and the path inside it (`bucket/key`).
 
-    Raises FineTuneError (InvalidSpec) when the path is not one that can be used, OSError when the region of a
-    bucket cannot be found.
+    Raises FineTuneError (InvalidSpec) when the path cannot be used, OSError when the region of a bucket
+    cannot be found.
     """
     parts = urlsplit(path)
     if parts.password:
@@ -71,7 +71,7 @@ def connect(path: str) -> tuple[fs.FileSystem, str]:
 
 
 class ObjectStorage:
-    """A `Storage` of the keys with a common prefix."""
+    """A `Storage` in an object store: the objects whose keys begin with a prefix."""
 
     def __init__(self, path: str, filesystem: fs.FileSystem, root: str) -> None:
         self._path = path
@@ -82,15 +82,15 @@ class ObjectStorage:
 
     @property
     def path(self) -> str:
-        """The path with its options."""
+        """The path that users see, with its options."""
         return self._path
 
     def child(self, name: str) -> ObjectStorage:
-        """The keys below `name`."""
+        """The objects below `name`."""
         return ObjectStorage(child(self._path, name), self._filesystem, self._key(name))
 
     def files(self) -> dict[str, int]:
-        """The names of all files with their sizes; objects that only stand for a directory are none."""
+        """The names of all files with their sizes in bytes, without objects that only mark a directory."""
         with explained(self._path):
             entries = self._filesystem.get_file_info(
                 fs.FileSelector(self._root, allow_not_found=True, recursive=True)
@@ -102,7 +102,7 @@ class ObjectStorage:
         }
 
     def read_text(self, name: str) -> str | None:
-        """A file's text, from memory if it was appended to."""
+        """A file's text, or None; from memory if it was appended to."""
         if name in self._appended:
             return "".join(self._appended[name])
         with explained(child(self._path, name)):
@@ -118,7 +118,10 @@ class ObjectStorage:
         self._put(name, text)
 
     def append_text(self, name: str, text: str) -> None:
-        """Adds to a text in memory, which replaces the object once a minute; when that fails, it is tried again a minute later."""
+        """Adds to a text in memory, which replaces the object once a minute.
+
+        A failure is logged, and the text is uploaded a minute later.
+        """
         if name not in self._appended:
             self._appended[name] = [self.read_text(name) or ""]
         self._appended[name].append(text)
@@ -130,13 +133,13 @@ class ObjectStorage:
             _log.warning("%s; it is tried again in %d s", error, FLUSH_SECONDS)
 
     def flush(self) -> None:
-        """Replaces the objects that were appended to."""
+        """Uploads all texts that were appended to."""
         self._flushed_at = time.monotonic()
         for name, parts in self._appended.items():
             self._put(name, "".join(parts))
 
     def delete(self, name: str) -> None:
-        """Deletes an object, or all below a prefix."""
+        """Deletes an object, or all objects below a prefix."""
         key = self._key(name)
         with explained(child(self._path, name)):
             kind = self._filesystem.get_file_info(key).type
@@ -148,7 +151,11 @@ class ObjectStorage:
                     self._filesystem.delete_dir(key)
 
     def download(self, names: Iterable[str], directory: Path) -> None:
-        """Copies objects. Each file appears whole, so that several processes may download to the same directory at once."""
+        """Downloads objects to files.
+
+        Each file appears only when it is complete, so several processes may download to one
+        directory at once.
+        """
         for name in names:
             target = directory / name
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -184,7 +191,7 @@ class ObjectStorage:
             yield Path(directory)
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
-        """Puts the files one by one, `last` at the end."""
+        """Uploads the files one by one, `last` at the end."""
         files = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
         for file in sorted(files, key=lambda file: (file == last, file)):
             target = f"{name}/{file}"
@@ -198,7 +205,7 @@ class ObjectStorage:
                 )
 
     def clear_partial(self) -> None:
-        """Nothing to do: an upload that was broken off leaves no object."""
+        """Does nothing: an upload that was interrupted leaves no object."""
 
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -1,6 +1,7 @@
-"""Where inputs are read from and runs are written to: local paths, `s3://` and `gs://`, and for inputs `hf://` as well.
+"""Opens the places that inputs are read from and runs are written to.
 
-In a cluster's pods so are `pvc://CLAIM/path` and `configmap://NAME/KEY`, where they are mounted.
+They are local paths, `s3://` and `gs://`, and for inputs also `hf://`; in a cluster's pods also
+`pvc://CLAIM/path` and, for inputs, `configmap://NAME/KEY`, where they are mounted.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ class Storage(Protocol):
     """A directory on this machine or in an object store. It need not exist.
 
     Names are relative to it, with `/` between their parts. All methods raise FineTuneError (StorageError or
-    AccessDenied) with the path and the system's reason when storage does not do as it should.
+    AccessDenied), with the path and the system's reason, when storage fails.
     """
 
     @property
     def path(self) -> str:
-        """As users see it; absolute, and good for `open_storage` again."""
+        """The path that users see. It is absolute, and `open_storage` takes it."""
 
     def child(self, name: str) -> Storage:
-        """A directory in it."""
+        """The directory `name` in this one."""
 
     def files(self) -> dict[str, int]:
         """The names of all files, at any depth, with their sizes in bytes."""
@@ -54,44 +55,47 @@ class Storage(Protocol):
         """A file's text, with all that was appended so far; None when there is no such file."""
 
     def write_text(self, name: str, text: str) -> None:
-        """Replaces a file. Readers see the old text or the new one, whatever happens meanwhile."""
+        """Replaces a file. Readers see either the old text or the new one, also after a crash."""
 
     def append_text(self, name: str, text: str) -> None:
-        """Adds to the end of a file: at once on this machine; in an object store within a minute or at `flush`."""
+        """Adds to the end of a file.
+
+        Locally it is stored at once, in an object store within a minute or at `flush`.
+        """
 
     def flush(self) -> None:
         """Stores all that was appended so far."""
 
     def delete(self, name: str) -> None:
-        """Deletes a file, or a directory with all that is in it, if it is there."""
+        """Deletes a file, or a directory with all its content, if it exists."""
 
     def download(self, names: Iterable[str], directory: Path) -> None:
         """Copies files to a directory on this machine, over those of the same names."""
 
     def local_copy(self) -> AbstractContextManager[Path]:
-        """A directory on this machine with all files, to be left as they are, until the `with` block ends."""
+        """A directory on this machine with all files, for the `with` block. They must not be changed."""
 
     def staging(self, name: str) -> AbstractContextManager[Path]:
-        """A new empty directory on this machine in which to write what `publish` then makes the directory `name`.
+        """A new empty directory on this machine, whose files `publish` then makes the directory `name`.
 
-        It goes when the `with` block ends. What the system does not let be written in the block raises
-        FineTuneError.
+        It is deleted when the `with` block ends. An error of the system when writing in the block is
+        raised as FineTuneError.
         """
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
-        """Makes the staged files the directory `name`, which must not exist.
+        """Makes the files in `staging` the directory `name`, which must not exist.
 
-        Where files appear one by one, `last` does last.
+        In storage where files appear one by one, the file `last` comes last.
         """
 
     def clear_partial(self) -> None:
-        """Removes what a writer that died left unfinished. There must be no other writer."""
+        """Deletes what a writer that died left unfinished. There must be no other writer."""
 
 
 def open_storage(path: str) -> Storage:
-    """The directory at a local path, `file://`, `s3://`, `gs://` or, where the claim is mounted, `pvc://`.
+    """Opens the directory at a local path, `file://`, `s3://`, `gs://` or, if the claim is mounted, `pvc://`.
 
-    Raises FineTuneError: InvalidSpec when the path is not one of these, StorageError when a bucket's region
+    Raises FineTuneError: InvalidSpec when the path is none of these, StorageError when a bucket's region
     cannot be found.
     """
     if _is_local(path):
@@ -106,14 +110,14 @@ def open_storage(path: str) -> Storage:
 
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
-    """Opens a file that a spec names, for reading bytes.
+    """Opens an input file for reading bytes.
 
-    It is a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or where they
-    are mounted `pvc://` and `configmap://`.
+    `path` is a local path, `file://`, `s3://`, `gs://`, `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or, where
+    they are mounted, `pvc://` and `configmap://`.
 
-    Raises FineTuneError naming the path: InvalidData when there is no such file, AccessDenied, InvalidSpec
-    when the path itself is wrong, StorageError for the rest, also when reading breaks off inside the `with`
-    block.
+    Raises FineTuneError that names the path: InvalidData when there is no such file, AccessDenied,
+    InvalidSpec when the path itself is wrong, and StorageError for all else, also when reading fails
+    later in the `with` block.
     """
     try:
         with _open(path) as stream:
@@ -162,7 +166,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def _from_hub(path: str) -> Path:
-    """Where the hub's cache holds a file, downloaded if need be."""
+    """The local path of a file in the hub's cache, downloaded if needed."""
     parts = _HUB_FILE.fullmatch(path)
     if parts is None:
         raise FineTuneError(

@@ -1,15 +1,15 @@
-"""The directory of one run: its checkpoints and snapshots, its metrics, and the manifest it was made from.
+"""The directory of one run: its checkpoints and snapshots, its metrics, and its manifest.
 
     <storage>/<namespace>/<name>-<uid>/
         job.yaml            the manifest; its first line says whose run this is
-        epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, and complete.json, written last
-        snapshot-1234/      what to resume from between checkpoints, of the same shape; at most one
+        epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, complete.json written last
+        snapshot-1234/      the same files, to resume from between checkpoints; at most one
         checkpoints.json    the complete checkpoints, the best and the latest marked
         metrics.jsonl       a line for each optimizer step and each validation
         result.json         the last progress record of a run that has finished
 
-A checkpoint without a complete.json that agrees with its files does not exist. A complete one is never
-written to again, and nothing is deleted before what takes its place is complete.
+A checkpoint counts only if it has a complete.json that agrees with its files. A complete checkpoint is never
+written to again, and nothing is deleted before what replaces it is complete.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Completion(BaseModel):
     checkpoint: Checkpoint | None
     """None in a snapshot."""
     files: dict[str, int]
-    """All other files, with their sizes in bytes."""
+    """All other files of the checkpoint, with their sizes in bytes."""
 
 
 class RunDirectory:
-    """The run directory as the one process that writes to it sees it; others may read.
+    """Reads and writes a run directory. Only one process may write at a time; others may read meanwhile.
 
-    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason when storage
-    fails.
+    All methods raise FineTuneError (StorageError or AccessDenied) with the path and the reason
+    when storage fails.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -61,23 +61,23 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str) -> RunDirectory:
-        """The run directory at a local path, `s3://` or `gs://`. It need not exist."""
+        """Opens the run directory at a path that `open_storage` takes. It need not exist."""
         return cls(open_storage(path))
 
     @property
     def path(self) -> str:
-        """As users see it."""
+        """The path that users see."""
         return self._storage.path
 
     def checkpoint_path(self, name: str) -> str:
-        """Where a checkpoint is, as users see it."""
+        """The path of a checkpoint that users see."""
         return self._storage.child(name).path
 
     def claim(self, job_yaml: str, identity: str) -> None:
-        """Makes the directory this job's, or finds that it is, and removes what a run that died left unfinished.
+        """Marks the directory as this job's, and deletes what an attempt that died left unfinished.
 
-        `identity` is a line that is the same whenever the job runs. Raises FineTuneError (InvalidSpec), and
-        writes nothing, when the directory is another job's.
+        `identity` is a line that is the same for all attempts of the job. Raises FineTuneError (InvalidSpec),
+        and writes nothing, when the directory belongs to another job.
         """
         mark = f"# {identity}"
         existing = self._storage.read_text(JOB)
@@ -94,7 +94,7 @@ class RunDirectory:
         self._write_index()
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The complete checkpoints in the order in which they were saved, the best and the latest marked."""
+        """The complete checkpoints in the order they were saved in. The best and the latest are marked."""
         found = self._complete()
         return flagged(
             [
@@ -105,22 +105,32 @@ class RunDirectory:
         )
 
     def newest(self) -> str | None:
-        """The name of what to resume from: the complete checkpoint or snapshot with the most steps, a checkpoint before a snapshot."""
+        """The name of the checkpoint or snapshot to resume from; None when there is none.
+
+        It is the complete one with the most steps. Of a checkpoint and a snapshot with equally many it
+        is the checkpoint.
+        """
         found = self._complete()
         return max(
             found, key=lambda name: (found[name].step, found[name].checkpoint is not None), default=None
         )
 
     def local_copy(self, name: str) -> AbstractContextManager[Path]:
-        """A directory on this machine with the files of a checkpoint or snapshot, to be read until the `with` block ends."""
+        """A directory on this machine with the files of a checkpoint or snapshot, for the `with` block.
+
+        The files must not be changed.
+        """
         return self._storage.child(name).local_copy()
 
     def staging(self, name: str) -> AbstractContextManager[Path]:
-        """A new empty directory on this machine in which to write a checkpoint or snapshot, before it is committed in the `with` block."""
+        """A new empty directory on this machine for the files of a checkpoint or snapshot.
+
+        Commit it inside the `with` block; afterwards it is deleted.
+        """
         return self._storage.staging(name)
 
     def commit(self, name: str, staging: Path, record: Checkpoint) -> None:
-        """Makes the staged files the checkpoint `name`. Snapshots are then of no use and go.
+        """Makes the files in `staging` the checkpoint `name`, and deletes snapshots, which are now older.
 
         Raises ValueError when there is a complete checkpoint of that name.
         """
@@ -133,21 +143,27 @@ class RunDirectory:
         return f"snapshot-{step}"
 
     def commit_snapshot(self, step: int, staging: Path) -> None:
-        """Makes the staged files the one snapshot."""
+        """Makes the files in `staging` the snapshot after `step` optimizer steps, and deletes others.
+
+        Raises ValueError when there is a complete snapshot of that step.
+        """
         name = self.snapshot_name(step)
         self._commit(name, staging, step=step, checkpoint=None)
         self._delete_snapshots(but=name)
 
     def prune(self, keep: set[str]) -> None:
-        """Deletes all complete checkpoints but the ones named."""
+        """Deletes all complete checkpoints but those with these names."""
         gone = [checkpoint.name for checkpoint in self.checkpoints() if checkpoint.name not in keep]
-        # Nobody shall find a checkpoint in the index that is no more.
+        # The index first, so that it never lists a checkpoint that is deleted.
         self._write_index(without=gone)
         for name in gone:
             self._delete(name)
 
     def append_metrics(self, line: BaseModel) -> None:
-        """Adds a line to metrics.jsonl: at once on this machine; in an object store within a minute, and at every commit."""
+        """Adds a line to metrics.jsonl.
+
+        Locally it is stored at once, in an object store within a minute and at every commit.
+        """
         self._storage.append_text(METRICS, line.model_dump_json(by_alias=True) + "\n")
 
     def flush_metrics(self) -> None:
@@ -155,10 +171,10 @@ class RunDirectory:
         self._storage.flush()
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops the lines of what happens again when training goes on after `step` optimizer steps; -1 drops all.
+        """Removes the lines that will be written again when training resumes after `step` optimizer steps.
 
-        These are the lines of later steps, of validations whose checkpoint did not become complete, and
-        half-written ones.
+        These are lines of later steps, of validations whose checkpoint did not become complete, and
+        half-written ones. With -1, all lines are removed.
         """
         text = self._storage.read_text(METRICS) or ""
         lines = text.splitlines(keepends=True)
@@ -168,19 +184,19 @@ class RunDirectory:
             self._storage.write_text(METRICS, remaining)
 
     def finish(self, record: ProgressRecord) -> None:
-        """Notes that the run has finished, and how."""
+        """Marks the run as finished, with its last progress record."""
         self._storage.flush()
         self._storage.write_text(
             RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
         )
 
     def result(self) -> ProgressRecord | None:
-        """The last record of a run that has finished; None of one that has not."""
+        """The last progress record of a finished run; None when it has not finished."""
         text = self._storage.read_text(RESULT)
         return None if text is None else ProgressRecord.model_validate_json(text)
 
     def delete(self) -> None:
-        """Deletes the run, all of it."""
+        """Deletes the run directory with all its content."""
         self._storage.delete("")
 
     def _clear_incomplete(self) -> None:
@@ -238,7 +254,7 @@ class RunDirectory:
                 self._delete(name)
 
     def _delete(self, name: str) -> None:
-        # The marker first, so that what is half deleted is plainly no checkpoint.
+        # The marker first, so that a half-deleted directory is not taken for a checkpoint.
         self._storage.delete(f"{name}/{COMPLETE}")
         self._storage.delete(name)
 

@@ -1,1 +1,1 @@
-"""What is learnt: how rows become sequences, and the loss on them. A file for each kind of task."""
+"""Tasks: how files become rows of tokens, and the loss on them. A file for each kind."""

@@ -1,6 +1,7 @@
 """Language modelling, which predicts the next token: the tasks `causal_lm` and `instruction_tuning`.
 
-They differ in which tokens count: all of a row, or those of the assistant's turns.
+For `causal_lm` all tokens of a row count in the loss, for `instruction_tuning` those of
+the assistant's turns.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from finetune_trainer.tasks.objective import Loss, Model, Objective
 
 
 class LanguageObjective(Objective):
-    """The cross-entropy of every token that counts, given the tokens before it."""
+    """The cross-entropy of every token that counts, given those before it."""
 
     def forward(self, batch: Batch) -> Loss:
-        """Sums in fp32, whatever the model computes in."""
-        # The cache is switched off in every call: models turn it on by themselves outside training.
+        """Sums the cross-entropy up, in fp32 whatever precision the model computes in."""
+        # Outside training, models turn their cache on by themselves.
         logits = self.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).logits
@@ -32,7 +33,7 @@ class LanguageObjective(Objective):
 
 
 class ChatReader:
-    """Reads files of conversations as rows of tokens."""
+    """Reads files of conversations into rows of tokens."""
 
     def __init__(self, spec: FineTuneJobSpec, chat: ChatFormat) -> None:
         self._spec = spec
@@ -40,9 +41,9 @@ class ChatReader:
         self.warnings = list(chat.warnings)
 
     def read(self, path: str) -> TokenizedRows:
-        """All rows of a file in full length.
+        """Reads all rows of a file, without truncation.
 
-        Raises FineTuneError (InvalidData) with every row that is wrong, as `path:line: what`.
+        Raises FineTuneError (InvalidData) with a problem `path:line: what` for every row that is wrong.
         """
         rows, remarks = read_rows(path, self._spec.trained_task)
         self.warnings += remarks
@@ -50,7 +51,7 @@ class ChatReader:
 
 
 class LanguageTask:
-    """See `finetune_trainer.tasks.task.Task`."""
+    """Language modelling as a `finetune_trainer.tasks.task.Task`."""
 
     model_class = AutoModelForCausalLM
 
@@ -58,12 +59,15 @@ class LanguageTask:
         self._spec = spec
 
     def reader(self, tokenizer: PreTrainedTokenizerBase) -> ChatReader:
-        """Raises FineTuneError (InvalidSpec) when the tokenizer cannot write conversations."""
+        """A reader of conversations.
+
+        Raises FineTuneError (InvalidSpec) when neither the tokenizer nor the spec can write conversations.
+        """
         spec = self._spec
         return ChatReader(
             spec, chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
         )
 
     def objective(self, model: Model) -> Objective:
-        """The mean of what it sums up, over all tokens that count, is the loss of the run."""
+        """The model with the cross-entropy of the tokens that count."""
         return LanguageObjective(model)

@@ -1,4 +1,4 @@
-"""A model together with the loss that it is trained to lower."""
+"""A model together with the loss that training lowers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Model = PreTrainedModel | peft.PeftModel
 
 @dataclass(frozen=True)
 class Loss:
-    """What an objective comes to on a batch. Sums, so that batches, micro-batches and devices add up."""
+    """The loss of a batch. All values are sums, so that those of micro-batches and devices can be added."""
 
     total: torch.Tensor
-    """The loss summed over all that counts in the batch; a scalar in fp32, 0 when nothing counts."""
+    """The sum over all tokens of the batch that count; a scalar in fp32, 0 when none does."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Further sums by name; scalars. An objective gives the same names for every batch, also an empty one."""
+    """Further sums by name; scalars. The names are the same for every batch, also for an empty one."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Losses summed over many batches, divided by the number of all that counts in them."""
+    """The losses of many batches, divided by the number of tokens in them that count."""
 
     loss: float
     metrics: dict[str, float] = field(default_factory=dict)
@@ -35,8 +35,7 @@ class Mean:
 class Objective(torch.nn.Module, ABC):
     """Model and loss in one module.
 
-    Whatever wraps it (DDP, say) sees every forward pass, and how the loss is computed is nobody else's
-    business.
+    So a wrapper such as DDP sees every forward pass, and no other code depends on how the loss is computed.
     """
 
     def __init__(self, model: Model) -> None:
@@ -45,4 +44,4 @@ class Objective(torch.nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:
-        """The loss of a batch that is on the model's device."""
+        """Computes the loss of a batch, which is on the model's device."""

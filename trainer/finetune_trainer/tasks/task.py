@@ -1,4 +1,4 @@
-"""What differs between tasks, and which one a job has."""
+"""The interface of tasks, and the choice of a job's task."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ from finetune_trainer.tasks.objective import Model, Objective
 
 
 class Reader(Protocol):
-    """Turns files of documents into rows of tokens."""
+    """Reads the files of a task into rows of tokens."""
 
     warnings: list[str]
-    """What a person should know about the files that were read."""
+    """Warnings for people about the files that were read so far."""
 
     def read(self, path: str) -> TokenizedRows:
-        """All rows of a file in full length. Raises FineTuneError (InvalidData) with every row that is wrong."""
+        """Reads all rows of a file, without truncation.
+
+        Raises FineTuneError (InvalidData) with a problem for every row that is wrong.
+        """
 
 
 class Task(Protocol):
-    """How a document becomes rows, which model learns from them, and what it is to make small."""
+    """What differs between tasks: how files are read, which class of model is trained, and the loss."""
 
     model_class: type[AutoModelForCausalLM]
-    """The class of transformers that makes the model from a directory or a configuration."""
+    """The class of transformers that loads the model."""
 
     def reader(self, tokenizer: PreTrainedTokenizerBase) -> Reader:
-        """Reads this task's documents. Raises FineTuneError (InvalidSpec) when the tokenizer does not fit."""
+        """A reader of the task's files.
+
+        Raises FineTuneError (InvalidSpec) when the tokenizer cannot write them.
+        """
 
     def objective(self, model: Model) -> Objective:
         """The model with the task's loss."""

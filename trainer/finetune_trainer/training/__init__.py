@@ -1,1 +1,1 @@
-"""The training loop and what a step of it is."""
+"""The training loop and its parts."""

@@ -1,4 +1,4 @@
-"""Validation: the mean loss over all that counts in the validation set."""
+"""Validation: the mean loss over the tokens of the validation set that count."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from finetune_trainer.training.forward import Forward
 
 @torch.no_grad()
 def evaluate(forward: Forward, rows: TokenizedRows, batch_size: int) -> Mean:
-    """The mean loss over all trained tokens of `rows`.
+    """The mean loss over all tokens of `rows` that count, and the means of the objective's metrics.
 
-    It is the same on every rank, for every batch size and number of devices. All ranks call this, and make
-    the same number of forward passes. The model is put into evaluation mode and back.
+    They do not depend on the batch size or the number of devices, and every rank gets the same. All ranks
+    must call this; they make the same number of forward passes. The model is in evaluation mode
+    meanwhile, and in training mode afterwards.
     """
     parallel = forward.parallel
     forward.module.eval()
@@ -37,5 +38,5 @@ def evaluate(forward: Forward, rows: TokenizedRows, batch_size: int) -> Mean:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss); infinity where that overflows."""
+    """exp(loss), or infinity where that overflows."""
     return math.exp(loss) if loss < 709 else math.inf

@@ -1,4 +1,4 @@
-"""One forward pass: rows become a batch on the device, and the batch a loss."""
+"""The forward pass, in training and in validation: from rows to a loss."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from finetune_trainer.tasks.objective import Loss
 
 @dataclass(frozen=True)
 class Forward:
-    """How losses are computed, in training and in validation."""
+    """Computes the loss of rows."""
 
     module: torch.nn.Module
-    """What `Parallel.place` made of the objective."""
+    """The objective, as `Parallel.place` returned it."""
     parallel: Parallel
     layout: Layout
     dtype: ResolvedPrecision
 
     def __call__(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Loss:
-        """The loss of some of the rows: in bf16 by autocast, or in fp32."""
+        """Computes the loss of the rows with these indices, in fp32 or, by autocast, in bf16."""
         device = self.parallel.device
         batch = self.layout.batch(rows, indices).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"):

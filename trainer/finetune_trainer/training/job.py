@@ -1,4 +1,7 @@
-"""What is trained, and who trains it. Imports nothing heavy: processes that only pass it on need it as well."""
+"""A training job, and the worker that trains it.
+
+Processes that only pass a job on import this too, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: all that a worker must know to load its model, before the data are prepared."""
+    """What a worker needs to load its model, even before the rows are prepared."""
 
     spec: FineTuneJobSpec
     dtype: ResolvedPrecision
     run_directory: str
     resume_from: str | None
-    """The checkpoint or snapshot in the run directory to resume from."""
+    """The name of the checkpoint or snapshot in the run directory to resume from; None begins anew."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What all workers are given."""
+    """A job that is ready to train; the same for all workers."""
 
     name: str
     start: Start
@@ -38,7 +41,7 @@ class TrainingJob:
 
     @property
     def padded_length(self) -> int | None:
-        """What every batch is padded to, in tokens; None pads to the longest row."""
+        """The length in tokens that every batch is padded to; None pads to the batch's longest row."""
         padded = self.prepared.spec.padding == "max_length"
         return self.prepared.numbers.context_length if padded else None
 
@@ -51,13 +54,13 @@ class Worker:
     num_devices: int
     device: torch.device
     report: Callable[[ProgressRecord], None]
-    """Called on rank 0 only, after every step; must not block."""
+    """Takes progress records. Called on rank 0 only, at least once a step; must not block."""
     stop_requested: Callable[[], bool]
-    """Asked on every rank after every step; one yes is enough."""
+    """Called on every rank once a step. Training stops when it returns true on any of them."""
 
 
 class Outcome(StrEnum):
-    """How training returned."""
+    """How training ended when nothing failed."""
 
     FINISHED = "finished"
     STOPPED = "stopped"

@@ -1,8 +1,8 @@
 """The training loop of one worker: steps, and validation and a checkpoint after epochs.
 
-Every worker runs `train` with the same job and its own rank. All of them know all rows, so what a step is
-normalised by needs no exchange; gradients, losses and requests to stop are what they exchange. Collecting what
-is saved is for all ranks; rank 0 alone writes and reports.
+Every worker calls `train` with the same job and its own rank. Workers exchange gradients, losses and
+requests to stop. What a step is divided by needs no exchange, since every worker has all rows. All ranks
+collect what is saved; only rank 0 writes and reports.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from finetune_trainer.checkpoint.save import write_checkpoint
 from finetune_trainer.data.batches import Indices, row_order, step_rows
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
-from finetune_trainer.report.reporter import RankZero, Reporter, Silent
-from finetune_trainer.report.trackers.tracking import open_tracker
+from finetune_trainer.report.reporter import RankZeroReporter, Reporter, SilentReporter
+from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
 from finetune_trainer.training.evaluate import evaluate, perplexity
@@ -34,11 +34,11 @@ from finetune_trainer.training.setup import Loaded, load, set_up
 from finetune_trainer.training.step import backward
 
 SNAPSHOT_SECONDS = 30 * 60
-"""Between checkpoints, how often a snapshot is kept to resume from."""
+"""The time after which a snapshot is saved when there was no checkpoint or snapshot meanwhile."""
 
 
 class StepRequest(IntEnum):
-    """What a worker asks for after a step; the largest of all workers' requests is what happens."""
+    """What a worker requests in a step. The largest request of all workers is carried out."""
 
     NOTHING = 0
     SNAPSHOT = 1
@@ -46,11 +46,11 @@ class StepRequest(IntEnum):
 
 
 def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Outcome:
-    """Trains to the end, or to the step after which a stop was requested.
+    """Trains to the end, or to the step in which a stop was requested.
 
-    `loaded` is what `load` read, if it was called before. Raises FineTuneError: Diverged when a loss or
-    gradient is not finite, StorageError when a checkpoint cannot be written, InvalidData when the rows are not
-    those that the run began with.
+    `loaded` is the result of `load`, which is called here by default. Raises FineTuneError: Diverged when a
+    loss or gradient is not finite, StorageError when a checkpoint cannot be written, InvalidData when the run
+    began with other rows.
     """
     spec, numbers = job.prepared.spec, job.prepared.numbers
     train_rows, validation_rows = job.prepared.train, job.prepared.validation
@@ -103,18 +103,18 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
 
 @contextmanager
 def _reporter(job: TrainingJob, worker: Worker, step: int) -> Iterator[Reporter]:
-    """Rank 0 writes and reports; the others do not.
+    """The reporter of this rank: rank 0's writes and reports, the others' do nothing.
 
-    First the metrics of steps that were lost, and come again, are dropped.
+    On rank 0, lines of metrics.jsonl that this run will write again are removed first.
     """
     if worker.rank > 0:
-        yield Silent()
+        yield SilentReporter()
         return
     prepared = job.prepared
     run = RunDirectory.open(job.start.run_directory)
     run.truncate_metrics(step if job.start.resume_from else -1)
     with open_tracker(prepared.spec, job.name) as tracker:
-        yield RankZero(
+        yield RankZeroReporter(
             prepared.plan,
             prepared.numbers,
             run,
@@ -126,7 +126,7 @@ def _reporter(job: TrainingJob, worker: Worker, step: int) -> Iterator[Reporter]
 
 
 def _steps(prepared: Prepared) -> Iterator[Indices]:
-    """The rows of every optimizer step of the run, in order."""
+    """The rows of each optimizer step of the whole run, in order."""
     numbers = prepared.numbers
     for epoch in range(numbers.total_epochs):
         order = row_order(prepared.spec.seed, epoch, len(prepared.train))
@@ -139,7 +139,7 @@ def _tokens(prepared: Prepared, rows: Indices) -> int:
 
 
 def _checkpoint_after(step: int, numbers: Numbers) -> str | None:
-    """The name of the checkpoint that is due after so many steps, if one is."""
+    """The name of the checkpoint to save after `step` steps; None when none is due."""
     epochs, rest = divmod(step, numbers.steps_per_epoch)
     return checkpoint_name(epochs - 1) if rest == 0 and epochs - 1 in numbers.checkpoint_epochs else None
 
@@ -152,7 +152,7 @@ def _request(worker: Worker, saved_at: float) -> StepRequest:
 
 
 def _exchange(parallel: Parallel, part: Mean, request: StepRequest) -> tuple[Mean, StepRequest]:
-    """The loss over all devices, and the largest request of all workers."""
+    """Sums the loss over all devices, and finds the largest request of all workers."""
     snapshot, stop = request is StepRequest.SNAPSHOT, request is StepRequest.STOP
     loss, snapshots, stops, *metrics = parallel.sum([part.loss, snapshot, stop, *part.metrics.values()])
     mean = Mean(loss, dict(zip(part.metrics, metrics, strict=True)))
@@ -162,7 +162,7 @@ def _exchange(parallel: Parallel, part: Mean, request: StepRequest) -> tuple[Mea
 
 
 def _validate(forward: Forward, prepared: Prepared, step: int) -> Evaluation:
-    """The validation after `step` steps. Raises FineTuneError (Diverged) when its loss is not finite."""
+    """Validates after `step` steps. Raises FineTuneError (Diverged) when the loss is not finite."""
     assert prepared.validation is not None
     numbers = prepared.numbers
     mean = evaluate(forward, prepared.validation, numbers.eval_batch_size_per_device)

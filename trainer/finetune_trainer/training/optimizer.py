@@ -1,4 +1,4 @@
-"""AdamW, and its learning rate."""
+"""The optimizer AdamW."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EPSILON = 1e-8
 
 
 def adamw(module: torch.nn.Module, spec: FineTuneJobSpec, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over what is trained.
+    """AdamW (Loshchilov and Hutter 2019) for the trained parameters of a module.
 
-    Biases and norms, which are vectors, do not decay.
+    Biases and norms, which are vectors, have no weight decay.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -29,6 +29,6 @@ def adamw(module: torch.nn.Module, spec: FineTuneJobSpec, *, fused: bool) -> tor
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """The learning rate of the next update."""
+    """Sets the learning rate of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

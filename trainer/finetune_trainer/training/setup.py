@@ -1,4 +1,4 @@
-"""Model, optimizer and position at the start of a run, or as they were when what it resumes from was saved."""
+"""Loads and sets up model, optimizer and position, for a new run or for one that is resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from finetune_trainer.training.optimizer import adamw
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read of the model, and of the checkpoint to resume from; on the CPU."""
+    """The model, and the state of the checkpoint to resume from, if any; on the CPU."""
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class Loaded:
 
 
 def load(start: Start, device: torch.device) -> Loaded:
-    """Reads all that a worker needs besides the rows.
+    """Loads all that a worker needs besides the rows, on the CPU; `device` is the one that will train.
 
     Raises FineTuneError as `load_model` and `load_tokenizer` do.
     """
@@ -44,9 +44,9 @@ def load(start: Start, device: torch.device) -> Loaded:
 def set_up(
     job: TrainingJob, loaded: Loaded, parallel: Parallel
 ) -> tuple[Forward, torch.optim.Optimizer, Position]:
-    """Puts what was loaded on the devices, ready for the next step of the run.
+    """Puts the loaded model and state on the devices, ready for the next step.
 
-    Raises FineTuneError (InvalidData) when the training rows are not those that the run began with.
+    Raises FineTuneError (InvalidData) when the run began with other training rows.
     """
     spec, data = job.prepared.spec, job.prepared.fingerprint
     objective = task_of(spec).objective(loaded.model)

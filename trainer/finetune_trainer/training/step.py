@@ -1,4 +1,4 @@
-"""The gradient of an optimizer step, normalised by all that counts in it."""
+"""Computes the gradient of an optimizer step over all its micro-batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from finetune_trainer.training.forward import Forward
 
 
 def backward(forward: Forward, train: TokenizedRows, rows: Indices, batch_size: int) -> Mean:
-    """Gradients of one optimizer step over `rows`, and this device's part of its loss.
+    """Computes the gradients of one optimizer step over `rows`, and returns this device's part of its loss.
 
-    The loss is the sum over the step's trained tokens on all devices and in all micro-batches, divided by
-    their number: a mean of micro-batch means would weigh tokens by the company they keep. Their number is
-    known to every device without an exchange. Gradients are complete on every device when this returns.
+    The loss of a step is the sum over all its tokens that count, on all devices and in all micro-batches,
+    divided by their number. (A mean of micro-batch means would give tokens in small micro-batches more
+    weight.) The parts of all devices add up to it, and so do those of the metrics. `rows` are the step's
+    rows on all devices, so their number of tokens needs no exchange. When this returns, gradients are
+    complete on every device.
     """
     parallel = forward.parallel
     weight = int(train.predicted[rows].sum())

@@ -21,13 +21,13 @@ FAILURE_CLASSES = {
     "PERMISSION_DENIED": FailureClass.ACCESS_DENIED,
     "UNAUTHENTICATED": FailureClass.ACCESS_DENIED,
 }
-"""What MLflow's error codes mean for a job; the others are a server or store that fails."""
+"""The failure class of MLflow's error codes. All others mean that a server or store fails (StorageError)."""
 
 
 class MlflowRun:
-    """A run that numbers can be added to.
+    """A run at MLflow.
 
-    The client retries for minutes when a server is gone, as MLFLOW_HTTP_REQUEST_MAX_RETRIES says.
+    When the server does not answer, the client retries for minutes; see MLFLOW_HTTP_REQUEST_MAX_RETRIES.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
@@ -35,7 +35,7 @@ class MlflowRun:
         self._run_id = run_id
 
     def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
-        """Adds the lines' numbers under their names in metrics.jsonl."""
+        """Adds the numbers of the lines, by their names in metrics.jsonl."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -51,11 +51,11 @@ class MlflowRun:
 
 
 def start_mlflow_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> MlflowRun:
-    """A new run, with the spec's fields as its parameters.
+    """Starts a new run, with the spec's fields as its parameters.
 
-    Where the spec says nothing, MLflow's own defaults hold: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, the
-    experiment `Default`. Raises FineTuneError: InvalidSpec for an experiment that is not there and shall not
-    be made and for a wrong address, AccessDenied, StorageError when the server or store fails.
+    The defaults are MLflow's own: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, the experiment `Default`.
+    Raises FineTuneError: InvalidSpec for a wrong address, and for an experiment that does not exist and
+    must not be created; AccessDenied; StorageError when the server or store fails.
     """
     from mlflow import MlflowClient
     from mlflow.entities import Param
@@ -72,7 +72,7 @@ def start_mlflow_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> 
 
 
 def _experiment(client: MlflowClient, config: LoggerConfig) -> str:
-    """The id of the experiment, which is made when it is not there."""
+    """The id of the experiment, which is created if it does not exist and the spec allows it."""
     name = config.experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
     found = client.get_experiment_by_name(name)
     if found is not None:
@@ -88,7 +88,7 @@ def _experiment(client: MlflowClient, config: LoggerConfig) -> str:
 
 @contextmanager
 def _explained(config: LoggerConfig) -> Iterator[None]:
-    """Turns what MLflow raises into what a person can act on."""
+    """Turns MLflow's exceptions into FineTuneErrors that a person can act on."""
     from mlflow.exceptions import MlflowException
 
     where = "spec.logger.provider_config.tracking_uri" if config.tracking_uri else "MLFLOW_TRACKING_URI"

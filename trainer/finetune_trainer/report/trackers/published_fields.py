@@ -1,4 +1,4 @@
-"""What an experiment tracker is told of a spec: what was trained on what and how, and no secret."""
+"""Selects the fields of a spec that an experiment tracker gets: what is trained and how, and no secrets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pydantic import BaseModel, JsonValue
 from finetune_api.spec import FineTuneJobSpec
 
 PRIVATE = {"cluster", "logger", "run_policy", "suspend"}
-"""Where and when the job runs; `cluster.env` may hold passwords."""
+"""Fields about where and when the job runs, which are left out. `cluster.env` may hold passwords."""
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def published_fields(spec: FineTuneJobSpec) -> dict[str, JsonValue]:
-    """The fields that were set, by their path below `spec` (`lora_config.r`); lists and free maps stay whole.
+    """The fields that are set, by their path below `spec`, such as `lora_config.r`.
 
-    Credentials in URLs (`s3://key:secret@bucket/...`) are left out.
+    Lists and maps of free keys are one value each. Credentials in URLs
+    (`s3://key:secret@bucket/...`) are removed.
     """
     fields = _set_fields(spec, "")
     return {path: _public(value) for path, value in fields.items() if path.partition(".")[0] not in PRIVATE}

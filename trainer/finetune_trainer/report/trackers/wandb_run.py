@@ -17,30 +17,30 @@ PROJECT = "llmforge"
 """LLMForge's default project."""
 
 LONGEST_TAG = 64
-"""What wandb takes, in characters."""
+"""The most characters of a tag that wandb accepts."""
 
 
 class WandbRun:
-    """A run that numbers can be added to."""
+    """A run at Weights & Biases."""
 
     def __init__(self, run: wandb.Run) -> None:
         self._run = run
 
     def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
-        """Adds the lines' numbers under their names in metrics.jsonl."""
+        """Adds the numbers of the lines, by their names in metrics.jsonl."""
         for line in lines:
             self._run.log(numbers_of(line), step=line.step)
 
     def end(self, *, failed: bool) -> None:
-        """Marks the run as finished or failed, and waits until wandb has all numbers."""
+        """Marks the run as finished or failed, and waits until wandb has received all numbers."""
         self._run.finish(exit_code=1 if failed else 0)
 
 
 def start_wandb_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> WandbRun:
-    """A new run with the spec's fields as its configuration, and LLMForge's defaults.
+    """Starts a new run, with the spec's fields as its configuration and LLMForge's defaults.
 
     Raises FineTuneError: AccessDenied when wandb refuses the key, StorageError when it cannot be reached,
-    InvalidSpec for a project, name or tag that it does not take.
+    InvalidSpec for a project, name or tag that it does not accept.
     """
     import wandb
 

@@ -21,8 +21,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_spec
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
-from finetune_trainer.report.trackers import tracking
-from finetune_trainer.report.trackers.tracking import Tracker, check_tracker, open_tracker
+from finetune_trainer.report.trackers.tracker import Tracker, check_tracker, open_tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +32,7 @@ NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's store, made once: its tables take seconds."""
+    """MLflow's store, created once, since creating its tables takes seconds."""
     return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
 
@@ -121,7 +120,7 @@ def test_neither_package_is_imported_unless_asked_for() -> None:
     program = """
 import sys
 from finetune_api.manifest import read_spec
-from finetune_trainer.report.trackers.tracking import check_tracker, open_tracker
+from finetune_trainer.report.trackers.tracker import check_tracker, open_tracker
 spec = read_spec({"model_id": "org/base", "train_path": "rows.jsonl"})
 check_tracker(spec)
 with open_tracker(spec, "job") as tracker:
@@ -290,14 +289,14 @@ def test_a_tracker_that_fails_in_the_middle_warns_once_and_training_goes_on(
     assert [
         record.levelno
         for record in caplog.records
-        if record.name == "finetune_trainer.report.trackers.tracking"
+        if record.name == "finetune_trainer.report.trackers.tracker"
     ] == [logging.WARNING]
     assert "mlflow does not get all numbers of this run (metrics.jsonl does)" in caplog.text
 
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """A store that does not answer as long as somebody else holds the database."""
+    """A lock on the database, as long as which the store does not answer."""
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
@@ -327,7 +326,7 @@ def test_all_lines_that_waited_arrive(database: Path, experiment: str) -> None:
 def test_the_end_of_training_waits_only_so_long(
     database: Path, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr("finetune_trainer.report.trackers.tracker.CLOSING_SECONDS", 0.2)
     with ExitStack() as training:
         training.enter_context(open_tracker(mlflow_spec(database, experiment), "job"))
         with locked(database):
@@ -344,7 +343,7 @@ def test_the_end_of_training_waits_only_so_long(
 
 @pytest.fixture
 def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where wandb keeps its runs."""
+    """The directory of wandb's offline runs."""
     import wandb
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -356,7 +355,10 @@ def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 def wandb_records(directory: Path, kind: str) -> list[dict[str, Any]]:
-    """Records of one kind in the only run: protocol buffers in LevelDB's log format, after a header of 7 bytes."""
+    """The records of one kind in the only run.
+
+    They are protocol buffers in LevelDB's log format, after a header of 7 bytes.
+    """
     import wandb
     from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""An experiment tracker, when the spec asks for one: it is told what metrics.jsonl is told, and cannot disturb training."""
+"""Sends the lines of metrics.jsonl to an experiment tracker, without disturbing training."""
 
 from __future__ import annotations
 
@@ -18,40 +18,39 @@ from finetune_trainer.report.trackers.mlflow_run import start_mlflow_run
 from finetune_trainer.report.trackers.wandb_run import start_wandb_run
 
 CLOSING_SECONDS = 60.0
-"""How long the end of training waits for a tracker that is slow or gone."""
+"""How long the end of training waits for a tracker that is slow or does not answer."""
 
 _log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What the training loop knows of a tracker."""
+    """An experiment tracker as the training loop sees it."""
 
     def log(self, line: StepLine | EvaluationLine) -> None:
-        """Takes a line down; returns at once and never raises."""
+        """Sends a line in the background. Returns at once, and never raises."""
 
 
 class TrackedRun(Protocol):
     """A run at a tracker's service. Its methods may block, and may raise anything."""
 
     def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
-        """Adds the lines' numbers to the run."""
+        """Adds the numbers of the lines to the run."""
 
     def end(self, *, failed: bool) -> None:
         """Marks the run as finished or failed."""
 
 
 def check_tracker(spec: FineTuneJobSpec) -> None:
-    """Finds before training, and without a network, what would keep the tracker from starting.
+    """Checks before training, without using the network, whether the tracker can start.
 
-    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to log in
-    with.
+    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to
+    log in with.
     """
     if spec.logger is None:
         return
     provider = spec.logger.provider
     package = importlib.util.find_spec(provider)
-    # A folder called wandb, such as wandb makes for its runs, looks like a package, but one without an
-    # origin.
+    # A folder called wandb, which wandb creates for its runs, looks like a package, but has no origin.
     if package is None or package.origin is None:
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
@@ -69,18 +68,19 @@ def check_tracker(spec: FineTuneJobSpec) -> None:
 
 @contextmanager
 def open_tracker(spec: FineTuneJobSpec, name: str) -> Iterator[Tracker]:
-    """The tracker that the spec asks for, or one that does nothing; `name` is the job's.
+    """Starts a run at the tracker that the spec names; without one, the tracker does nothing.
 
-    At the end of the block the run is marked as finished, or as failed when the block raised. A job that is
-    resumed makes a new run. Raises FineTuneError before the block begins: as `check_tracker` does, and
-    InvalidSpec, AccessDenied or StorageError when the service refuses the run or cannot be reached.
+    `name` is the job's. At the end of the `with` block the run is marked as finished, or as failed when
+    the block raised an exception. A job that is resumed starts a new run. Raises FineTuneError before the
+    block begins: as `check_tracker` does, and InvalidSpec, AccessDenied or StorageError when the service
+    refuses the run or cannot be reached.
     """
     if spec.logger is None:
-        yield _Silence()
+        yield _NoTracker()
         return
     check_tracker(spec)
     start = start_mlflow_run if spec.logger.provider == "mlflow" else start_wandb_run
-    tracker = _InBackground(start(spec, spec.logger.provider_config, name), spec.logger.provider)
+    tracker = _BackgroundTracker(start(spec, spec.logger.provider_config, name), spec.logger.provider)
     failed = True
     try:
         yield tracker
@@ -89,13 +89,13 @@ def open_tracker(spec: FineTuneJobSpec, name: str) -> Iterator[Tracker]:
         tracker.close(failed=failed)
 
 
-class _Silence:
+class _NoTracker:
     def log(self, line: StepLine | EvaluationLine) -> None:
         pass
 
 
-class _InBackground:
-    """Sends lines from a thread of its own: a service that is slow or gone would else hold up every step."""
+class _BackgroundTracker:
+    """Sends lines in a thread of its own, so that a service that is slow or gone holds up no step."""
 
     def __init__(self, run: TrackedRun, provider: str) -> None:
         self._run = run
@@ -132,7 +132,7 @@ class _InBackground:
     def _warning(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong at a tracker, training goes on
+        except Exception as error:  # noqa: BLE001 - no error of a tracker may stop training
             self._warn(str(error))
 
     def _warn(self, reason: str) -> None:

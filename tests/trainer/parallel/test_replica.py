@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.trainer.training_jobs import forward_of, some_rows
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from finetune_trainer.parallel.replica import clip_gradient
+from finetune_trainer.tasks.language import LanguageObjective
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> PreTrainedModel:
+    """With the gradient of some rows."""
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    rows = some_rows(4, seed=3)
+    loss = forward_of(loaded)(rows, range(len(rows))).total / int(rows.predicted.sum())
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loaded
+
+
+def test_clipping_returns_the_norm_and_scales_the_gradient_down_to_the_limit(model: PreTrainedModel) -> None:
+    before = torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
+    assert clip_gradient(LanguageObjective(model), 0.1) == pytest.approx(
+        float(before.double().norm()), rel=1e-5
+    )
+    after = torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
+    assert float(after.norm()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_clipping_leaves_a_small_gradient_as_it_is(model: PreTrainedModel) -> None:
+    before = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    clip_gradient(LanguageObjective(model), 1000.0)
+    assert all(
+        torch.equal(parameter.grad, before[name])
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    )
