@@ -1,4 +1,4 @@
-"""Attempts at a job in a Ray cluster: stopped, gone on with, finished, asked for again, and failed in all ways."""
+"""Attempts at a job in a Ray cluster: stopped, resumed, finished, asked for again, and failed in all ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A FineTuneJob on this machine: the trainer of a cluster, with one device in this process, with more on local Ray."""
+"""A FineTuneJob on this machine: with one device in this process, with more on a Ray of its own."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ DEFAULT_STORAGE = "./finetune-runs"
 DEFAULT_NAMESPACE = "default"
 
 NOT_TRAINING = ("suspend", "run_policy", "storage", "cluster", "logger", "custom_model_tag")
-"""Fields that do not change what is trained: runs that differ in nothing else are the same run, and resume each
-other."""
+"""Fields that do not change what is trained: a run that differs in nothing else resumes the earlier one."""
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Ray's shared memory, through which workers get the rows; taken as it fills, and on disk when there are more."""
+"""Ray's shared memory, through which workers get the rows: taken as it fills, and more rows than that go to
+disk."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _asked(spec: FineTuneJobSpec, devices: int | None) -> FineTuneJobSpec:
 
 
 def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observer: Observer) -> LocalRun:
-    """Trains on this machine, from the newest complete checkpoint if there is one; a finished run is only shown.
+    """Trains on this machine; resumes an earlier run, and only shows one that has finished.
 
     Raises FineTuneError, with nothing written, for what is wrong before training; what goes wrong in
     training is in the status. Ctrl-C and SIGTERM end the run at its next step with a snapshot, and running

@@ -1,4 +1,4 @@
-"""Where workers leave word for the driver and the driver for them: a Ray actor that holds the newest of each."""
+"""A Ray actor between workers and driver: it holds the newest that each has for the other."""
 
 from __future__ import annotations
 

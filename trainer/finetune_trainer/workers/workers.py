@@ -39,4 +39,7 @@ class Workers(Protocol):
     """A way to run the processes that train."""
 
     def started(self, start: Start, say: Callable[[str], None]) -> AbstractContextManager[Group]:
-        """Workers that load their model from now on; the `with` block ends them. `say` gets lines for people."""
+        """Starts workers, which load their model at once; the end of the `with` block ends them.
+
+        `say` gets lines for people.
+        """
