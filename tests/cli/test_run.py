@@ -207,7 +207,7 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
     summary = story.again.out[story.again.out.index("Succeeded: ") :]
     lines = [" ".join(line.split()) for line in summary.splitlines()]
 
-    assert "epochs 40/40" in lines
+    assert "epochs completed 40/40" in lines
     assert f"run directory {run_directory(story)}" in lines
     assert "checkpoint after epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
