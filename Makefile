@@ -38,7 +38,7 @@ demo: demo-cost $(ENV)/trainer.installed $(ENV)/project.installed ## fine-tune a
 	$(ENV)/bin/python examples/demo.py
 
 demo-cost:
-	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later about 3 minutes; on 2 cores."
+	@echo "The first time this takes about 4 minutes and 7 GB of disk (mostly torch with CUDA, in $(ENV)); later two and a half; on 2 cores."
 
 demo-cluster: $(ENV)/dev.installed $(ENV)/project.installed ## the same on a Kubernetes cluster of its own, which is made here
 	PYTHONPATH=.:examples $(ENV)/bin/python -m devcluster.demo

@@ -14,7 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import ray
+import ray.train
+import ray.train.torch
 from ray.exceptions import RayError
+from ray.train.v2.api.config import FailureConfig
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
@@ -22,6 +25,7 @@ from finetune_trainer.stop_signals import stop_on_signals
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.drain import Drain
 from finetune_trainer.workers.progress_board import Notice, open_board, put_job, read_board
+from finetune_trainer.workers.ray_failures import failure_of_run
 from finetune_trainer.workers.ray_worker import WorkerConfig, train_worker
 from finetune_trainer.workers.workers import Ended
 
@@ -106,8 +110,6 @@ class RayGroup:
             return Ended(notice.record, outcome, lost)
         if error is None:
             return Ended(notice.record, outcome)
-        from finetune_trainer.workers.ray_failures import failure_of_run
-
         failure = notice.failure or failure_of_run(error)
         if failure.failure_class is FailureClass.UNKNOWN:
             _log.error("%s", error)
@@ -115,10 +117,6 @@ class RayGroup:
 
     def _fit(self, workers: RayWorkers, start: Start) -> None:
         try:
-            # It takes seconds, and the driver has other things to do meanwhile.
-            import ray.train.torch
-            from ray.train.v2.api.config import FailureConfig
-
             with tempfile.TemporaryDirectory(prefix="finetune-ray-") as scratch:
                 ray.train.torch.TorchTrainer(
                     train_worker,
