@@ -20,13 +20,14 @@ from finetune_trainer.training.job import Start, TrainingJob
 from finetune_trainer.training.optimizer import adamw
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loaded:
     """The model, and the state of the checkpoint to resume from, if any; on the CPU."""
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
     saved: SavedState | None
+    """None once it was restored: it may be twice as large as the model, and is of no more use."""
 
 
 def load(start: Start, device: torch.device) -> Loaded:
@@ -60,6 +61,7 @@ def set_up(
     )
     optimizer = adamw(objective, spec, fused=parallel.device.type == "cuda")
     torch.manual_seed(spec.seed + parallel.rank)
-    if loaded.saved is None:
+    saved, loaded.saved = loaded.saved, None
+    if saved is None:
         return forward, optimizer, Position(step=0, data=data, evaluation=None)
-    return forward, optimizer, restore_state(loaded.saved, optimizer, parallel, data=data)
+    return forward, optimizer, restore_state(saved, optimizer, parallel, data=data)
