@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: the first signal lets it save a snapshot."""
+"""How a run is stopped from outside: by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,24 +9,48 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-@contextmanager
-def stop_on_signals(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one raises KeyboardInterrupt.
+class StopSignals:
+    """What Ctrl-C and SIGTERM do to a run.
 
-    Of the first, `say` gets a line for people.
+    Until there is something to save, they raise KeyboardInterrupt. Then the first one requests a stop, and a
+    second one raises KeyboardInterrupt.
     """
-    stop = threading.Event()
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._requested = threading.Event()
+        self.can_save = False
+
+    def requested(self) -> bool:
+        """Whether a stop was requested."""
+        return self._requested.is_set()
+
+    def begun(self) -> None:
+        """Training has begun: from now on there is something to save.
+
+        Raises KeyboardInterrupt when a signal came before, since a library may have caught the first one.
+        """
+        if not self.can_save and self.requested():
             raise KeyboardInterrupt
-        stop.set()
-        again = "; press Ctrl-C again to stop now" if number == signal.SIGINT else ""
-        say(f"stopping after this step, with a snapshot{again}")
+        self.can_save = True
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """A signal has come."""
+        if not self.can_save or self.requested():
+            self._requested.set()
+            raise KeyboardInterrupt
+        self._requested.set()
+        again = "; press Ctrl-C again to stop now" if number == signal.SIGINT else ""
+        self._say(f"stopping after this step, with a snapshot{again}")
+
+
+@contextmanager
+def stop_signals(say: Callable[[str], None]) -> Iterator[StopSignals]:
+    """Handles the signals inside the `with` block; `say` gets a line for people."""
+    signals = StopSignals(say)
+    previous = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from threading import Event
+from contextlib import contextmanager
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -14,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from finetune_api.failure import FailureClass
 from finetune_api.status import ProgressRecord
 from finetune_trainer.failures import failure_of
-from finetune_trainer.stop_signals import stop_on_signals
+from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
 from finetune_trainer.training.loop import train
 from finetune_trainer.workers.workers import Ended
@@ -40,25 +39,19 @@ class InProcess:
     def train(self, job: TrainingJob, report: Callable[[ProgressRecord], None]) -> Ended:
         """Until the first report, which comes before the first step, Ctrl-C finds nothing to save."""
         last: ProgressRecord | None = None
-        stop = Event()
-
-        with ExitStack() as signals:
+        with stop_signals(self._say) as signals:
 
             def reported(record: ProgressRecord) -> None:
-                nonlocal last, stop
-                if last is None:
-                    stop = signals.enter_context(stop_on_signals(self._say))
+                nonlocal last
+                signals.begun()
                 last = record
                 report(record)
 
-            def stop_requested() -> bool:
-                return stop.is_set()
-
-            worker = Worker(0, 1, self._device, reported, stop_requested)
+            worker = Worker(0, 1, self._device, reported, signals.requested)
             try:
                 outcome: Outcome = train(job, worker)
             except KeyboardInterrupt:
-                if last is not None:
+                if signals.can_save:
                     raise
                 return Ended(None, Outcome.STOPPED)
             except Exception as error:  # noqa: BLE001 - the failure names whatever it is

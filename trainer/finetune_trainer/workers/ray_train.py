@@ -21,7 +21,7 @@ from ray.train.v2.api.config import FailureConfig
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
-from finetune_trainer.stop_signals import stop_on_signals
+from finetune_trainer.stop_signals import StopSignals, stop_signals
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.drain import Drain
 from finetune_trainer.workers.progress_board import Notice, open_board, put_job, read_board
@@ -79,11 +79,21 @@ class RayGroup:
 
         A node that is about to go stops the run too, and that is a failure (NodeLost).
         """
-        with stop_on_signals(self._say) as stop:
-            put_job(self._board, ray.put(job))
-            return self._follow(report, stop)
+        with stop_signals(self._say) as signals:
 
-    def _follow(self, report: Callable[[ProgressRecord], None], stop: threading.Event) -> Ended:
+            def reported(record: ProgressRecord) -> None:
+                signals.begun()
+                report(record)
+
+            try:
+                put_job(self._board, ray.put(job))
+                return self._follow(reported, signals)
+            except KeyboardInterrupt:
+                if signals.can_save:
+                    raise
+                return Ended(None, Outcome.STOPPED)
+
+    def _follow(self, report: Callable[[ProgressRecord], None], signals: StopSignals) -> Ended:
         notice, drain = Notice(), Drain()
         asked = taken_away = False
         try:
@@ -93,10 +103,8 @@ class RayGroup:
                 notice = read_board(self._board, timeout=POLL_SECONDS) or notice
                 if notice.version > seen and notice.record is not None:
                     report(notice.record)
-                if notice.record is None and stop.is_set():
-                    return Ended(None, Outcome.STOPPED)
-                if not asked and (stop.is_set() or drain.seen()):
-                    asked, taken_away = True, not stop.is_set()
+                if not asked and (signals.requested() or drain.seen()):
+                    asked, taken_away = True, not signals.requested()
                     ray.get(self._board.stop.remote())
             notice = read_board(self._board) or notice
         except RayError as lost:

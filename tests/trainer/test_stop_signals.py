@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from finetune_trainer.stop_signals import stop_signals
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_training_a_signal_ends_it_at_once_and_says_nothing(number: int) -> None:
+    said: list[str] = []
+    with stop_signals(said.append), pytest.raises(KeyboardInterrupt):
+        send(number)
+    assert said == []
+
+
+def test_a_signal_that_a_library_caught_before_training_is_not_lost() -> None:
+    with stop_signals(lambda _: None) as signals:
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signals.begun()
+        assert not signals.can_save
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGINT, "stopping after this step, with a snapshot; press Ctrl-C again to stop now"),
+        (signal.SIGTERM, "stopping after this step, with a snapshot"),
+    ],
+)
+def test_in_training_the_first_signal_requests_a_stop_and_the_second_ends_it(number: int, line: str) -> None:
+    said: list[str] = []
+    with stop_signals(said.append) as signals:
+        signals.begun()
+        assert not signals.requested()
+        send(number)
+        assert signals.requested()
+        signals.begun()
+        with pytest.raises(KeyboardInterrupt):
+            send(number)
+    assert said == [line]
+
+
+def test_afterwards_signals_do_what_they_did_before() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stop_signals(lambda _: None):
+        pass
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
