@@ -300,10 +300,10 @@ def test_sigterm_before_training_ends_it_at_once(
     job: Job, server: RecordsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "prepare", lambda _spec: terminate())
-    with pytest.raises(SystemExit) as ended:
-        job.attempt(3)
+    attempt = job.attempt(3)
 
-    assert ended.value.code == STOPPED
+    assert attempt.code == STOPPED
+    assert attempt.out.splitlines()[-1] == "stopped before a step was trained"
     assert server.records == [ProgressRecord(attempt=3)]
 
 

@@ -14,6 +14,7 @@ from finetune_api.numbers import resolved_dtype
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
+from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.workers import Ended, Workers
@@ -48,36 +49,41 @@ def attempt(
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
 
     `manifest` is kept in the run directory, `spec` is what is trained here, and `locked` keeps others away
-    from the run. Ctrl-C before training ends the attempt at once. Raises FineTuneError, with nothing written,
-    for what is wrong before training; what goes wrong in training is in what is returned.
+    from the run. A signal before the first step ends the attempt at once. Raises FineTuneError, with nothing
+    written, for what is wrong before training; what goes wrong in training is in what is returned.
     """
-    began: datetime | None = None
-    try:
-        observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
-        start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest())
-        with workers.started(start, observer.say) as group:
-            # It imports what takes seconds, which the workers do meanwhile.
-            from finetune_trainer.plan.prepare import prepare
+    with stop_signals(observer.say) as signals:
 
-            prepared = prepare(spec)
-            for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
-                observer.say(f"warning: {remark}")
-            with locked(run) if locked is not None else nullcontext():
-                run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
-                if run.newest() != start.resume_from:
-                    changed = f"{run.path}: another process has trained there meanwhile; run again"
-                    raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
-                observer.prepared(prepared)
-                observer.progress(ProgressRecord(plan=prepared.plan, checkpoints=run.checkpoints()))
-                if start.resume_from is not None:
-                    observer.say(f"resuming from {run.checkpoint_path(start.resume_from)}")
-                job = TrainingJob(manifest.metadata.name, start, prepared)
-                began = datetime.now(UTC)
-                return replace(group.train(job, observer.progress), began=began)
-    except KeyboardInterrupt:
-        if began is not None:
-            raise
-        return Ended(None, Outcome.STOPPED)
+        def reported(record: ProgressRecord) -> None:
+            signals.begun()
+            observer.progress(record)
+
+        try:
+            observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
+            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest())
+            with workers.started(start) as group:
+                # It imports what takes seconds, which the workers do meanwhile.
+                from finetune_trainer.plan.prepare import prepare
+
+                prepared = prepare(spec)
+                for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
+                    observer.say(f"warning: {remark}")
+                with locked(run) if locked is not None else nullcontext():
+                    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
+                    if run.newest() != start.resume_from:
+                        changed = f"{run.path}: another process has trained there meanwhile; run again"
+                        raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
+                    observer.prepared(prepared)
+                    observer.progress(ProgressRecord(plan=prepared.plan, checkpoints=run.checkpoints()))
+                    if start.resume_from is not None:
+                        observer.say(f"resuming from {run.checkpoint_path(start.resume_from)}")
+                    job = TrainingJob(manifest.metadata.name, start, prepared)
+                    began = datetime.now(UTC)
+                    return replace(group.train(job, reported, signals.requested), began=began)
+        except KeyboardInterrupt:
+            if signals.can_save:
+                raise
+            return Ended(None, Outcome.STOPPED)
 
 
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:

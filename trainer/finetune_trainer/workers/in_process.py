@@ -13,7 +13,6 @@ from transformers.utils.logging import disable_progress_bar
 from finetune_api.failure import FailureClass
 from finetune_api.status import ProgressRecord
 from finetune_trainer.failures import failure_of
-from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
 from finetune_trainer.training.loop import train
 from finetune_trainer.workers.workers import Ended
@@ -29,34 +28,31 @@ class InProcess:
         self._threads = threads
 
     @contextmanager
-    def started(self, start: Start, say: Callable[[str], None]) -> Iterator[InProcess]:  # noqa: ARG002 - the job has it
+    def started(self, start: Start) -> Iterator[InProcess]:  # noqa: ARG002 - the job has it
         """Nothing to start: the model is loaded when training begins."""
         torch.set_num_threads(self._threads)
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        self._say = say
         yield self
 
-    def train(self, job: TrainingJob, report: Callable[[ProgressRecord], None]) -> Ended:
-        """Until the first report, which comes before the first step, Ctrl-C finds nothing to save."""
+    def train(
+        self,
+        job: TrainingJob,
+        report: Callable[[ProgressRecord], None],
+        stop_requested: Callable[[], bool],
+    ) -> Ended:
+        """See `finetune_trainer.workers.workers.Group`."""
         last: ProgressRecord | None = None
-        with stop_signals(self._say) as signals:
 
-            def reported(record: ProgressRecord) -> None:
-                nonlocal last
-                signals.begun()
-                last = record
-                report(record)
+        def reported(record: ProgressRecord) -> None:
+            nonlocal last
+            last = record
+            report(record)
 
-            worker = Worker(0, 1, self._device, reported, signals.requested)
-            try:
-                outcome: Outcome = train(job, worker)
-            except KeyboardInterrupt:
-                if signals.can_save:
-                    raise
-                return Ended(None, Outcome.STOPPED)
-            except Exception as error:  # noqa: BLE001 - the failure names whatever it is
-                failure = failure_of(error)
-                if failure.failure_class is FailureClass.UNKNOWN:
-                    _log.error("%s", "".join(traceback.format_exception(error)))
-                return Ended(last, None, failure)
+        try:
+            outcome: Outcome = train(job, Worker(0, 1, self._device, reported, stop_requested))
+        except Exception as error:  # noqa: BLE001 - the failure names whatever it is
+            failure = failure_of(error)
+            if failure.failure_class is FailureClass.UNKNOWN:
+                _log.error("%s", "".join(traceback.format_exception(error)))
+            return Ended(last, None, failure)
         return Ended(last, outcome)

@@ -21,7 +21,6 @@ from ray.train.v2.api.config import FailureConfig
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
-from finetune_trainer.stop_signals import StopSignals, stop_signals
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.drain import Drain
 from finetune_trainer.workers.progress_board import Notice, open_board, put_job, read_board
@@ -52,19 +51,18 @@ class RayWorkers:
     """Of each worker's arithmetic."""
 
     @contextmanager
-    def started(self, start: Start, say: Callable[[str], None]) -> Iterator[RayGroup]:
+    def started(self, start: Start) -> Iterator[RayGroup]:
         """Ray and the workers start while the caller goes on."""
         before = signal.getsignal(signal.SIGTERM)
         with self.connect():
             signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own in place
-            yield RayGroup(self, start, say)
+            yield RayGroup(self, start)
 
 
 class RayGroup:
     """Workers that Ray Train has been asked for."""
 
-    def __init__(self, workers: RayWorkers, start: Start, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, workers: RayWorkers, start: Start) -> None:
         self._board = open_board()
         self._error: BaseException | None = None
         # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a
@@ -74,26 +72,17 @@ class RayGroup:
         )
         self._fitting.start()
 
-    def train(self, job: TrainingJob, report: Callable[[ProgressRecord], None]) -> Ended:
+    def train(
+        self,
+        job: TrainingJob,
+        report: Callable[[ProgressRecord], None],
+        stop_requested: Callable[[], bool],
+    ) -> Ended:
         """See `finetune_trainer.workers.workers.Group`.
 
         A node that is about to go stops the run too, and that is a failure (NodeLost).
         """
-        with stop_signals(self._say) as signals:
-
-            def reported(record: ProgressRecord) -> None:
-                signals.begun()
-                report(record)
-
-            try:
-                put_job(self._board, ray.put(job))
-                return self._follow(reported, signals)
-            except KeyboardInterrupt:
-                if signals.can_save:
-                    raise
-                return Ended(None, Outcome.STOPPED)
-
-    def _follow(self, report: Callable[[ProgressRecord], None], signals: StopSignals) -> Ended:
+        put_job(self._board, ray.put(job))
         notice, drain = Notice(), Drain()
         asked = taken_away = False
         try:
@@ -103,8 +92,8 @@ class RayGroup:
                 notice = read_board(self._board, timeout=POLL_SECONDS) or notice
                 if notice.version > seen and notice.record is not None:
                     report(notice.record)
-                if not asked and (signals.requested() or drain.seen()):
-                    asked, taken_away = True, not signals.requested()
+                if not asked and (stop_requested() or drain.seen()):
+                    asked, taken_away = True, not stop_requested()
                     ray.get(self._board.stop.remote())
             notice = read_board(self._board) or notice
         except RayError as lost:

@@ -28,18 +28,20 @@ class Ended:
 class Group(Protocol):
     """Workers that have been started."""
 
-    def train(self, job: TrainingJob, report: Callable[[ProgressRecord], None]) -> Ended:
-        """Trains a job to its end, or until Ctrl-C or SIGTERM ends it: at its next step, with a snapshot.
+    def train(
+        self,
+        job: TrainingJob,
+        report: Callable[[ProgressRecord], None],
+        stop_requested: Callable[[], bool],
+    ) -> Ended:
+        """Trains a job to its end, or to the step at which a stop is requested, with a snapshot.
 
-        Before the first step a signal ends it at once. `report` is called in this thread with new records.
+        `report` is called in this thread with new records, for the first time before the first step.
         """
 
 
 class Workers(Protocol):
     """A way to run the processes that train."""
 
-    def started(self, start: Start, say: Callable[[str], None]) -> AbstractContextManager[Group]:
-        """Starts workers, which load their model at once; the end of the `with` block ends them.
-
-        `say` gets lines for people.
-        """
+    def started(self, start: Start) -> AbstractContextManager[Group]:
+        """Starts workers, which load their model at once; the end of the `with` block ends them."""
