@@ -49,6 +49,17 @@ RAY_SETTINGS = {
 }
 """Settings that Ray's own processes read when they start."""
 
+_HEALTH: JsonObject = {"httpGet": {"path": "/api/healthz", "port": 52365}, "timeoutSeconds": 5}
+PROBES: JsonObject = {
+    "startupProbe": {**_HEALTH, "periodSeconds": 1, "failureThreshold": 600},
+    "readinessProbe": {**_HEALTH, "periodSeconds": 5, "failureThreshold": 10},
+}
+"""KubeRay's own probes, which it leaves out where there are some, do not look for the first ten seconds.
+
+The address is that of Ray's agent on each node, by https://docs.ray.io/en/latest/ray-core/configure.html; how
+long a start may take and how often a node may not answer is KubeRay's.
+"""
+
 _JOB_VOLUME = "finetune-job"
 _EMPTY_DIRECTORIES = {"finetune-home": HOME, "finetune-tmp": "/tmp"}
 
@@ -162,7 +173,10 @@ def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
 def _ray_pod(
     source: PodSource, role: str, resources: JsonObject, environment: Mapping[str, str]
 ) -> JsonObject:
-    return _pod(source, role, resources, {**RAY_SETTINGS, **environment}, mounts=True)
+    template = _pod(source, role, resources, {**RAY_SETTINGS, **environment}, mounts=True)
+    spec = cast("dict[str, list[JsonObject]]", template["spec"])
+    spec["containers"][0].update(PROBES)
+    return template
 
 
 def _pod(

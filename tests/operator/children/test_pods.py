@@ -162,6 +162,16 @@ def test_ray_is_told_how_to_end(role: Role) -> None:
     )
 
 
+@pytest.mark.parametrize("role", RAY_ROLES)
+def test_a_node_that_is_ready_is_seen_within_a_second_and_a_slow_one_has_ten_minutes(role: Role) -> None:
+    container = maps(role(source()), "spec.containers")[0]
+    startup, readiness = (cast("Json", container[probe]) for probe in ("startupProbe", "readinessProbe"))
+    assert startup["periodSeconds"] == 1
+    assert startup["failureThreshold"] == 600
+    assert startup["httpGet"] == readiness["httpGet"] == {"path": "/api/healthz", "port": 52365}
+    assert "initialDelaySeconds" not in startup.keys() | readiness.keys()
+
+
 WISHES: Json = {
     "cluster": {
         "head": {"resources": {"requests": {"memory": "3Gi"}}},

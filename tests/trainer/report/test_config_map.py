@@ -18,7 +18,8 @@ from devcluster.certificates import Authority
 from finetune_api.assignment import LARGEST_RECORD
 from finetune_api.failure import FailureClass
 from finetune_api.status import Checkpoint, Failure, ProgressRecord
-from finetune_trainer.report.config_map import ConfigMap, RecordRefusedError
+from finetune_trainer.report.config_map import ConfigMap
+from finetune_trainer.report.record_writer import RecordRefusedError
 
 RECORD = ProgressRecord(attempt=2, failure=Failure(failure_class=FailureClass.NODE_LOST, message="gone"))
 
@@ -87,10 +88,28 @@ def test_a_refusal_is_told_in_the_servers_words(server: RecordsServer) -> None:
         server.config_map.write(RECORD)
 
 
-def test_a_refusal_that_is_no_status_is_told_as_it_is(server: RecordsServer) -> None:
+@pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND])
+def test_a_right_that_is_gone_is_a_refusal(server: RecordsServer, status: HTTPStatus) -> None:
+    server.answers = [(status, "{}")]
+
+    with pytest.raises(RecordRefusedError):
+        server.config_map.write(RECORD)
+
+
+@pytest.mark.parametrize(
+    "status", [HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.GATEWAY_TIMEOUT]
+)
+def test_what_may_pass_is_none(server: RecordsServer, status: HTTPStatus) -> None:
+    server.answers = [(status, "{}")]
+
+    with pytest.raises(OSError, match=str(int(status))):
+        server.config_map.write(RECORD)
+
+
+def test_an_answer_that_is_no_status_is_told_as_it_is(server: RecordsServer) -> None:
     server.answers = [(HTTPStatus.BAD_GATEWAY, "try later")]
 
-    with pytest.raises(RecordRefusedError, match=r"^config map records: 502 Bad Gateway: try later$"):
+    with pytest.raises(OSError, match=r"^config map records: 502 Bad Gateway: try later$"):
         server.config_map.write(RECORD)
 
 

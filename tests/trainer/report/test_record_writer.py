@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Checkpoint, Failure, Progress, ProgressRecord
-from finetune_trainer.report.record_writer import RecordWriter, wait_before_write
+from finetune_trainer.report.record_writer import RecordRefusedError, RecordWriter, wait_before_write
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FAILURE = Failure(failure_class=FailureClass.NODE_LOST, message="gone")
@@ -180,6 +180,39 @@ def test_a_server_that_stays_away_is_given_up_on(caplog: pytest.LogCaptureFixtur
         caplog.messages[-1]
         == "the last progress record could not be written; nobody is told how this attempt ended"
     )
+
+
+def test_a_server_that_refuses_is_given_up_on_soon() -> None:
+    tries = 0
+
+    def refuse(_record: ProgressRecord) -> None:
+        nonlocal tries
+        tries += 1
+        raise RecordRefusedError("configmaps is forbidden")
+
+    began = time.monotonic()
+    with RecordWriter(refuse, interval=0.05, patience=60, patience_refused=0.3) as writer:
+        writer.put(after(1))
+
+    assert tries >= 3
+    assert time.monotonic() - began < 30
+
+
+def test_a_server_that_refused_and_then_stays_away_is_waited_for() -> None:
+    server = Server(down=4)
+
+    def write(record: ProgressRecord) -> None:
+        try:
+            server.write(record)
+        except ConnectionRefusedError as error:
+            if server.tries == 1:
+                raise RecordRefusedError("configmaps is forbidden") from error
+            raise
+
+    with RecordWriter(write, interval=0.2, patience=60, patience_refused=0.3) as writer:
+        writer.put(after(1))
+
+    assert server.records == [after(1)]
 
 
 def test_where_nothing_was_put_nothing_is_written() -> None:

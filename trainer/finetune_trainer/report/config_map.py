@@ -13,16 +13,15 @@ from pathlib import Path
 
 from finetune_api.assignment import LARGEST_RECORD, RECORD_KEY
 from finetune_api.status import ProgressRecord
+from finetune_trainer.report.record_writer import RecordRefusedError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its token, the certificate authority of the API server, and its namespace."""
 TIMEOUT_SECONDS = 10
+REFUSALS = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
+"""Answers for a config map or a right that is gone, as when the FineTuneJob was deleted."""
 
 _log = logging.getLogger(__name__)
-
-
-class RecordRefusedError(Exception):
-    """The API server refuses to write the progress record."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class ConfigMap:
     def write(self, record: ProgressRecord) -> None:
         """Replaces the record. One that is too large for a config map is logged and not sent.
 
-        Raises OSError or HTTPException when the API server cannot be reached, and RecordRefusedError
-        when it refuses.
+        Raises OSError or HTTPException when the API server cannot be reached or cannot do it now, and
+        RecordRefusedError when the config map, or the right to it, is gone.
         """
         text = record.model_dump_json(by_alias=True, exclude_none=True)
         size = len(text.encode())
@@ -79,9 +78,8 @@ class ConfigMap:
         finally:
             connection.close()
         if answer.status != HTTPStatus.OK:
-            raise RecordRefusedError(
-                f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}"
-            )
+            error = RecordRefusedError if answer.status in REFUSALS else OSError
+            raise error(f"config map {self.name}: {answer.status} {answer.reason}: {_message(said)}")
 
 
 def _message(body: bytes) -> str:

@@ -21,6 +21,8 @@ SECONDS_BETWEEN_EPOCHS = 1.0
 """The time between two writes when an epoch has ended: small ones end many times a second."""
 PATIENCE_SECONDS = 300.0
 """For how long writing the last record is attempted."""
+REFUSED_SECONDS = 10.0
+"""The same where it is refused: an API server that has just started may refuse for a moment whom it knows."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +58,17 @@ def _epochs(record: ProgressRecord | None) -> str | None:
     return record.progress.epochs if record is not None and record.progress is not None else None
 
 
+class RecordRefusedError(Exception):
+    """Nobody is there any more who would take the record, as when the FineTuneJob was deleted."""
+
+
 class RecordWriter:
     """Writes the records that are `put` by calling `write` in a thread of its own.
 
     Records that a newer one replaces before their turn are not written. A write that fails is attempted
     again with the newest record; the caller of `put` does not notice. Leaving the `with` block waits
-    until the newest record is written. `interval` and `patience` are in seconds.
+    until the newest record is written, for `patience` at most, or for `patience_refused` where `write` raises
+    RecordRefusedError. `interval` and both are in seconds.
     """
 
     def __init__(
@@ -70,13 +77,15 @@ class RecordWriter:
         *,
         interval: float = SECONDS_BETWEEN_WRITES,
         patience: float = PATIENCE_SECONDS,
+        patience_refused: float = REFUSED_SECONDS,
     ) -> None:
         self._write = write
         self._interval = interval
         self._patience = patience
+        self._patience_refused = patience_refused
         self._changed = threading.Condition()
         self._newest: ProgressRecord | None = None
-        self._give_up_at: float | None = None
+        self._closed_at: float | None = None
         self._thread = threading.Thread(target=self._work, name="record-writer", daemon=True)
 
     def __enter__(self) -> Self:
@@ -98,16 +107,16 @@ class RecordWriter:
             self._changed.notify()
 
     def close(self) -> None:
-        """Waits until the newest record is written, or until attempts have failed for `patience` seconds."""
+        """Waits until the newest record is written, or until that was attempted for long enough."""
         with self._changed:
-            self._give_up_at = time.monotonic() + self._patience
+            self._closed_at = time.monotonic()
             self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
         written: ProgressRecord | None = None
-        tried_at, failed = -self._interval, False
-        while (record := self._next(written, tried_at, failed=failed)) is not None:
+        tried_at, failed, patience = -self._interval, False, self._patience
+        while (record := self._next(written, tried_at, failed=failed, patience=patience)) is not None:
             tried_at = time.monotonic()
             try:
                 self._write(record)
@@ -115,13 +124,15 @@ class RecordWriter:
                 if not failed:
                     _log.warning("the progress record cannot be written, which is tried again: %s", error)
                 failed = True
+                refused = isinstance(error, RecordRefusedError)
+                patience = self._patience_refused if refused else self._patience
             else:
                 if failed:
                     _log.warning("the progress record is written again")
                 written, failed = record, False
 
     def _next(
-        self, written: ProgressRecord | None, tried_at: float, *, failed: bool
+        self, written: ProgressRecord | None, tried_at: float, *, failed: bool, patience: float
     ) -> ProgressRecord | None:
         """Waits for the next record to write; None after `close`, when all is written or time is up."""
         with self._changed:
@@ -134,10 +145,10 @@ class RecordWriter:
                     failed=failed,
                     interval=self._interval,
                 )
-                if self._give_up_at is not None:
+                if self._closed_at is not None:
                     if wait is None:
                         return None
-                    if failed and now >= self._give_up_at:
+                    if failed and now >= self._closed_at + patience:
                         _log.error(
                             "the last progress record could not be written;"
                             " nobody is told how this attempt ended"
