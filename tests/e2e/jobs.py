@@ -16,6 +16,8 @@ from devcluster.waiting import wait_for
 
 TINY_MODEL = f"pvc://{CLAIM}/models/tiny"
 TINY_ROWS = f"pvc://{CLAIM}/data/tiny.jsonl"
+UNKNOWN_ACCELERATOR: dict[str, JsonValue] = {"worker_resources": {"accelerator_type:Z9": 1}}
+"""What an operator says no to as soon as it sees it."""
 OURS = "finetune.dev/job-uid"
 CHILDREN = (
     "rayjobs",
@@ -111,22 +113,30 @@ def change(kubectl: Kubectl, namespace: str, kind: str, name: str, **spec: JsonV
     )
 
 
-def left(kubectl: Kubectl, namespace: str) -> list[str]:
-    """`kind/name` of all objects but those that every namespace has, or that the tests made."""
+def left(kubectl: Kubectl, namespace: str, of: str = "") -> list[str]:
+    """`kind/name` of all objects but those that every namespace has, or that the tests made.
+
+    `of` is in the names of those that are meant, such as `mark` of a job.
+    """
     found = kubectl(
         "get", ",".join(("finetunejobs", *CHILDREN)), "--namespace", namespace, "--output=name"
     ).splitlines()
     always = ("configmap/kube-root-ca.crt", "serviceaccount/default", "pod/files")
-    return sorted(each for each in found if each not in always)
+    return sorted(each for each in found if each not in always and of in each)
 
 
-def wait_for_nothing(kubectl: Kubectl, namespace: str, *, seconds: float) -> None:
-    """Until nothing of FineTuneJobs is left in a namespace."""
+def mark(kubectl: Kubectl, namespace: str, name: str) -> str:
+    """What the names of everything that is made for a FineTuneJob have in them."""
+    return str(at(get(kubectl, namespace, name), "metadata", "uid"))[:8]
+
+
+def wait_for_nothing(kubectl: Kubectl, namespace: str, of: str = "", *, seconds: float) -> None:
+    """Until nothing of FineTuneJobs is left in a namespace, or nothing of one."""
     wait_for(
         "everything to go",
-        lambda: not left(kubectl, namespace),
+        lambda: not left(kubectl, namespace, of),
         seconds=seconds,
-        seen=lambda: "\n".join(left(kubectl, namespace)),
+        seen=lambda: "\n".join(left(kubectl, namespace, of)),
         every=1,
     )
 

@@ -29,10 +29,11 @@ def long_job(epochs: int) -> dict[str, JsonValue]:
 
 
 def steps_of(volume: Volume, status: JsonValue) -> list[int]:
-    """The steps in metrics.jsonl, in its order."""
+    """The steps in the whole lines of metrics.jsonl, in its order."""
     assert isinstance(status, dict)
     directory = str(status["runDirectory"]).removeprefix("pvc://finetune/")
-    lines = [json.loads(line) for line in volume.text(f"{directory}/metrics.jsonl").splitlines()]
+    whole = volume.text(f"{directory}/metrics.jsonl").rpartition("\n")[0]
+    lines = [json.loads(line) for line in whole.splitlines()]
     return [int(line["step"]) for line in lines if "loss" in line]
 
 
@@ -47,6 +48,13 @@ def check_the_end(volume: Volume, ended: dict[str, JsonValue], epochs: int) -> N
     assert stored == names_of(status["checkpoints"]) == expected
 
 
-def ray_jobs(sightings: Sightings) -> set[str]:
-    """UIDs of all RayJobs that ever were."""
-    return {str(at(each.body, "metadata", "uid")) for each in sightings.of("RayJob")}
+def ray_jobs(sightings: Sightings, name: str) -> set[str]:
+    """UIDs of all RayJobs that a FineTuneJob ever had."""
+    seen = [each.body for each in sightings.of("RayJob")]
+    return {str(at(body, "metadata", "uid")) for body in seen if _owners(body) == [name]}
+
+
+def _owners(body: dict[str, JsonValue]) -> list[JsonValue]:
+    references = at(body, "metadata", "ownerReferences")
+    assert isinstance(references, list)
+    return [at(each, "name") for each in references if isinstance(each, dict)]

@@ -1,6 +1,7 @@
 """A FineTuneJob that is deleted leaves nothing within a minute, whatever it was doing.
 
-While it trains: test_running_job.py. By its time to live: test_several_jobs.py.
+While it trains: test_running_job.py. While it is retried: test_interruptions.py. By its time to live:
+test_several_jobs.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import JsonValue
 from tests.e2e.deleting import delete_and_see_everything_go
-from tests.e2e.jobs import change, job, left, wait_for_nothing, wait_for_phase, wait_for_step
+from tests.e2e.jobs import change, job, left, wait_for_nothing, wait_for_phase
 from tests.e2e.pod_names import names
 
 from devcluster.faults import stopped
@@ -79,18 +80,6 @@ def test_while_kueue_holds_it_back(
     wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
 
     delete_and_see_everything_go(kubectl, namespace, say, "Queued")
-
-
-def test_while_it_is_retried(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
-) -> None:
-    del operator, tiny_inputs
-    kubectl.apply(job("job", namespace, num_epochs=1000, checkpoint_every_n_epochs=500))
-    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
-    for pod in names(kubectl, namespace, "ray.io/node-type=worker"):
-        kubectl("delete", "pod", pod, "--namespace", namespace, "--grace-period=0", "--force", "--wait=false")
-    wait_for_phase(kubectl, namespace, "job", "Retrying", seconds=120)
-    delete_and_see_everything_go(kubectl, namespace, say, "Retrying")
 
 
 @pytest.mark.breaks_the_cluster

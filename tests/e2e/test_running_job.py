@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,22 +18,32 @@ from pydantic import JsonValue
 from tests.chart.dashboard_picture import draw
 from tests.chart.dashboard_queries import queries
 from tests.e2e.deleting import delete_and_see_everything_go
-from tests.e2e.jobs import events, job, put_tiny_inputs, wait_for_phase, wait_for_step
-from tests.e2e.long_jobs import MINUTE, long_job
+from tests.e2e.jobs import (
+    UNKNOWN_ACCELERATOR,
+    events,
+    job,
+    names_of,
+    put_tiny_inputs,
+    wait_for_checkpoint,
+    wait_for_phase,
+    wait_for_step,
+)
+from tests.e2e.long_jobs import MINUTE, long_job, steps_of
 from tests.e2e.namespaces import temporary_namespace
 from tests.e2e.prometheus import Prometheus, scraping
 from tests.e2e.rights import Right, granted, may
 from tests.e2e.sightings import Sightings, watching
 
 from devcluster.failure import ClusterError
+from devcluster.faults import stopped
 from devcluster.images import Image
-from devcluster.installation import CHART, Installation
+from devcluster.installation import CHART, CONFIGURATION, Installation
 from devcluster.jobs import CLAIM, get, phase
 from devcluster.kubectl import Kubectl
 from devcluster.objects import at
 from devcluster.pods import pod_spec
 from devcluster.programs import Say
-from devcluster.providers import Cluster
+from devcluster.providers import Cluster, NodeCluster
 from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
@@ -84,6 +95,7 @@ class Running:
     """It has scraped the operator since before the job was made."""
     applied: float
     """By time.time()."""
+    volume: Volume
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +115,12 @@ def running(
         temporary_namespace(kubectl) as namespace,
         scraping(operator, kubeconfig, directory) as prometheus,
     ):
-        put_tiny_inputs(Volume(cluster, namespace, CLAIM, trainer.name), tiny_model, tiny_rows)
+        volume = Volume(cluster, namespace, CLAIM, trainer.name)
+        put_tiny_inputs(volume, tiny_model, tiny_rows)
         applied = time.time()
         kubectl.apply(job("job", namespace, **ENDLESS))
         wait_for_phase(kubectl, namespace, "job", "Running", seconds=300)
-        yield Running(namespace, prometheus, applied)
+        yield Running(namespace, prometheus, applied, volume)
 
 
 @pytest.fixture
@@ -215,11 +228,77 @@ def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
     assert "RecordInvalid" in [reason for reason, _ in events(kubectl, namespace, "job")]
 
 
+@pytest.mark.breaks_the_cluster
+def test_an_api_server_that_is_gone_for_half_a_minute_changes_nothing(
+    running: Running, node_cluster: NodeCluster
+) -> None:
+    with _undisturbed(running, node_cluster.kubectl), stopped(node_cluster, "kube-apiserver"):
+        time.sleep(30)
+
+
+def test_an_upgrade_disturbs_nothing_and_neither_do_removal_and_another_installation(
+    running: Running, operator: Installation, kubectl: Kubectl
+) -> None:
+    namespace = running.namespace
+    kubectl.apply(job("done", namespace, **UNKNOWN_ACCELERATOR))
+    wait_for_phase(kubectl, namespace, "done", "Failed", seconds=20)
+
+    with _undisturbed(running, kubectl):
+        before = _operator_pod(operator)
+        operator.upgrade(config={**CONFIGURATION, "resync_seconds": 30})
+        assert _operator_pod(operator) != before, "the new configuration is at work"
+        assert phase(kubectl, namespace, "job") == "Running"
+
+    with _undisturbed(running, kubectl):
+        try:
+            operator.uninstall()
+            wait_for(
+                "the release to go",
+                lambda: not _of_the_release(operator),
+                seconds=60,
+                seen=lambda: "\n".join(_of_the_release(operator)),
+            )
+
+            assert kubectl("get", "crd", "finetunejobs.finetune.dev", "--output=name")
+            assert at(get(kubectl, namespace, "job"), "status", "checkpoints")
+            kubectl("delete", "finetunejob", "done", "--namespace", namespace, "--timeout=10s")
+            kubectl.apply(job("new", namespace, **UNKNOWN_ACCELERATOR))
+        finally:
+            operator.configure(config=CONFIGURATION)
+            operator.install()
+
+    wait_for_phase(kubectl, namespace, "new", "Failed", seconds=20)
+    kubectl("delete", "finetunejob", "new", "--namespace", namespace, "--timeout=10s")
+
+
 # The last one.
 def test_when_it_is_deleted_everything_goes(running: Running, kubectl: Kubectl, say: Say) -> None:
     wait_for_step(kubectl, running.namespace, "job", 2, seconds=300)
 
     delete_and_see_everything_go(kubectl, running.namespace, say, "Running")
+
+
+@contextmanager
+def _undisturbed(running: Running, kubectl: Kubectl) -> Iterator[None]:
+    """The job trains on in the same pods meanwhile, and its status goes on afterwards."""
+    namespace = running.namespace
+    wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
+    before = get(kubectl, namespace, "job")
+    pods, ray_job = _pods(kubectl, namespace), _uids(kubectl.all("rayjobs", namespace))
+    yield
+    saved = names_of(at(before, "status", "checkpoints"))
+    wait_for(
+        "another checkpoint",
+        lambda: names_of(at(get(kubectl, namespace, "job"), "status", "checkpoints")) - saved,
+        seconds=120,
+        seen=lambda: kubectl.story(namespace),
+    )
+    after = get(kubectl, namespace, "job")
+    assert (_pods(kubectl, namespace), _uids(kubectl.all("rayjobs", namespace))) == (pods, ray_job)
+    assert (at(after, "status", "phase"), at(after, "status", "attempts")) == ("Running", 1)
+    assert at(after, "status", "startTime") == at(before, "status", "startTime")
+    steps = steps_of(running.volume, at(after, "status"))
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def _draw(running: Running, kubectl: Kubectl, picture: Path) -> None:
@@ -329,6 +408,29 @@ def _check_the_trainers_rights(kubectl: Kubectl, namespace: str) -> None:
     workers = kubectl.all("pods", namespace, "ray.io/node-type=worker")
     assert [at(pod, "spec", "automountServiceAccountToken") for pod in workers] == [False]
     assert "kube-api-access" not in json.dumps([at(pod, "spec", "volumes") for pod in workers])
+
+
+def _pods(kubectl: Kubectl, namespace: str) -> set[str]:
+    return _uids(kubectl.all("pods", namespace))
+
+
+def _uids(objects: list[dict[str, JsonValue]]) -> set[str]:
+    return {str(at(each, "metadata", "uid")) for each in objects}
+
+
+def _of_the_release(operator: Installation) -> list[str]:
+    kinds = (
+        *("deployments", "pods", "services", "configmaps", "serviceaccounts", "networkpolicies"),
+        *("clusterroles", "clusterrolebindings"),
+    )
+    found = operator.kubectl(
+        "get", ",".join(kinds), "--namespace", operator.namespace, "--output=name"
+    ).split()
+    return [each for each in found if f"/{operator.name}" in each]
+
+
+def _operator_pod(operator: Installation) -> set[str]:
+    return _pods(operator.kubectl, operator.namespace)
 
 
 def _is_let(kubectl: Kubectl, *words: str) -> bool:
