@@ -13,6 +13,8 @@ from finetune_api.status import FineTuneJobStatus
 
 KubernetesObject = dict[str, JsonValue]
 """A Kubernetes object as the API server reads and writes it."""
+NODE_TYPE = "ray.io/node-type"
+"""The label by which KubeRay tells heads and workers apart."""
 
 
 def _absent_is_empty(value: object) -> object:
@@ -97,12 +99,12 @@ class Pod(ObservedPart):
     @property
     def is_worker(self) -> bool:
         """Whether it is a worker of the Ray cluster."""
-        return self.metadata.labels.get("ray.io/node-type") == "worker"
+        return self.metadata.labels.get(NODE_TYPE) == "worker"
 
     @property
     def is_head(self) -> bool:
         """Whether it is the head of the Ray cluster, where the driver runs."""
-        return self.metadata.labels.get("ray.io/node-type") == "head"
+        return self.metadata.labels.get(NODE_TYPE) == "head"
 
     @property
     def is_ready(self) -> bool:
