@@ -13,8 +13,6 @@ from finetune_api.status import FineTuneJobStatus
 
 KubernetesObject = dict[str, JsonValue]
 """A Kubernetes object as the API server reads and writes it."""
-NODE_TYPE = "ray.io/node-type"
-"""The label by which KubeRay tells heads and workers apart."""
 
 
 def _absent_is_empty(value: object) -> object:
@@ -99,12 +97,12 @@ class Pod(ObservedPart):
     @property
     def is_worker(self) -> bool:
         """Whether it is a worker of the Ray cluster."""
-        return self.metadata.labels.get(NODE_TYPE) == "worker"
+        return self.metadata.labels.get("ray.io/node-type") == "worker"
 
     @property
     def is_head(self) -> bool:
         """Whether it is the head of the Ray cluster, where the driver runs."""
-        return self.metadata.labels.get(NODE_TYPE) == "head"
+        return self.metadata.labels.get("ray.io/node-type") == "head"
 
     @property
     def is_ready(self) -> bool:

@@ -26,7 +26,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.children.placement import Placement
 from finetune_operator.children.quantities import in_bytes, times, whole_processors
 from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY
-from finetune_operator.observed import NODE_TYPE, ObjectMeta
+from finetune_operator.observed import ObjectMeta
 from finetune_operator.settings.configuration import Configuration, JsonObject
 
 HOME = "/home/ray"
@@ -253,8 +253,9 @@ def _pod(
 
 
 def _group(cluster: Cluster, role: str) -> NodeGroup:
-    """What the spec says of one kind of pod."""
-    return {"head": cluster.head, "worker": cluster.worker}.get(role) or NodeGroup()
+    """What the spec says of one kind of pod, in the field of its name."""
+    group: NodeGroup | None = getattr(cluster, role, None)
+    return group or NodeGroup()
 
 
 def _placed(cluster: Cluster, role: str) -> JsonObject:
@@ -277,7 +278,7 @@ def _spread(source: PodSource, constraint: JsonObject) -> JsonObject:
 
     Kubernetes would count nothing.
     """
-    workers: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid, NODE_TYPE: "worker"}}
+    workers: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid, "ray.io/node-type": "worker"}}
     return {"labelSelector": workers, **constraint}
 
 

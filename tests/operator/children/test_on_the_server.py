@@ -9,6 +9,7 @@ import pytest
 from kubernetes.client import ApiException
 from kubernetes.dynamic import DynamicClient
 from pydantic import JsonValue
+from tests.admission import CHOSEN, NOBODY_CHOOSES
 from tests.operator.cases import Json
 from tests.operator.children.test_objects import made, templates
 from tests.operator.children.test_pods import EVERYTHING, RDMA
@@ -100,62 +101,12 @@ def test_every_pod_is_one_that_the_server_takes(server: Offered, made_from: PodS
         server.offer_pod(template)
 
 
-POLICY = "admissionregistration.k8s.io/v1"
-CHOSEN = "a user or group is chosen: leave it to the cluster"
-NOBODY_CHOOSES: list[Json] = [
-    {
-        "apiVersion": POLICY,
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": "nobody-chooses-a-user"},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "resourceRules": [
-                    {
-                        "apiGroups": [""],
-                        "apiVersions": ["v1"],
-                        "resources": ["pods"],
-                        "operations": ["CREATE"],
-                    }
-                ]
-            },
-            "variables": [
-                {
-                    "name": "contexts",
-                    "expression": (
-                        "object.spec.containers.filter(c, has(c.securityContext)).map(c, c.securityContext)"
-                    ),
-                }
-            ],
-            "validations": [
-                {
-                    "expression": (
-                        "!has(object.spec.securityContext.runAsUser)"
-                        " && !has(object.spec.securityContext.runAsGroup)"
-                        " && !has(object.spec.securityContext.fsGroup)"
-                        " && variables.contexts.all(c, !has(c.runAsUser) && !has(c.runAsGroup))"
-                    ),
-                    "message": CHOSEN,
-                }
-            ],
-        },
-    },
-    {
-        "apiVersion": POLICY,
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": "nobody-chooses-a-user"},
-        "spec": {"policyName": "nobody-chooses-a-user", "validationActions": ["Deny"]},
-    },
-]
-"""What OpenShift's restricted-v2 does with users that are not of the namespace's own range."""
-
-
 @pytest.fixture
 def policed(dynamic: DynamicClient, server: Offered) -> Iterator[Offered]:
     """The server, with a policy that refuses pods which choose their user."""
     made_now = []
     for body in NOBODY_CHOOSES:
-        resource = dynamic.resources.get(api_version=POLICY, kind=body["kind"])
+        resource = dynamic.resources.get(api_version=body["apiVersion"], kind=body["kind"])
         resource.server_side_apply(body=body, field_manager="test")
         made_now.append((resource, cast("Json", body["metadata"])["name"]))
 
