@@ -16,7 +16,7 @@ from finetune_api.crd import PLURAL
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import GROUP, VERSION
 from finetune_operator.cluster.caches import WatchCaches
-from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, ApiUnreachableError, KubernetesApi
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Controller, Key, NotOursError
 from finetune_operator.names import JOB_NAME, JOB_UID
@@ -52,6 +52,8 @@ async def start(
         await _start(state, indexes)
     except (FineTuneError, ApiRefusedError, OSError) as error:
         state.failure = str(error) or repr(error)
+        if isinstance(error, ApiUnreachableError):
+            state.failure += f"; {error.hint}"
         await state.closing.aclose()  # kopf calls `stop` only of what has started
         raise kopf.PermanentError(state.failure) from error
 

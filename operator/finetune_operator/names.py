@@ -18,9 +18,7 @@ UNCHECKED_SPEC = f"{GROUP}/unchecked-spec"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "finetune-operator"}
 
 QUEUE = "kueue.x-k8s.io/queue-name"
-PRIORITY = "kueue.x-k8s.io/priority-class"
-KUEUE_LABELS = (QUEUE, PRIORITY)
-"""Labels of a FineTuneJob that its RayJobs get as well, which are what Kueue queues."""
+"""The label that names a queue of Kueue's."""
 
 LONGEST_RAY_JOB = 47
 """Characters, by KubeRay's validation: it derives other names from a RayJob's."""

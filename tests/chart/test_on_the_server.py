@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import JsonValue
-from tests.chart.rendering import Manifest, helm, manifests
+from tests.admission import CHOSEN, NOBODY_CHOOSES
+from tests.chart.rendering import Manifest, at, helm, manifests, packaged
+from tests.chart.test_names import VERSIONS
 
 from devcluster.control_plane import ControlPlane
 from devcluster.failure import ClusterError
 from devcluster.installation import CHART, NAMESPACE
 from devcluster.kubectl import Kubectl
+from devcluster.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("helm_program")
 
@@ -63,6 +66,17 @@ SWITCHES: dict[str, Manifest] = {
         "kuberay": {"check": False},
         "config": {"network_policies": False},
     },
+    "any user": {
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": None},
+        "config": {"pod_security_context": {}},
+    },
+    "the cluster's user": {
+        "podSecurityContext": {"runAsUser": 1000650000, "runAsGroup": 0, "fsGroup": 1000650000}
+    },
+    "nothing but comments": dict.fromkeys(
+        ("config", "crds", "metrics", "networkPolicy", "podSecurityContext", "rbac", "resources", "test")
+    ),
+    "a part of another chart": {"enabled": True, "global": {"imageRegistry": "registry.test"}},
 }
 
 
@@ -83,9 +97,8 @@ def offered(kubectl: Kubectl, rendered: list[Manifest]) -> list[str]:
     Raises ClusterError with every objection.
     """
     ours = [each for each in rendered if each["apiVersion"] != MONITORING]
-    return kubectl(
-        "apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(ours)
-    ).splitlines()
+    everything = "\n".join(map(json.dumps, ours))
+    return kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=everything).splitlines()
 
 
 @pytest.mark.parametrize("values", SWITCHES.values(), ids=SWITCHES)
@@ -93,6 +106,61 @@ def test_the_server_takes_what_is_made(kubectl: Kubectl, values: Manifest) -> No
     rendered = manifests(values=values)
     monitored = [each for each in rendered if each["apiVersion"] == MONITORING]
     assert len(offered(kubectl, rendered)) == len(rendered) - len(monitored)
+
+
+@pytest.mark.parametrize("release", ["my.release", "1password", "2024", "1e3", "null"])
+def test_the_server_takes_it_whatever_the_release_is_called(kubectl: Kubectl, release: str) -> None:
+    # Accounts are not there in a trial, and the pod of `helm test` is refused without its own.
+    rendered = [each for each in manifests(release=release) if each["kind"] != "Pod"]
+    assert len(offered(kubectl, rendered)) == len(rendered)
+
+
+@pytest.mark.parametrize(("version", "app_version"), VERSIONS.values(), ids=VERSIONS)
+def test_the_server_takes_it_whatever_the_version(
+    kubectl: Kubectl, version: str, app_version: str, tmp_path: Path
+) -> None:
+    rendered = manifests(chart=packaged(tmp_path, version=version, app_version=app_version))
+    assert len(offered(kubectl, rendered)) == len(rendered)
+
+
+@pytest.fixture
+def policed(kubectl: Kubectl) -> Iterator[Kubectl]:
+    """The server, with a policy that refuses pods which choose their user."""
+    policy = yaml.safe_dump_all(NOBODY_CHOOSES)
+    kubectl("apply", "-f", "-", stdin=policy)
+
+    def refuses() -> bool:
+        try:
+            offered(kubectl, operators_pods(manifests()))
+        except ClusterError as error:
+            return CHOSEN in str(error)
+        return False
+
+    wait_for("the policy to hold", refuses, seconds=60, every=0.1)
+    yield kubectl
+    kubectl("delete", "-f", "-", stdin=policy)
+
+
+def operators_pods(rendered: list[Manifest]) -> list[Manifest]:
+    """The pod of the Deployment, as its controller makes it, and that of `helm test`."""
+    metadata: Manifest = {"name": "operator", "namespace": NAMESPACE}
+    made: list[Manifest] = []
+    for each in rendered:
+        if each["kind"] == "Deployment":
+            spec = dict(at(each, "spec.template.spec"))  # type: ignore[arg-type]
+            spec["serviceAccountName"] = "finetune-operator-test"
+            made.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        elif each["kind"] == "Pod":
+            made.append(each)
+    return made
+
+
+def test_where_the_cluster_assigns_users_no_pod_of_the_chart_chooses_one(policed: Kubectl) -> None:
+    for pod in operators_pods(manifests()):
+        with pytest.raises(ClusterError, match=CHOSEN):
+            offered(policed, [pod])
+    left_to_the_cluster = operators_pods(manifests(values=SWITCHES["any user"]))
+    assert len(offered(policed, left_to_the_cluster)) == 2
 
 
 def test_an_unknown_field_would_be_noticed(kubectl: Kubectl) -> None:

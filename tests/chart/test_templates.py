@@ -58,7 +58,7 @@ def test_every_value_has_a_comment_and_a_schema() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
     schema = json.loads((CHART / "values.schema.json").read_text())
     tops = [line.partition(":")[0] for line in lines if re.match(r"[a-zA-Z]", line)]
-    assert set(tops) == set(schema["properties"]) - {"global"}
+    assert set(tops) == set(schema["properties"]) - {"global", "enabled"}
     commented_together = {
         "tolerations",
         "affinity",
@@ -423,6 +423,10 @@ def test_what_a_test_makes_goes_when_it_has_passed(default: list[Manifest]) -> N
             {"metrics": {"serviceMonitor": {"interval": 30}}},
             r"/metrics/serviceMonitor/interval.*got number, want string",
         ),
+        ({"enabled": "no"}, r"/enabled"),
+        ({"podSecurityContext": {"runAsRoot": True}}, r"/podSecurityContext.*'runAsRoot' not allowed"),
+        ({"config": {"pod_security_context": {"runAsUser": 0}}}, r"/config/pod_security_context/runAsUser"),
+        ({"config": {"head": {"cpu": 0.5}}}, r"/config/head/cpu"),
         ({"networkPolicy": {"apiServerPorts": []}}, r"/networkPolicy/apiServerPorts"),
         ({"test": {"timeoutSeconds": "15m"}}, r"/test/timeoutSeconds"),
     ],

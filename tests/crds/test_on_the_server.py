@@ -409,6 +409,16 @@ REFUSED = [
         "spec.cluster.head.resources.limits.cpu",
         "integer,string",
     ),
+    (
+        "cluster: {worker: {resources: {limits: {cpu: 0.5}}}}",
+        "spec.cluster.worker.resources.limits.cpu",
+        "integer,string",
+    ),
+    (
+        "cluster: {worker: {resource_claims: [{name: a}]}}",
+        "spec.cluster.worker.resource_claims[0]",
+        "must have either resourceClaimName or resourceClaimTemplateName",
+    ),
     # More than a list or a map may hold
     (
         f"logger: {{provider: wandb, provider_config: {{tags: {['t'] * 4097}}}}}",
@@ -790,7 +800,6 @@ def test_a_number_is_a_number_however_yaml_spells_it(
         ("min_update_steps: '1_000'", "spec.min_update_steps"),
         ("trainer_resources: {memory: '150323855360'}", "spec.trainer_resources.memory"),
         ("lora_config: {r: '8'}", "spec.lora_config.r"),
-        ("cluster: {worker: {resources: {limits: {cpu: 0.5}}}}", "spec.cluster.worker.resources.limits.cpu"),
     ],
 )
 def test_what_only_the_models_read_leniently_is_refused_until_they_have_written_it(

@@ -37,6 +37,7 @@ class Process:
         self._log = directory / f"operator-{self.port}.log"
         environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "HOME": str(directory),
             "KUBECONFIG": str(kubeconfig),
             "FINETUNE_OPERATOR_TRAINER_IMAGE": "registry.test/trainer:1.0",
@@ -361,6 +362,8 @@ def test_an_api_server_that_is_not_there_ends_it_and_is_said(served: ControlPlan
         process.kill()
 
     assert code == 1
-    assert "Cannot connect to host 127.0.0.1" in process.log()
+    assert "the API server at https://127.0.0.1:" in process.log()
+    assert "does not answer: Cannot connect to host 127.0.0.1" in process.log()
+    assert "networkPolicy.apiServerPorts" in process.log()
     assert "Traceback" not in process.log()
     assert process.lines(), "and nothing besides"
