@@ -68,7 +68,7 @@ class RunPolicy(SpecModel):
     active_deadline_seconds: Seconds | None = None
     """Longest time from the first attempt's start to the end."""
     starting_deadline_seconds: Seconds = 1800
-    """Longest time an attempt may wait for its pods."""
+    """Longest time an attempt may wait for its pods, and for the trainer to begin."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=10 * 366 * 86400)] | None = None
     """Seconds after its end until a finished FineTuneJob is deleted; never by default. Checkpoints stay."""
 
@@ -83,10 +83,11 @@ class Resources(SpecModel):
 
 
 class NodeGroup(SpecModel):
-    """One kind of pod in the Ray cluster."""
+    """One kind of pod of a job."""
 
     resources: Resources | None = None
-    """Its CPU and memory; the accelerator's profile has the default."""
+    """Its CPU, memory and local storage; the accelerator's profile, or the operator's configuration, has the
+    default."""
 
 
 class Reference(SpecModel):
@@ -131,3 +132,5 @@ class Cluster(SpecModel):
     """The pod that coordinates the workers; it does not train."""
     worker: NodeGroup | None = None
     """The pods that train, one for each device."""
+    submitter: NodeGroup | None = None
+    """The pod that hands the program to Ray, and follows its log."""

@@ -32,6 +32,7 @@ from finetune_operator.names import (
     JOB_UID,
     KUEUE_LABELS,
     MANAGED_BY,
+    STORAGE,
     UNCHECKED_SPEC,
     child_name,
     ray_job_name,
@@ -201,5 +202,6 @@ def _object(
         metadata["annotations"] = {
             JOB_NAME: source.metadata.name,
             UNCHECKED_SPEC: unchecked_hash(source.spec),
+            STORAGE: source.storage,
         }
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata}

@@ -222,6 +222,7 @@ def test_hash_changes_with_the_fields_that_the_api_server_does_not_watch() -> No
     assert at(made(source())["RayJob"], "metadata.annotations") == {
         "finetune.dev/job-name": "tune",
         "finetune.dev/unchecked-spec": first,
+        "finetune.dev/storage": "s3://runs",
     }
 
 
