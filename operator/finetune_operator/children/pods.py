@@ -168,11 +168,11 @@ def worker_pod(source: PodSource, service_account: str) -> JsonObject:
 def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
     """The pod template of the client that hands the trainer's program to Ray and follows its log."""
     size = source.configuration.submitter
-    resources: JsonObject = {
+    default: JsonObject = {
         "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
         "limits": {"memory": str(size.memory)},
     }
-    template = _pod(source, "submitter", resources, {}, mounts=False)
+    template = _pod(source, "submitter", _merged(default, source.cluster.submitter), {}, mounts=False)
     cast("JsonObject", template["spec"])["restartPolicy"] = "Never"
     return _with_account(template, service_account, token=False)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Condition
-from finetune_operator.decide.obstacles import Obstacle
+from finetune_operator.decide.wait import Obstacle
 
 ConditionType = Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
 Truth = Literal["True", "False", "Unknown"]

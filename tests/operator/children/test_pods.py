@@ -294,6 +294,20 @@ def test_head_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None
     }
 
 
+def test_submitter_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None:
+    wish: Json = {
+        "cluster": {"submitter": {"resources": {"limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"}}}}
+    }
+    assert at(submitter(source()), "spec.containers.0.resources") == {
+        "requests": {"cpu": "100m", "memory": "1Gi"},
+        "limits": {"memory": "1Gi"},
+    }
+    assert at(submitter(source(wish)), "spec.containers.0.resources") == {
+        "requests": {"cpu": "100m", "memory": "2Gi"},
+        "limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"},
+    }
+
+
 @pytest.mark.parametrize(
     ("spec", "processors"),
     [
