@@ -104,7 +104,7 @@ class Phase(StrEnum):
 class Condition(StatusModel):
     """A Kubernetes condition (metav1.Condition)."""
 
-    type: Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
+    type: Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Reconciling", "Stalled"]
     """What the condition is about."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""

@@ -175,6 +175,9 @@ def suspended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob |
     if holding is not None or ray_job is not None:
         message = f"giving the devices back: {holding or 'waiting for KubeRay'}"
     findings = _not_training(situation, "Suspended", Finding("False", "Suspended", message))
+    if holding is None and ray_job is None:
+        # It is as its spec says, and stays so.
+        findings["Reconciling"] = Finding("False", "Suspended", message)
     return _updated(
         situation,
         status,
