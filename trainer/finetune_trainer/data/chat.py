@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -25,6 +26,7 @@ from finetune_trainer.data.rows import Message, Row
 Task = Literal["causal_lm", "instruction_tuning"]
 
 SHOWN_TOKENS = 3
+_QUESTION = "Ping?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,9 @@ def chat_format(
         else "spec.generation_config.prompt_format.assistant"
     )
     if task == "causal_lm":
+        if not _writes_questions(rendering):
+            what = f"is needed, since {source} cannot be read or leaves out what is said"
+            raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {what}")
         return ChatFormat(tokenizer, rendering, task, source)
     try:
         ends = bool(rendering.end_of_turn)
@@ -210,3 +215,11 @@ def _says_all(text: str, answers: Sequence[Span] | None, messages: Sequence[Mess
 def _rows(lines: Sequence[int]) -> str:
     """How many rows it is, and which is the first."""
     return f"{len(lines)} rows have it, the first in line {lines[0]}"
+
+
+def _writes_questions(rendering: Rendering) -> bool:
+    """Whether a question is in its own text. What is refused for another reason is refused row by row."""
+    try:
+        return _QUESTION in rendering.text([Message("user", _QUESTION)])
+    except RenderingError as error:
+        return not isinstance(error.__cause__, TemplateSyntaxError)
