@@ -80,12 +80,14 @@ class Controller:
         caches: Caches,
         freshness: Freshness,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        lost_pods: Callable[[str], Sequence[Pod]] = lambda _uid: (),
     ) -> None:
         self._api = api
         self._configuration = configuration
         self._caches = caches
         self._freshness = freshness
         self._clock = clock
+        self._lost_pods = lost_pods
         self._event_limit = EventLimit()
 
     async def reconcile(self, key: Key) -> timedelta | None:
@@ -148,6 +150,7 @@ class Controller:
             ray_job=RayJob.model_validate(ray_job) if ray_job is not None else None,
             ray_clusters=tuple(sorted(clusters, key=lambda each: each.metadata.name)),
             pods=tuple(sorted(pods, key=lambda each: each.metadata.name)),
+            lost_pods=tuple(self._lost_pods(uid)),
             record=str(record) if record is not None else None,
         )
 

@@ -65,7 +65,7 @@ async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
     await api.check(configuration.watch_namespaces)
 
     caches = WatchCaches(indexes["pods_of_jobs"], indexes["clusters_of_jobs"])
-    controller = Controller(api, configuration, caches, freshness)
+    controller = Controller(api, configuration, caches, freshness, lost_pods=state.lost_pods.of)
     state.queue = WorkQueue(controller.reconcile, workers=configuration.workers, on_error=_log_error)
     state.closing.push_async_callback(state.queue.close)
 
@@ -125,10 +125,18 @@ async def child_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_:
 
 
 @kopf.on.event(*RAY_CLUSTERS, labels=OURS)
-@kopf.on.event("", "v1", "pods", labels=OURS)
-async def part_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
-    """A Ray cluster or a pod of it has changed."""
+async def cluster_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
+    """A Ray cluster has changed."""
     _wake_owner(_state(memo), ObjectMeta.model_validate(dict(body.metadata)))
+
+
+@kopf.on.event("", "v1", "pods", labels=OURS)
+async def pod_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
+    """A pod has changed, or is gone."""
+    pod = Pod.model_validate(_plain(body))
+    if type == "DELETED":
+        _state(memo).lost_pods.deleted(pod.metadata.labels[JOB_UID], pod)
+    _wake_owner(_state(memo), pod.metadata)
 
 
 def _state(memo: kopf.Memo) -> OperatorState:

@@ -165,6 +165,23 @@ class Pod(ObservedPart):
         return [*self.status.init_container_statuses, *self.status.container_statuses]
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the kubelet has ended it, or not taken it, for a reason of its own."""
+        return self.status.phase == "Failed" and self.status.reason != ""
+
+    @property
+    def disruption(self) -> ObservedCondition | None:
+        """Why it is being taken away: preempted, or its node is drained or does not answer; None when not."""
+        return next(
+            (
+                each
+                for each in self.status.conditions
+                if each.type == "DisruptionTarget" and each.status == "True"
+            ),
+            None,
+        )
+
+    @property
     def own_container(self) -> ContainerStatus | None:
         """The container that the operator has asked for; others are KubeRay's, or of a service mesh."""
         statuses = self.status.container_statuses
@@ -299,6 +316,8 @@ class Observed:
     """The Ray clusters of all attempts."""
     pods: tuple[Pod, ...] = ()
     """The pods of all attempts."""
+    lost_pods: tuple[Pod, ...] = ()
+    """Pods that were lost in the last minutes and are deleted since, as they were at last."""
     record: str | None = None
     """The progress record as the trainer wrote it: untrusted text."""
 
@@ -311,5 +330,13 @@ class Observed:
     @property
     def pods_of_attempt(self) -> list[Pod]:
         """The pods of the current attempt."""
+        return [pod for pod in self.pods if self._is_of_attempt(pod)]
+
+    @property
+    def lost_pods_of_attempt(self) -> list[Pod]:
+        """Those pods of the current attempt that were lost and are deleted since."""
+        return [pod for pod in self.lost_pods if self._is_of_attempt(pod)]
+
+    def _is_of_attempt(self, pod: Pod) -> bool:
         attempt = str(self.job.attempt)
-        return [pod for pod in self.pods if pod.metadata.labels.get(ATTEMPT, attempt) == attempt]
+        return pod.metadata.labels.get(ATTEMPT, attempt) == attempt

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from finetune_operator.cluster.caches import LostPods
 from finetune_operator.cluster.freshness import Freshness
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Key
@@ -25,6 +26,7 @@ class OperatorState:
     jobs: dict[str, Job] = field(default_factory=dict)
     """All FineTuneJobs by their UID, as the watch last reported them."""
     freshness: Freshness = field(default_factory=Freshness)
+    lost_pods: LostPods = field(default_factory=LostPods)
     queue: WorkQueue[Key] = field(init=False)
     """Jobs to reconcile; it is there once the operator has started."""
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)

@@ -24,6 +24,7 @@ from tests.operator.conftest import CHILDREN, Namespace, Object
 from devcluster.control_plane import ControlPlane, free_address
 from devcluster.waiting import wait_for
 from finetune_api.manifest import KIND
+from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID
 
 SECONDS = 60
 """Until a process that hangs is ended."""
@@ -148,6 +149,36 @@ def test_a_job_has_its_ray_job_at_once_and_nothing_of_kopfs(
         assert 'finetune_jobs{phase="Starting"} 1.0' in process.get("/metrics")[1]
         lines = [line for line in process.lines() if line.get("uid") == job["metadata"]["uid"]]
         assert f"made RayJob {name}" in [line["message"] for line in lines]
+        assert errors(process) == []
+
+
+def test_a_pod_that_is_deleted_as_soon_as_it_is_evicted_is_told_of(
+    served: ControlPlane, inside: Namespace, tmp_path: Path
+) -> None:
+    with running(tmp_path, served, inside.name) as process:
+        job = inside.create_job()
+        wait_for("the RayJob", lambda: has_ray_job(inside, job), seconds=10, seen=process.log, every=0.05)
+        name = inside.all("RayJob")[0]["metadata"]["name"]
+        labels = {JOB_UID: job["metadata"]["uid"], ATTEMPT: "1", "ray.io/node-type": "worker"}
+        inside.create(
+            "Pod",
+            "w-0",
+            metadata={"name": "w-0", "labels": labels, "annotations": {JOB_NAME: "job"}},
+            spec={
+                "automountServiceAccountToken": False,
+                "containers": [{"name": "worker", "image": "registry.test/trainer:1.0"}],
+            },
+        )
+        inside.patch_status("RayJob", name, jobDeploymentStatus="Initializing", rayClusterName="a")
+        wait_for_phase(inside, "job", "Starting", process)
+        inside.patch_status("Pod", "w-0", phase="Failed", reason="Evicted", message="its disk is full")
+        inside.delete("Pod", "w-0")
+
+        def told() -> bool:
+            return "pod w-0 was evicted: its disk is full" in inside.get(KIND, "job")["status"]["message"]
+
+        wait_for("its reason", told, seconds=10, seen=process.log, every=0.05)
+        assert not inside.exists("Pod", "w-0")
         assert errors(process) == []
 
 

@@ -163,7 +163,7 @@ def _with_cause(reported: Failure, cause: Wait | None) -> Failure:
 def _cause(observed: Observed, ended: datetime) -> Wait | None:
     """What has ended a pod of this attempt, and so the attempt: as the pods say, or as they said at last."""
     pods = observed.pods_of_attempt
-    found = out_of_memory(pods, ended) or lost_pod(pods, ended)
+    found = out_of_memory(pods, ended) or lost_pod([*pods, *observed.lost_pods_of_attempt], ended)
     if found is not None:
         return found
     last = condition(observed.job.status.conditions, "ClusterReady")

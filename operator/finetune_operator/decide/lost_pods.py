@@ -26,15 +26,14 @@ def lost_pod(pods: Iterable[Pod], ended: datetime | None = None) -> Wait | None:
     `ended`, when an attempt was over, only what happened shortly before.
     """
     for pod in pods:
-        status = pod.status
-        if status.phase == "Failed" and status.reason:
+        if pod.has_failed:
             return _failed(pod)
-        for condition in status.conditions:
-            since = condition.last_transition_time
-            old = ended is not None and since is not None and since < ended - SHORTLY_BEFORE
-            if condition.type == "DisruptionTarget" and condition.status == "True" and not old:
-                why = f"pod {pod.name} is being taken away ({condition.reason}): {condition.message}"
-                return Wait(Obstacle.LOST, in_a_line(why))
+        why = pod.disruption
+        since = why.last_transition_time if why is not None else None
+        old = ended is not None and since is not None and since < ended - SHORTLY_BEFORE
+        if why is not None and not old:
+            line = f"pod {pod.name} is being taken away ({why.reason}): {why.message}"
+            return Wait(Obstacle.LOST, in_a_line(line))
     return None
 
 

@@ -39,7 +39,7 @@ def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
     if observed.ray_job is None or not observed.ray_job.status.job_deployment_status:
         name = observed.ray_job.metadata.name if observed.ray_job else "of this attempt"
         return Wait(Obstacle.KUBERAY, f"waiting for KubeRay to take up RayJob {name}")
-    found = _gravest(observed, observed.pods_of_attempt)
+    found = _gravest(observed, observed.pods_of_attempt) or lost_pod(observed.lost_pods_of_attempt)
     if found is not None:
         return found
     pods = _present(observed.pods_of_attempt)

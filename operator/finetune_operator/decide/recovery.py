@@ -23,13 +23,14 @@ from finetune_operator.settings.configuration import Configuration
 
 
 def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configuration) -> Observed:
-    """What is observed, with attempt and run directory of a job that has begun and whose status is lost."""
+    """What is observed, with attempt and run directory that a status lacks though its job has begun."""
     job, ray_job = observed.job, observed.ray_job
     record = _record(observed.record)
-    if job.status.attempts is not None or (ray_job is None and record is None):
+    known = job.status.attempts is not None and job.status.run_directory is not None
+    if known or (ray_job is None and record is None):
         return observed
     made, reported = attempt_of(ray_job) if ray_job is not None else 0, record.attempt if record else 0
-    attempt = max(made, reported, 1)
+    attempt = job.status.attempts or max(made, reported, 1)
     storage = (
         (ray_job.metadata.annotations.get(STORAGE) if ray_job is not None else None)
         or (spec.storage.path if spec.storage is not None else None)

@@ -49,6 +49,16 @@ def test_attempt_is_that_of_the_newest_trace(
     assert (found.ray_job is None) is (ray_job is None)
 
 
+def test_what_is_left_of_a_status_is_kept() -> None:
+    seen: Json = {
+        "job": {"state": "running", "status": {"attempts": 2, "runDirectory": None}},
+        "rayJob": {"metadata": {"name": "tune-11111111-2"}},
+    }
+    found = recover(seen)
+    assert (found.job.status.attempts, found.job.status.run_directory) == (2, RUN)
+    assert found.ray_job is not None
+
+
 def test_rayjob_of_an_earlier_attempt_than_the_records_is_not_the_current_one() -> None:
     found = recover({"job": {}, "rayJob": {}, "record": {"attempt": 2}})
     assert (found.job.status.attempts, found.ray_job) == (2, None)
