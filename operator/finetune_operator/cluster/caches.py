@@ -42,11 +42,26 @@ class WatchCaches:
     def __init__(self, pods: kopf.Index[str, Pod], clusters: kopf.Index[str, RayCluster]) -> None:
         self._pods = pods
         self._clusters = clusters
+        self._forgotten: list[Pod | RayCluster] = []
 
     def pods(self, uid: str) -> Sequence[Pod]:
         """The pods of a job."""
-        return list(self._pods.get(uid, ()))
+        return [pod for pod in self._pods.get(uid, ()) if self._is_known(pod)]
 
     def clusters(self, uid: str) -> Sequence[RayCluster]:
         """The Ray clusters of a job."""
-        return list(self._clusters.get(uid, ()))
+        return [cluster for cluster in self._clusters.get(uid, ()) if self._is_known(cluster)]
+
+    def forget(self, namespace: str) -> None:
+        """Hides what is known of a namespace whose watches have ended, until a watch reports it anew.
+
+        An index keeps what no watch has reported as deleted.
+        """
+        indexes: tuple[kopf.Index[str, Pod] | kopf.Index[str, RayCluster], ...] = (self._pods, self._clusters)
+        everything = [each for index in indexes for values in index.values() for each in values]
+        self._forgotten = [each for each in everything if each.metadata.namespace == namespace] + [
+            each for each in self._forgotten if any(each is other for other in everything)
+        ]
+
+    def _is_known(self, one: Pod | RayCluster) -> bool:
+        return not any(one is each for each in self._forgotten)

@@ -117,27 +117,42 @@ class KubernetesApi:
         """Ends the connections."""
         await self._client.close()
 
-    async def check(self, namespaces: Sequence[str]) -> None:
+    async def check(self, namespaces: Sequence[str]) -> dict[str, list[str]]:
         """Checks that the cluster serves what the operator watches, and lets it.
 
-        Without `namespaces` that is checked for all. Raises FineTuneError (AccessDenied) with all that
-        is missing, and what to do about each.
+        Without `namespaces` that is checked for all. Returns those that it may not watch, or that are gone,
+        with every reason. Raises FineTuneError (AccessDenied) where there is nothing to watch at all, with
+        all that is missing, and what to do about each.
         """
-        problems: list[str] = []
+        asked = list(namespaces) or [""]
+        absent: list[str] = []
         for kind in WATCHED:
-            for namespace in namespaces or [""]:
-                try:
-                    await self._call("list", kind, namespace, query={"limit": "1"})
-                except ApiRefusedError as refusal:
-                    if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
-                        raise
-                    problems.append(
-                        _ABSENT[kind]
-                        if refusal.status == HTTPStatus.NOT_FOUND
-                        else f"{refusal.message}; {_ALLOW}"
-                    )
-        if problems:
-            raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(problems))
+            try:
+                await self.refusals(asked[0], (kind,))
+            except ApiRefusedError as refusal:
+                if refusal.status != HTTPStatus.NOT_FOUND:
+                    raise
+                absent.append(_ABSENT[kind])
+        if absent:
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(absent))
+        found = {namespace: await self.refusals(namespace, WATCHED) for namespace in asked}
+        refused = {namespace: refusals for namespace, refusals in found.items() if refusals}
+        if len(refused) == len(found):
+            problems = [f"{refusal}; {_ALLOW}" for refusals in refused.values() for refusal in refusals]
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *problems)
+        return refused
+
+    async def refusals(self, namespace: str, kinds: Sequence[str]) -> list[str]:
+        """Why the operator may not watch objects of these kinds in a namespace; empty where it may."""
+        found: list[str] = []
+        for kind in kinds:
+            try:
+                await self._call("list", kind, namespace, query={"limit": "1"})
+            except ApiRefusedError as refusal:
+                if refusal.status != HTTPStatus.FORBIDDEN:
+                    raise
+                found.append(refusal.message)
+        return found
 
     @property
     def _address(self) -> str:
