@@ -39,6 +39,19 @@ _LONGEST_PREFIX = 58
 """Characters of `generateName` that the API server uses: five random ones more are a label's 63."""
 _MOST_ANNOTATIONS = 2**18
 """Bytes, by apimachinery's validation."""
+_OTHER_METADATA = (
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+)
+"""Fields of metav1.ObjectMeta that a manifest may have, and that do not matter here."""
 _PARTS = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
@@ -73,7 +86,7 @@ def _not_too_much(annotations: dict[str, str]) -> dict[str, str]:
 class Metadata(BaseModel):
     """The parts of a Kubernetes object's metadata that matter here."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     name: Annotated[ObjectName, Field(min_length=1)]
     """Of an object with `generateName` alone, that without the hyphen: the API server adds the rest."""
@@ -89,9 +102,10 @@ class Metadata(BaseModel):
     @classmethod
     def _has_a_name(cls, document: object) -> object:
         # As the API server has it: an empty name is none, and beside a name the prefix means nothing.
-        if not isinstance(document, dict) or "generateName" not in document:
+        if not isinstance(document, dict):
             return document
-        prefix = document["generateName"]
+        document = {key: value for key, value in document.items() if key not in _OTHER_METADATA}
+        prefix = document.get("generateName")
         if document.get("name") or not prefix:
             return {key: value for key, value in document.items() if key != "generateName"}
         stem = re.sub("[-.]+$", "", prefix[:_LONGEST_PREFIX]) if isinstance(prefix, str) else ""

@@ -263,6 +263,12 @@ def test_a_file_that_cannot_be_read_is_one_problem_with_its_place(
         ),
         ("labels: {team: a}", "labels: [team]", "metadata.labels: must be a map of fields, is a list"),
         (
+            "labels: {team: a}",
+            "label: {team: a}",
+            "metadata.label: is not a known field; did you mean labels?",
+        ),
+        ("name: my-job", "nmae: my-job", "metadata.nmae: is not a known field; did you mean name?"),
+        (
             "spec:",
             "specs:",
             "specs: is not a field of a FineTuneJob, which has apiVersion, kind, metadata and spec",
