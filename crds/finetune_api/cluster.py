@@ -70,7 +70,7 @@ class RunPolicy(SpecModel):
     active_deadline_seconds: Seconds | None = None
     """Longest time from the first attempt's start to the end."""
     starting_deadline_seconds: Seconds = 1800
-    """Longest time an attempt may wait for its pods."""
+    """Longest time an attempt may wait for its pods, and for the trainer to begin."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=10 * 366 * 86400)] | None = None
     """Seconds after its end until a finished FineTuneJob is deleted; never by default. Checkpoints stay."""
 
@@ -116,10 +116,11 @@ class ResourceClaim(SpecModel):
 
 
 class NodeGroup(SpecModel):
-    """One kind of pod in the Ray cluster. What is given here is in place of what `cluster` says."""
+    """One kind of pod of a job. What is given here is in place of what `cluster` says."""
 
     resources: Resources | None = None
-    """Its CPU and memory; the accelerator's profile has the default."""
+    """Its CPU, memory and local storage; the accelerator's profile, or the operator's configuration, has the
+    default."""
     node_selector: Labels | None = None
     """Node labels, in place of `cluster.node_selector`; `{}` is none."""
     tolerations: Annotated[list[JsonObject], Field(max_length=64)] | None = None
@@ -178,3 +179,5 @@ class Cluster(SpecModel):
     """The pod that coordinates the workers; it does not train."""
     worker: NodeGroup | None = None
     """The pods that train, one for each device."""
+    submitter: NodeGroup | None = None
+    """The pod that hands the program to Ray, and follows its log."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 from pydantic import JsonValue
 from tests.admission import CHOSEN, NOBODY_CHOOSES
-from tests.chart.rendering import Manifest, at, helm, manifests, packaged
+from tests.chart.rendering import Manifest, at, helm, is_hook, manifests, packaged
 from tests.chart.test_names import VERSIONS
 
 from devcluster.control_plane import ControlPlane
@@ -40,7 +42,9 @@ SWITCHES: dict[str, Manifest] = {
         "tolerations": [{"key": "system", "operator": "Exists", "effect": "NoSchedule"}],
         "affinity": {
             "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "DoesNotExist"}]}]
+                }
             }
         },
         "priorityClassName": "system-cluster-critical",
@@ -55,6 +59,7 @@ SWITCHES: dict[str, Manifest] = {
             "alerts": {"enabled": True},
             "dashboard": {"enabled": True},
         },
+        "gitops": {"healthChecks": True},
         "test": {"storageClassName": "fast", "spec": {"num_epochs": 1}},
     },
     "its own namespaces": {"watchNamespaces": ["default", "kube-public"], "crds": {"keep": False}},
@@ -169,6 +174,70 @@ def test_an_unknown_field_would_be_noticed(kubectl: Kubectl) -> None:
     unknown: JsonValue = {**spec, "replica": 1}
     with pytest.raises(ClusterError, match=r'unknown field "spec\.replica"'):
         offered(kubectl, [{**deployment, "spec": unknown}])
+
+
+def difference(kubectl: Kubectl, applied: list[Manifest], *options: str) -> str:
+    """What `kubectl diff` shows, which has the server run dry: what would change, were these applied."""
+    ended = subprocess.run(
+        kubectl.command("diff", *options, "-f", "-"),
+        input=yaml.safe_dump_all(applied),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode in (0, 1), ended.stderr
+    return ended.stdout
+
+
+def lost(wanted: JsonValue, stored: JsonValue, path: str = "") -> Iterator[str]:
+    """Where what was applied is not as it is stored; what the server has filled in besides is left out."""
+    match wanted, stored:
+        case dict(), dict():
+            for key, value in wanted.items():
+                yield from lost(value, stored.get(key), f"{path}.{key}")
+        case list(), list() if len(wanted) == len(stored):
+            for number, pair in enumerate(zip(wanted, stored, strict=True)):
+                yield from lost(*pair, f"{path}[{number}]")
+        case _ if wanted != stored and str(wanted) != stored:  # a quantity is stored as text
+            yield f"{path}: {wanted!r} is stored as {stored!r}"
+
+
+@pytest.mark.parametrize("options", [("--server-side",), ()], ids=["by the server", "by kubectl"])
+@pytest.mark.parametrize("values", SWITCHES.values(), ids=SWITCHES)
+def test_what_is_applied_again_changes_nothing(
+    kubectl: Kubectl, values: Manifest, options: tuple[str, ...]
+) -> None:
+    """As Argo CD and Flux apply it, over and over: each difference would be drift for ever."""
+    applied = [
+        each for each in manifests(values=values) if each["apiVersion"] != MONITORING and not is_hook(each)
+    ]
+    text = yaml.safe_dump_all(applied)
+    kubectl("apply", *options, "-f", "-", stdin=text)
+    try:
+        assert difference(kubectl, applied, *options) == ""
+
+        stored = json.loads(kubectl("get", "-f", "-", "--output=json", stdin=text))["items"]
+        assert [line for pair in zip(applied, stored, strict=True) for line in lost(*pair)] == []
+    finally:
+        # The definition stays: other tests of this server use it.
+        others = [each for each in applied if each["kind"] != "CustomResourceDefinition"]
+        kubectl("delete", "--wait=false", "-f", "-", stdin=yaml.safe_dump_all(others))
+
+
+def test_drift_would_be_noticed(kubectl: Kubectl) -> None:
+    [service] = [each for each in manifests() if each["kind"] == "Service"]
+    kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump(service))
+    try:
+        changed: Manifest = {**service, "spec": {**cast("Manifest", service["spec"]), "clusterIP": "None"}}
+        assert list(lost(changed, service)) == [".spec.clusterIP: 'None' is stored as None"]
+        labelled: Manifest = {
+            **service,
+            "metadata": {**cast("Manifest", service["metadata"]), "labels": {"a": "b"}},
+        }
+        assert "+    a: b" in difference(kubectl, [labelled], "--server-side")
+    finally:
+        kubectl("delete", "-f", "-", stdin=yaml.safe_dump(service))
 
 
 def test_a_cluster_without_kuberay_gets_no_release(without_kuberay: ControlPlane) -> None:

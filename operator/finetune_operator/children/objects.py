@@ -31,6 +31,7 @@ from finetune_operator.names import (
     JOB_NAME,
     JOB_UID,
     MANAGED_BY,
+    STORAGE,
     UNCHECKED_SPEC,
     child_name,
     ray_job_name,
@@ -207,5 +208,6 @@ def _object(source: PodSource, api_version: str, kind: str, name: str) -> Kubern
             **_passed_on(source.metadata.annotations, configuration.ray_job_annotations),
             JOB_NAME: source.metadata.name,
             UNCHECKED_SPEC: unchecked_hash(source.spec),
+            STORAGE: source.storage,
         }
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata}

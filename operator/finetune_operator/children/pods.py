@@ -168,11 +168,11 @@ def worker_pod(source: PodSource, service_account: str) -> JsonObject:
 def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
     """The pod template of the client that hands the trainer's program to Ray and follows its log."""
     size = source.configuration.submitter
-    resources: JsonObject = {
+    default: JsonObject = {
         "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
         "limits": {"memory": str(size.memory)},
     }
-    template = _pod(source, "submitter", resources, {}, mounts=False)
+    template = _pod(source, "submitter", _merged(default, source.cluster.submitter), {}, mounts=False)
     cast("JsonObject", template["spec"])["restartPolicy"] = "Never"
     return _with_account(template, service_account, token=False)
 
@@ -253,9 +253,9 @@ def _pod(
 
 
 def _group(cluster: Cluster, role: str) -> NodeGroup:
-    """What the spec says of one kind of pod, in the field of its name."""
-    group: NodeGroup | None = getattr(cluster, role, None)
-    return group or NodeGroup()
+    """What the spec says of one kind of pod."""
+    groups = {"head": cluster.head, "worker": cluster.worker, "submitter": cluster.submitter}
+    return groups[role] or NodeGroup()
 
 
 def _placed(cluster: Cluster, role: str) -> JsonObject:

@@ -200,6 +200,7 @@ def test_what_else_is_passed_on_the_configuration_lists_and_it_is_never_what_the
     annotations = {
         "finetune.dev/job-name": "mine",
         "finetune.dev/unchecked-spec": "mine",
+        "finetune.dev/storage": "s3://mine",
         "example.com/note": "a",
     }
     made_from = source(
@@ -218,6 +219,7 @@ def test_what_else_is_passed_on_the_configuration_lists_and_it_is_never_what_the
         "example.com/note": "a",
         "finetune.dev/job-name": "tune",
         "finetune.dev/unchecked-spec": unchecked_hash(made_from.spec),
+        "finetune.dev/storage": "s3://runs",
     }
 
 
@@ -269,6 +271,7 @@ def test_hash_changes_with_the_fields_that_the_api_server_does_not_watch() -> No
     assert at(made(source())["RayJob"], "metadata.annotations") == {
         "finetune.dev/job-name": "tune",
         "finetune.dev/unchecked-spec": first,
+        "finetune.dev/storage": "s3://runs",
     }
 
 

@@ -294,6 +294,20 @@ def test_head_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None
     }
 
 
+def test_submitter_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None:
+    wish: Json = {
+        "cluster": {"submitter": {"resources": {"limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"}}}}
+    }
+    assert at(submitter(source()), "spec.containers.0.resources") == {
+        "requests": {"cpu": "100m", "memory": "1Gi"},
+        "limits": {"memory": "1Gi"},
+    }
+    assert at(submitter(source(wish)), "spec.containers.0.resources") == {
+        "requests": {"cpu": "100m", "memory": "2Gi"},
+        "limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"},
+    }
+
+
 @pytest.mark.parametrize(
     ("spec", "processors"),
     [
@@ -533,6 +547,17 @@ def test_head_workers_and_the_rest_each_go_where_the_job_says() -> None:
         "nodeSelector": {**PROFILES_SELECTOR, "spot": "yes"},
         "tolerations": [PROFILES_TOLERATION, workers],
     }
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_kind_of_pod_can_be_sent_somewhere_else_than_the_others(role: Role) -> None:
+    own: Json = {"node_selector": {"only": "mine"}, "runtime_class_name": "mine", "tolerations": []}
+    cluster: Json = {"node_selector": {"pool": "a"}, role.__name__: own}
+    others = [other for other in ROLES if other is not role]
+    assert placed(role, cluster)["runtimeClassName"] == "mine"
+    assert cast("Json", placed(role, cluster)["nodeSelector"])["only"] == "mine"
+    assert not any("runtimeClassName" in placed(other, cluster) for other in others)
+    assert all(cast("Json", placed(other, cluster)["nodeSelector"])["pool"] == "a" for other in others)
 
 
 def test_one_kind_of_pod_can_be_left_out_of_what_is_said_of_all() -> None:

@@ -20,6 +20,7 @@ from tests.operator.conftest import SPEC, Namespace, Object
 
 from devcluster.control_plane import ControlPlane, free_address
 from devcluster.waiting import wait_for
+from finetune_api.crd import UNSEEN
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.cluster import kubernetes_api
@@ -108,7 +109,7 @@ def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
 
     assert refused.value.status == 409
     assert "the object has been modified" in refused.value.message
-    assert "status" not in inside.get(KIND, "job")
+    assert inside.get(KIND, "job")["status"] == UNSEEN
 
 
 def test_a_status_that_is_the_same_again_is_no_new_version(

@@ -8,7 +8,6 @@ from typing import TypedDict, cast
 
 import peft
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.model.adapters import check_adapter, check_targets, load_adapter, with_adapters
 from finetune_trainer.model.attention import uses_flash_attention
+from finetune_trainer.model.files import one_line, reading
 from finetune_trainer.model.source import fetch_model, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
 
@@ -60,12 +60,8 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     """
     source, where = _base(spec)
     path = fetch_model(source, where, weights=False)
-    try:
+    with reading(path, where):
         return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
-    except (ValueError, OSError) as error:
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
-        ) from error
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
@@ -75,13 +71,8 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
     end-of-text token to pad with.
     """
     path = fetch_model(spec.model_id, "spec.model_id", weights=False)
-    try:
+    with reading(path, "spec.model_id"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
-            f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {_short(error)}",
-        ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         missing = (
             "its tokenizer has neither a pad token nor an end-of-text token;"
@@ -109,9 +100,14 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = task_of(spec).model_class.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        what = f"a {config.model_type} is not a causal language model that transformers knows"
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {what}") from error
+    except Exception as error:
+        source, where = _base(spec)
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            what = f"a {config.model_type} is not a causal language model that transformers knows"
+        else:
+            name = source if isinstance(source, str) else source.repo_id
+            what = f"{name} has a config.json of which no model can be made: {one_line(error)}"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}") from error
     text = config.get_text_config()
     warnings: list[str] = []
     trained: torch.nn.Module = model
@@ -119,10 +115,10 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         warnings = check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
         trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
         if spec.initial_adapter_model_ckpt_path is not None:
-            check_adapter(
-                adapted,
-                fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"),
-            )
+            where = "spec.initial_adapter_model_ckpt_path"
+            adapter = fetch_model(spec.initial_adapter_model_ckpt_path, where)
+            with reading(adapter, where):
+                check_adapter(adapted, adapter)
     return Shape(
         total_parameters=_count(trained),
         trainable_parameters=_count(trained, trainable=True),
@@ -148,6 +144,7 @@ def load_model(
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
     model_class = task_of(spec).model_class
+    where = where if weights != resumed else "the checkpoint to resume from"
     model = _read_weights(weights, where, model_class, dtype=held, attention=attention)
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
@@ -160,7 +157,8 @@ def load_model(
     torch.manual_seed(spec.seed)
     adapted = with_adapters(model, spec.lora_config)
     if adapter is not None:
-        load_adapter(adapted, adapter)
+        with reading(adapter, "the adapter"):
+            load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
 
@@ -181,7 +179,7 @@ def _read_weights(
     attention: str | None,
 ) -> PreTrainedModel:
     """Loads a model, and fails when weights are missing, which transformers itself fills at random."""
-    try:
+    with reading(path, where):
         loaded = model_class.from_pretrained(
             path,
             dtype=dtype,
@@ -190,10 +188,6 @@ def _read_weights(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
-        ) from error
     # With output_loading_info it gives a pair.
     model, loading = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
     absent = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
@@ -217,7 +211,3 @@ def _count(model: torch.nn.Module, *, trainable: bool = False) -> int:
     return sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable
     )
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
+from finetune_trainer.model.files import check_files
 from finetune_trainer.storage.mounts import mounted_here
 from finetune_trainer.storage.open import open_storage
 
@@ -61,8 +62,15 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
 
     Without `weights`, only its configuration and tokenizer are downloaded. For a local path the hub is never
     asked. Raises FineTuneError (ModelNotFound, AccessDenied or StorageError)
-    with a message that begins with `where`, a field such as `spec.model_id`.
+    with a message that begins with `where`, a field such as `spec.model_id`, and for files that are damaged
+    as `check_files` does.
     """
+    path = _fetched(source, where, weights=weights)
+    check_files(path, where)
+    return path
+
+
+def _fetched(source: str | HubRepository, where: str, *, weights: bool) -> Path:
     if isinstance(source, HubRepository):
         return _from_hub(source.repo_id, where, weights=weights)
     name = hub_name(source)
