@@ -32,7 +32,7 @@ from finetune_trainer.storage.open import open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
 from finetune_trainer.workers.environment import RAY, set_defaults
-from finetune_trainer.workers.workers import Ended, Workers
+from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
@@ -134,7 +134,9 @@ class AttemptReports:
         if progress is None:
             self.say("stopped before a step was trained")
         else:
-            self.say(f"stopped after step {progress.step}; a snapshot is saved")
+            self.say(
+                f"stopped after step {progress.step}; {'a snapshot is saved' if ended.saved else NOT_SAVED}"
+            )
 
     def failed(self, failure: Failure) -> None:
         """The attempt has failed."""
