@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from kubernetes.aio.config import new_client_from_config
 from kubernetes.client import ApiException
 from kubernetes.config import new_client_from_config as new_sync_client
 from kubernetes.dynamic import DynamicClient
+from kubernetes.dynamic.exceptions import ResourceNotFoundError
 from pydantic import JsonValue
 
 from devcluster.control_plane import ControlPlane
@@ -160,7 +162,16 @@ def served(api_server: ControlPlane, kuberay_definitions: Path) -> ControlPlane:
 @pytest.fixture(scope="session")
 def dynamic(served: ControlPlane) -> Iterator[DynamicClient]:
     with new_sync_client(str(served.kubeconfig)) as client:
-        yield DynamicClient(client)
+        dynamic = DynamicClient(client)
+
+        def found() -> bool:
+            with suppress(ResourceNotFoundError):
+                return bool(dynamic.resources.get(api_version="ray.io/v1", kind="RayJob"))
+            return False
+
+        # What has just been defined is not found at once.
+        wait_for("KubeRay's definitions to be found", found, seconds=30)
+        yield dynamic
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configur
         return observed
     made, reported = attempt_of(ray_job) if ray_job is not None else 0, record.attempt if record else 0
     attempt = job.status.attempts or max(made, reported, 1)
+    # All but the retries that the spec allows have followed an interruption.
+    interruptions = max(0, attempt - 1 - spec.run_policy.backoff_limit) or None
     storage = (
         (ray_job.metadata.annotations.get(STORAGE) if ray_job is not None else None)
         or (spec.storage.path if spec.storage is not None else None)
@@ -40,8 +42,7 @@ def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configur
     status = job.status.model_copy(
         update={
             "attempts": attempt,
-            # All but the retries that the spec allows have followed an interruption.
-            "interruptions": max(0, attempt - 1 - spec.run_policy.backoff_limit) or None,
+            "interruptions": job.status.interruptions if job.status.attempts is not None else interruptions,
             "ray_job_name": ray_job_name(job.metadata.name, job.metadata.uid, attempt),
             "run_directory": job.status.run_directory or (child(storage, run_name(job)) if storage else None),
             **_placed(spec, configuration),
@@ -50,7 +51,7 @@ def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configur
     return replace(
         observed,
         job=job.model_copy(update={"status": status}),
-        ray_job=ray_job if made == attempt else None,
+        ray_job=ray_job if job.status.attempts is not None or made == attempt else None,
     )
 
 

@@ -51,6 +51,7 @@ def test_the_record_is_camel_case_and_without_what_is_not_known(server: RecordsS
         "checkpoints": [],
         "failure": {"class": "NodeLost", "message": "gone"},
         "finished": False,
+        "interrupted": False,
     }
 
 
