@@ -21,6 +21,12 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
+from finetune_trainer.model.files import (
+    LARGEST_POINTER,
+    check_no_pointers,
+    is_pointer,
+    refuse_pointers,
+)
 from finetune_trainer.storage.mounts import mounted_here
 from finetune_trainer.storage.open import open_storage
 
@@ -90,6 +96,7 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
                 FailureClass.MODEL_NOT_FOUND,
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
+    check_no_pointers(path, where, source)
     return path
 
 
@@ -147,6 +154,9 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
                 FailureClass.MODEL_NOT_FOUND,
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
+    small = [file for file, size in files.items() if "/" not in file and size <= LARGEST_POINTER]
+    pointers = [file for file in small if is_pointer(storage.read_text(file) or "")]
+    refuse_pointers(pointers, where, source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
     storage.download(
