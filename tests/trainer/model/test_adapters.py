@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from tests.trainer.model_directories import copy_of, set_keys
 from tests.trainer.training_jobs import FULL, Fields, column, job_of, spec_of, train_here
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.lora import LoraConfig
 from finetune_api.manifest import read_spec
+from finetune_trainer.model.adapters import peft_remarks
 from finetune_trainer.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.load import load_config, load_model, shape
 
@@ -302,3 +305,55 @@ MATCHING: dict[str, Fields] = {
 @pytest.mark.parametrize("lora", MATCHING.values(), ids=MATCHING)
 def test_what_matches_needs_no_remark(tiny_model: Path, lora: Fields) -> None:
     assert warnings_of(tiny_model, lora) == ()
+
+
+# What PEFT remarks, and the command silences
+
+REMARKED: dict[str, tuple[Fields, str]] = {
+    "layers that are stored otherwise": (
+        {"fan_in_fan_out": True},
+        "fan_in_fan_out: this model's layers are not stored so; taken as false",
+    ),
+    "a bias that is not there": (
+        {"lora_bias": True},
+        "lora_bias: this model's layers have no bias, so that finetune merge cannot merge the adapter",
+    ),
+    "nothing that is tied": (
+        {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
+        "ensure_weight_tying has no effect: this model does not tie its embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lora", "remark"), REMARKED.values(), ids=REMARKED)
+def test_what_peft_remarks_is_passed_on_as_a_remark_about_our_field(
+    tiny_model: Path, lora: Fields, remark: str
+) -> None:
+    assert warnings_of(tiny_model, lora) == (f"spec.lora_config.{remark}",)
+
+
+def test_embeddings_that_are_trained_apart_are_remarked(tied_tiny_model: Path) -> None:
+    [warning] = warnings_of(tied_tiny_model, {"modules_to_save": ["embed_tokens", "lm_head"]})
+    assert warning == (
+        "spec.lora_config.modules_to_save: this model ties embed_tokens to lm_head; in full they are trained"
+        " apart, unless ensure_weight_tying is true"
+    )
+    kept: Fields = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    assert warnings_of(tied_tiny_model, kept) == ()
+
+
+def test_weight_tying_that_ties_nothing_is_remarked(tied_tiny_model: Path) -> None:
+    [warning] = warnings_of(tied_tiny_model, {"ensure_weight_tying": True})
+    assert warning == (
+        "spec.lora_config.ensure_weight_tying has no effect: neither modules_to_save nor target_modules names"
+        " the embeddings"
+    )
+
+
+def test_a_remark_without_words_of_ours_is_passed_on_as_it_is() -> None:
+    lora = LoraConfig()
+    remarks: list[str] = []
+    with peft_remarks(lora, remarks):
+        warnings.warn("Something\n new.", UserWarning, stacklevel=1)
+        warnings.warn("for developers", FutureWarning, stacklevel=1)
+    assert remarks == ["spec.lora_config: PEFT remarks: Something new."]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +22,28 @@ from finetune_trainer.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.reach import unreached
 
 SHOWN_MODULES = 12
+
+_PEFT_REMARKS: dict[str, str | None] = {
+    "fan_in_fan_out is set to True": "fan_in_fan_out: this model's layers are not stored so; taken as false",
+    "fan_in_fan_out is set to False": None,
+    "`lora_bias=True` was passed": (
+        "lora_bias: this model's layers have no bias, so that finetune merge cannot merge the adapter"
+    ),
+    "no tied modules were found": "ensure_weight_tying has no effect: this model does not tie its embeddings",
+    "no tied modules are added": (
+        "ensure_weight_tying has no effect: neither modules_to_save nor target_modules names the embeddings"
+    ),
+    "ties embeddings in full": (
+        "modules_to_save: this model ties embed_tokens to lm_head; in full they are trained apart, unless"
+        " ensure_weight_tying is true"
+    ),
+    "`tie_word_embeddings=True`": None,
+    "keys did not match any targeted module": None,
+    "You have passed exclude_modules": None,
+    "no parameter was matched": None,
+    "path_initial_model_for_weight_conversion": None,
+}
+"""For a part of a remark of PEFT's, what it means for `lora_config`; None where another check says it."""
 
 
 def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
@@ -50,6 +75,28 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = F
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config: {error}") from error
 
 
+@contextmanager
+def peft_remarks(lora: LoraConfig, remarks: list[str]) -> Iterator[None]:
+    """Adds to `remarks` what PEFT warns about in the `with` block, in our words where there are some."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning | RuntimeWarning):
+            remark = _in_our_words(lora, str(warning.message))
+            if remark is not None and remark not in remarks:
+                remarks.append(remark)
+
+
+def _in_our_words(lora: LoraConfig, message: str) -> str | None:
+    if "a tied layer is part of the adapter" in message and lora.modules_to_save:
+        message = "ties embeddings in full"
+    for part, words in _PEFT_REMARKS.items():
+        if part in message:
+            return words and f"spec.lora_config.{words}"
+    return f"spec.lora_config: PEFT remarks: {' '.join(message.split())[:300]}"
+
+
 def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
     """Checks that the modules named in `target_modules` and `modules_to_save` exist.
 
@@ -58,26 +105,26 @@ def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> li
     Raises FineTuneError (InvalidSpec), with the names that do exist, when none of a field does.
     """
     targets = lora.target_modules
-    warnings = _check_names("modules_to_save", lora.modules_to_save or [], model)
+    remarks = _check_names("modules_to_save", lora.modules_to_save or [], model)
     excluded = lora.exclude_modules
     if isinstance(excluded, str):
         _check_expression("exclude_modules", excluded, model)
     else:
-        warnings += _check_names("exclude_modules", excluded or [], model, instead="it excludes nothing")
-    warnings += _check_parameters(lora.target_parameters or [], model)
-    warnings += _check_layers(lora, model)
+        remarks += _check_names("exclude_modules", excluded or [], model, instead="it excludes nothing")
+    remarks += _check_parameters(lora.target_parameters or [], model)
+    remarks += _check_layers(lora, model)
     _check_tokens(lora, model)
     if isinstance(targets, str):
         if targets != ALL_LINEAR:
             _check_expression("target_modules", targets, model)
-        return warnings
-    warnings += _check_names("target_modules", targets, model)
+        return remarks
+    remarks += _check_names("target_modules", targets, model)
     if tied and {"embed_tokens", "lm_head"} & set(targets):
-        warnings.append(
+        remarks.append(
             "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties"
             " them, and the model grows"
         )
-    return warnings
+    return remarks
 
 
 def check_patterns(lora: LoraConfig, model: peft.PeftModel) -> list[str]:
@@ -88,7 +135,7 @@ def check_patterns(lora: LoraConfig, model: peft.PeftModel) -> list[str]:
     """
     tuner = cast("peft.LoraModel", model.base_model)
     adapted = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
-    warnings = []
+    remarks = []
     for field in ("rank_pattern", "alpha_pattern"):
         keys = list(getattr(lora, field))
         absent = [key for key in keys if not any(_names(key, name) for name in adapted)]
@@ -97,8 +144,8 @@ def check_patterns(lora: LoraConfig, model: peft.PeftModel) -> list[str]:
         if keys and len(absent) == len(keys):
             raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config.{field}: {what}")
         if absent:
-            warnings.append(f"spec.lora_config.{field}: {what}")
-    return warnings
+            remarks.append(f"spec.lora_config.{field}: {what}")
+    return remarks
 
 
 def _names(key: str, name: str) -> bool:

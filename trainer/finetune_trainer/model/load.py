@@ -29,6 +29,7 @@ from finetune_trainer.model.adapters import (
     check_patterns,
     check_targets,
     load_adapter,
+    peft_remarks,
     with_adapters,
 )
 from finetune_trainer.model.attention import uses_flash_attention
@@ -150,7 +151,8 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     trained: torch.nn.Module = model
     if spec.lora_config is not None:
         warnings += check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
-        trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
+        with peft_remarks(spec.lora_config, warnings):
+            trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
         warnings += check_patterns(spec.lora_config, adapted)
         if spec.initial_adapter_model_ckpt_path is not None:
             check_adapter(
@@ -226,8 +228,12 @@ def load_model(
 def saved_dtype(spec: FineTuneJobSpec) -> torch.dtype:
     """The precision of a full model's checkpoints: `export_dtype`, by default the base model's.
 
+    Adapters are saved in fp32, as they are trained.
+
     Raises FineTuneError as `load_config` does.
     """
+    if spec.lora_config is not None:
+        return torch.float32
     if spec.export_dtype != "auto":
         return _DTYPES[spec.export_dtype]
     config = load_config(spec)
