@@ -1,4 +1,4 @@
-"""Writes the files of the chart that come from the models: the CRD, and the schema of `config` in the values.
+"""Writes the files of the chart that come from others: the CRD, the schema of `config`, the values' defaults.
 
 python charts/chart_files.py
 """
@@ -15,6 +15,9 @@ from finetune_operator.settings.configuration import Configuration
 
 CHART = Path(__file__).parent / "finetune-operator"
 CRD = Path("files/finetunejobs.yaml")
+VALUES = Path("values.yaml")
+DEFAULTS = Path("files/values.yaml")
+"""A copy of the values' defaults, which templates can read."""
 VALUES_SCHEMA = Path("values.schema.json")
 SAID_BY_OTHER_VALUES = ("trainer_image", "image_pull_policy", "watch_namespaces", "listen_port")
 """Fields of the configuration that are not in `config`."""
@@ -27,7 +30,11 @@ def generated() -> dict[Path, str]:
 
     Of the values' schema all but `config` is as it is there.
     """
-    return {CRD: crd_yaml(), VALUES_SCHEMA: values_schema((CHART / VALUES_SCHEMA).read_text())}
+    return {
+        CRD: crd_yaml(),
+        DEFAULTS: (CHART / VALUES).read_text(),
+        VALUES_SCHEMA: values_schema((CHART / VALUES_SCHEMA).read_text()),
+    }
 
 
 def values_schema(text: str) -> str:

@@ -42,7 +42,10 @@ NODE = Build("./node", ("kube-scheduler", "kubelet", "kube-proxy", "kubectl", "c
 PAUSE = Build("./pause", ("pause",))
 KUBERAY = Build("github.com/ray-project/kuberay/ray-operator", ("ray-operator",))
 HELM = Build("helm.sh/helm/v3/cmd/helm", ("helm",))
-BUILDS = (CONTROL_PLANE, NODE, PAUSE, KUBERAY, HELM)
+GITOPS_HEALTH = Build("./gitops-health", ("gitops-health",))
+OF_A_NODE = (CONTROL_PLANE, NODE, PAUSE, KUBERAY, HELM)
+"""What a cluster on this machine needs."""
+BUILDS = (*OF_A_NODE, GITOPS_HEALTH)
 
 
 def version_of(module: str) -> str:

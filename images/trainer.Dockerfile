@@ -12,7 +12,9 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE}
 
 # KubeRay's probes call wget, and torch.compile the compiler. Where the root filesystem is read-only, bytecode that is not here already
-# would be made anew at every start. A login shell takes PATH from /etc/profile and forgets the image's.
+# would be made anew at every start. A login shell takes PATH from /etc/profile and forgets the image's; in pods that shell starts Ray,
+# and what it writes to a volume belongs to its group too, so that another user of that group goes on with it. A user who is not in
+# /etc/passwd, as clusters assign them, is in group 0.
 RUN set -eu; \
     if ! command -v wget >/dev/null || ! command -v g++ >/dev/null; then \
         apt-get update; \
@@ -21,7 +23,9 @@ RUN set -eu; \
     fi; \
     python3 -m compileall -q -x '/tests?/' "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"; \
     useradd --uid 1000 --user-group --create-home --home-dir /home/ray --shell /bin/bash ray; \
-    echo 'export PATH=/opt/venv/bin:$PATH' >/etc/profile.d/venv.sh
+    chgrp -R 0 /home/ray; \
+    chmod -R g=u /home/ray; \
+    printf '%s\n' 'export PATH=/opt/venv/bin:$PATH' 'umask 0002' >/etc/profile.d/finetune.sh
 
 COPY locks/build.txt locks/image.txt /opt/locks/
 
@@ -44,6 +48,7 @@ RUN --mount=type=secret,id=ca set -eu; \
 
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/ray \
+    USER=ray \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -28,6 +28,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SERVERS, PROGRAMS),
     "kubectl_program": ("kubectl",),
     "helm_program": ("helm",),
+    "gitops_health_program": ("gitops-health",),
 }
 """The programs behind a fixture."""
 
@@ -81,6 +82,12 @@ def kubectl_program() -> Path:
 @pytest.fixture(scope="session")
 def helm_program() -> Path:
     return find("helm", print)
+
+
+@pytest.fixture(scope="session")
+def gitops_health_program() -> Path:
+    """What GitOps tools make of objects; `devcluster/go/gitops-health` says how it is called."""
+    return find("gitops-health", print)
 
 
 @pytest.fixture(scope="session")

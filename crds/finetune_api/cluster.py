@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune_api.fields import VALIDATIONS, Integer, JsonObject, ShortText, SpecModel, StoragePath
@@ -18,13 +18,18 @@ _QUANTITY_WORDS = "must be a quantity such as 2, 500m or 16Gi"
 
 
 def _quantity(value: object) -> object:
-    """An amount as Kubernetes writes it: a whole number, or a text; a bare `0.5` is read as `"0.5"`."""
+    """An amount as Kubernetes writes it: a whole number, or a text.
+
+    A bare `0.5` is right in a pod only: the API server takes it in no resource that is defined by a schema,
+    and Helm in no value.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    text = str(value) if isinstance(value, float) else value
-    if not isinstance(text, str) or not re.fullmatch(_QUANTITY, text):
+    if isinstance(value, float) and re.fullmatch(_QUANTITY, str(value)):
+        raise PydanticCustomError("quantity", 'must be in quotes, "{value}"', {"value": str(value)})
+    if not isinstance(value, str) or not re.fullmatch(_QUANTITY, value):
         raise PydanticCustomError("quantity", _QUANTITY_WORDS)
-    return text
+    return value
 
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
@@ -68,7 +73,7 @@ class RunPolicy(SpecModel):
     active_deadline_seconds: Seconds | None = None
     """Longest time from the first attempt's start to the end."""
     starting_deadline_seconds: Seconds = 1800
-    """Longest time an attempt may wait for its pods."""
+    """Longest time an attempt may wait for its pods, and for the trainer to begin."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=10 * 366 * 86400)] | None = None
     """Seconds after its end until a finished FineTuneJob is deleted; never by default. Checkpoints stay."""
 
@@ -82,11 +87,51 @@ class Resources(SpecModel):
     """What it can use at most."""
 
 
+_ONE_CLAIM = "must have either resourceClaimName or resourceClaimTemplateName"
+
+
+class ResourceClaim(SpecModel):
+    """A device by Kubernetes' dynamic resource allocation, spelt as in a pod; its container gets it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            VALIDATIONS: [
+                {
+                    "rule": "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+                    "message": _ONE_CLAIM,
+                }
+            ]
+        }
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """Its name in the pod."""
+    resourceClaimName: Name | None = None  # noqa: N815 - spelt as in a pod
+    """A ResourceClaim that is there, which pods share."""
+    resourceClaimTemplateName: Name | None = None  # noqa: N815
+    """A ResourceClaimTemplate, of which each pod gets a claim of its own."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.resourceClaimName is None) == (self.resourceClaimTemplateName is None):
+            raise ValueError(_ONE_CLAIM)
+        return self
+
+
 class NodeGroup(SpecModel):
-    """One kind of pod in the Ray cluster."""
+    """One kind of pod of a job. What is given here is in place of what `cluster` says."""
 
     resources: Resources | None = None
-    """Its CPU and memory; the accelerator's profile has the default."""
+    """Its CPU, memory and local storage; the accelerator's profile, or the operator's configuration, has the
+    default."""
+    node_selector: Labels | None = None
+    """Node labels, in place of `cluster.node_selector`; `{}` is none."""
+    tolerations: Annotated[list[JsonObject], Field(max_length=64)] | None = None
+    """Tolerations, in place of `cluster.tolerations`; `[]` is none."""
+    runtime_class_name: Name | None = None
+    """The RuntimeClass, in place of `cluster.runtime_class_name`."""
+    resource_claims: Annotated[list[ResourceClaim], Field(max_length=32)] | None = None
+    """Devices by dynamic resource allocation, besides the accelerator."""
 
 
 class Reference(SpecModel):
@@ -104,7 +149,7 @@ class Cluster(SpecModel):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the image is pulled."""
     image_pull_secrets: Annotated[list[Reference], Field(max_length=16)] | None = None
-    """Secrets that a private registry asks for."""
+    """Secrets that a private registry asks for; the operator's configuration has the default."""
     service_account_name: Name | None = None
     """Service account of all pods, for workload identity; default: one without rights, made for the job."""
     env: Annotated[list[JsonObject], Field(max_length=256)] | None = None
@@ -116,11 +161,17 @@ class Cluster(SpecModel):
     volume_mounts: Annotated[list[JsonObject], Field(max_length=64)] | None = None
     """Where the containers of all pods see them."""
     node_selector: Labels | None = None
-    """Node labels, besides those of the accelerator."""
+    """Node labels, besides those of the accelerator, of pods that have none of their own."""
     tolerations: Annotated[list[JsonObject], Field(max_length=64)] | None = None
-    """Tolerations of all pods, besides those of the accelerator."""
+    """Tolerations, besides those of the accelerator, of pods that have none of their own."""
     affinity: JsonObject | None = None
     """Which nodes and neighbours are preferred or needed."""
+    topology_spread_constraints: Annotated[list[JsonObject], Field(max_length=16)] | None = None
+    """How workers are spread over zones or nodes; without labelSelector, those of this job are counted."""
+    runtime_class_name: Name | None = None
+    """The RuntimeClass of all pods, such as `nvidia` or `gvisor`."""
+    scheduler_name: Name | None = None
+    """Who schedules the pods; default: Kubernetes' own scheduler."""
     priority_class_name: Name | None = None
     """Which pods go first."""
     labels: Labels | None = None
@@ -131,3 +182,5 @@ class Cluster(SpecModel):
     """The pod that coordinates the workers; it does not train."""
     worker: NodeGroup | None = None
     """The pods that train, one for each device."""
+    submitter: NodeGroup | None = None
+    """The pod that hands the program to Ray, and follows its log."""

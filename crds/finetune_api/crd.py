@@ -27,6 +27,9 @@ Schema = dict[str, Any]
 PLURAL = "finetunejobs"
 MUTABLE = ("suspend", "run_policy")
 """All else changes what is trained, and cannot change after creation."""
+UNSEEN: dict[str, JsonValue] = {"observedGeneration": 0}
+"""The status of a job that no operator has seen: generations begin at 1, so that kstatus, and with it Flux,
+finds it in progress. Of one without any status it would say that all is done."""
 
 _IMMUTABLE = "cannot change after creation; make a new FineTuneJob"
 _HEADER = "# Generated from the models by `python -m finetune_api.crd`; do not edit.\n"
@@ -142,7 +145,7 @@ def _resource() -> Schema:
             "kind": text,
             "metadata": {"type": "object"},
             "spec": _spec() | {VALIDATIONS: [*_rules(), *_immutability()]},
-            "status": _model_schema(FineTuneJobStatus),
+            "status": _model_schema(FineTuneJobStatus) | {"default": UNSEEN},
         },
     }
 

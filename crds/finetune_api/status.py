@@ -104,7 +104,7 @@ class Phase(StrEnum):
 class Condition(StatusModel):
     """A Kubernetes condition (metav1.Condition)."""
 
-    type: Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
+    type: Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Reconciling", "Stalled"]
     """What the condition is about."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
@@ -263,6 +263,8 @@ class FineTuneJobStatus(StatusModel):
     """What the workers run on."""
     attempts: Count | None = None
     """Attempts so far, the current one included."""
+    interruptions: Count | None = None
+    """Attempts among them that a preemption or drain has ended, and whose work was saved."""
     plan: Plan | None = None
     """What is trained."""
     progress: Progress | None = None
@@ -302,3 +304,5 @@ class ProgressRecord(StatusModel):
     failure: Failure | None = None
     finished: bool = False
     """Whether the run is over, and all that was to be saved is saved."""
+    interrupted: bool = False
+    """Whether the attempt was ended from outside, and all that it had trained is saved."""

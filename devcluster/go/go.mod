@@ -1,5 +1,5 @@
 // The programs of the test cluster, at versions that go together: Kubernetes, etcd and CoreDNS (built from the folders beside this
-// file), KubeRay and Helm (their own commands).
+// file), KubeRay and Helm (their own commands). And what GitOps tools make of objects, by their own code.
 module finetune.dev/devcluster/go
 
 go 1.25.0
@@ -13,11 +13,16 @@ tool (
 
 require (
 	github.com/coredns/coredns v1.12.4
+	github.com/fluxcd/pkg/apis/kustomize v1.11.0
+	github.com/fluxcd/pkg/runtime v0.80.0
 	github.com/spf13/cobra v1.10.2
+	github.com/yuin/gopher-lua v1.1.1
 	go.etcd.io/etcd/server/v3 v3.6.5
+	k8s.io/apimachinery v0.35.4
 	k8s.io/component-base v0.35.4
 	k8s.io/kubectl v0.35.1
 	k8s.io/kubernetes v1.35.4
+	sigs.k8s.io/cli-utils v0.37.2
 )
 
 require (
@@ -74,10 +79,11 @@ require (
 	github.com/fatih/camelcase v1.0.0 // indirect
 	github.com/fatih/color v1.18.0 // indirect
 	github.com/felixge/httpsnoop v1.0.4 // indirect
+	github.com/fluxcd/cli-utils v0.36.0-flux.14 // indirect
 	github.com/flynn/go-shlex v0.0.0-20150515145356-3f9db97f8568 // indirect
 	github.com/fsnotify/fsnotify v1.9.0 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.0 // indirect
-	github.com/go-errors/errors v1.4.2 // indirect
+	github.com/go-errors/errors v1.5.1 // indirect
 	github.com/go-gorp/gorp/v3 v3.1.0 // indirect
 	github.com/go-logr/logr v1.4.3 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
@@ -238,7 +244,6 @@ require (
 	helm.sh/helm/v3 v3.20.2 // indirect
 	k8s.io/api v0.35.4 // indirect
 	k8s.io/apiextensions-apiserver v0.35.1 // indirect
-	k8s.io/apimachinery v0.35.4 // indirect
 	k8s.io/apiserver v0.35.4 // indirect
 	k8s.io/cli-runtime v0.35.4 // indirect
 	k8s.io/client-go v0.35.4 // indirect

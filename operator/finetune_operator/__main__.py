@@ -24,6 +24,7 @@ def run() -> None:
     import finetune_operator.main  # noqa: F401 - registers the handlers
     from finetune_api.failure import FineTuneError
     from finetune_operator.cluster.kubernetes_api import COMPONENT
+    from finetune_operator.cluster.namespaces import Insights
     from finetune_operator.settings.configuration import load_configuration
     from finetune_operator.state import OperatorState
     from finetune_operator.telemetry.logs import configure
@@ -36,7 +37,7 @@ def run() -> None:
     # kopf makes this and, when the start fails, leaves it: no matter for whoever has to read why it failed.
     warnings.filterwarnings("ignore", "coroutine 'authenticator' was never awaited", RuntimeWarning)
     ready = asyncio.Event()
-    state = OperatorState(configuration, ready)
+    state = OperatorState(configuration, Insights(), ready)
     try:
         asyncio.run(
             kopf.operator(
@@ -47,7 +48,10 @@ def run() -> None:
                 # kopf would ask for the user's name, and in a container the user has none.
                 identity=COMPONENT,  # type: ignore[arg-type] # a new type of str that kopf does not export
                 clusterwide=not configuration.watch_namespaces,
-                namespaces=configuration.watch_namespaces,
+                # A pattern, which by itself matches nothing since kopf does not look for namespaces: `main`
+                # says in the insights which are watched, and a name given here would be there for good.
+                namespaces=["*"] if configuration.watch_namespaces else [],
+                insights=state.insights,
             )
         )
     except Exception:

@@ -23,6 +23,7 @@ from finetune_operator.decide.event_limit import EventLimit
 from finetune_operator.decide.events import Event
 from finetune_operator.decide.phases import ENDED
 from finetune_operator.decide.reconcile import reconcile, refused
+from finetune_operator.decide.recovery import attempt_of
 from finetune_operator.names import JOB_UID, child_name, ray_job_name
 from finetune_operator.observed import (
     Job,
@@ -79,12 +80,14 @@ class Controller:
         caches: Caches,
         freshness: Freshness,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        lost_pods: Callable[[str], Sequence[Pod]] = lambda _uid: (),
     ) -> None:
         self._api = api
         self._configuration = configuration
         self._caches = caches
         self._freshness = freshness
         self._clock = clock
+        self._lost_pods = lost_pods
         self._event_limit = EventLimit()
 
     async def reconcile(self, key: Key) -> timedelta | None:
@@ -117,7 +120,8 @@ class Controller:
     async def _observe(self, job: Job, *, live: bool = False) -> Observed:
         """All that is known of a job; if `live`, its pods and Ray clusters are read anew, not cached."""
         namespace, uid = job.metadata.namespace, job.metadata.uid
-        name = ray_job_name(job.metadata.name, uid, job.attempt)
+        attempt = job.status.attempts or await self._newest_attempt(job)
+        name = ray_job_name(job.metadata.name, uid, attempt)
         ray_job = await self._api.get(RAY_JOB, namespace, name)
         if ray_job is not None and not _is_owned(ray_job, uid):
             raise NotOursError(
@@ -146,8 +150,14 @@ class Controller:
             ray_job=RayJob.model_validate(ray_job) if ray_job is not None else None,
             ray_clusters=tuple(sorted(clusters, key=lambda each: each.metadata.name)),
             pods=tuple(sorted(pods, key=lambda each: each.metadata.name)),
+            lost_pods=tuple(self._lost_pods(uid)),
             record=str(record) if record is not None else None,
         )
+
+    async def _newest_attempt(self, job: Job) -> int:
+        """The attempt of a job whose status does not say it: that of its newest RayJob, 1 without any."""
+        found = await self._api.of_job(RAY_JOB, job.metadata.namespace, job.metadata.uid)
+        return max((attempt_of(RayJob.model_validate(each)) for each in found), default=1)
 
     async def _carry_out(self, body: KubernetesObject, job: Job, decision: Decision) -> timedelta | None:
         body = await self._show(body, job, decision)

@@ -5,18 +5,22 @@ Each only has the job that it is about reconciled, by `controller`. `python -m f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, cast
 
 import kopf
 from prometheus_client import REGISTRY
 
 from finetune_api.crd import PLURAL
-from finetune_api.failure import FineTuneError
+from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import GROUP, VERSION
 from finetune_operator.cluster.caches import WatchCaches
-from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, ApiUnreachableError, KubernetesApi
+from finetune_operator.cluster.namespaces import WatchedNamespaces, turn
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Controller, Key, NotOursError
 from finetune_operator.names import JOB_NAME, JOB_UID
@@ -25,7 +29,12 @@ from finetune_operator.settings.configuration import load_configuration
 from finetune_operator.state import OperatorState
 from finetune_operator.telemetry.health import serve
 from finetune_operator.telemetry.logs import job_logger
-from finetune_operator.telemetry.metrics import RECONCILE_ERRORS, WATCH_STALE, JobCollector
+from finetune_operator.telemetry.metrics import (
+    NAMESPACES_LEFT_ALONE,
+    RECONCILE_ERRORS,
+    WATCH_STALE,
+    JobCollector,
+)
 
 RAY_JOBS = ("ray.io", "v1", "rayjobs")
 RAY_CLUSTERS = ("ray.io", "v1", "rayclusters")
@@ -52,6 +61,8 @@ async def start(
         await _start(state, indexes)
     except (FineTuneError, ApiRefusedError, OSError) as error:
         state.failure = str(error) or repr(error)
+        if isinstance(error, ApiUnreachableError):
+            state.failure += f"; {error.hint}"
         await state.closing.aclose()  # kopf calls `stop` only of what has started
         raise kopf.PermanentError(state.failure) from error
 
@@ -60,17 +71,20 @@ async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
     configuration, freshness, ready = state.configuration, state.freshness, state.ready
     api = await KubernetesApi.connect()
     state.closing.push_async_callback(api.close)
-    await api.check(configuration.watch_namespaces)
+    refused = await api.check(configuration.watch_namespaces)
 
-    caches = WatchCaches(indexes["pods_of_jobs"], indexes["clusters_of_jobs"])
-    controller = Controller(api, configuration, caches, freshness)
+    state.caches = WatchCaches(indexes["pods_of_jobs"], indexes["clusters_of_jobs"])
+    controller = Controller(api, configuration, state.caches, freshness, lost_pods=state.lost_pods.of)
     state.queue = WorkQueue(controller.reconcile, workers=configuration.workers, on_error=_log_error)
     state.closing.push_async_callback(state.queue.close)
+
+    await _watch_namespaces(state, api, refused)
 
     collector = JobCollector(lambda: list(state.jobs.values()))
     REGISTRY.register(collector)
     state.closing.callback(REGISTRY.unregister, collector)
     WATCH_STALE.set_function(freshness.stale_seconds)
+    NAMESPACES_LEFT_ALONE.set_function(state.namespaces.count_left_alone)
 
     server = await serve(
         configuration.listen_port,
@@ -78,6 +92,39 @@ async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
         ready=lambda: None if ready is None or ready.is_set() else "starting",
     )
     state.closing.push_async_callback(server.cleanup)
+
+
+async def _watch_namespaces(
+    state: OperatorState, api: KubernetesApi, refused: Mapping[str, Sequence[str]]
+) -> None:
+    """Has kopf watch the configured namespaces but for those that are refused, and keeps up with them."""
+    names = state.configuration.watch_namespaces
+    state.namespaces = WatchedNamespaces(names, api, partial(_turn, state))
+    if not names:
+        return
+    if state.insights is None:
+        if refused:
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *chain.from_iterable(refused.values()))
+        return
+    for name in names:
+        if name in refused:
+            await state.namespaces.leave_alone(name, refused[name])
+        else:
+            await turn(state.insights, name, True)
+    watching = asyncio.create_task(state.namespaces.keep_up(), name="namespaces")
+    state.closing.callback(watching.cancel)
+
+
+async def _turn(state: OperatorState, namespace: str, watched: bool) -> None:
+    """Has a namespace watched from now on, or no more; of one that is not, nothing is kept."""
+    assert state.insights is not None, "else nobody keeps up with namespaces"
+    await turn(state.insights, namespace, watched)
+    if not watched:
+        for uid in [uid for uid, job in state.jobs.items() if job.metadata.namespace == namespace]:
+            del state.jobs[uid]
+        state.queue.discard(lambda key: key.namespace == namespace)
+        state.caches.forget(namespace)
+        state.freshness.start_over()
 
 
 @kopf.on.cleanup()
@@ -105,6 +152,8 @@ async def job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: o
     """A FineTuneJob is new, was changed, or is gone."""
     state = _state(memo)
     job = read_job(_plain(body))
+    if state.namespaces.is_left_alone(job.metadata.namespace):
+        return  # a last word of a watch that has been ended
     _note_version(state, type, job.metadata)
     if type == "DELETED":
         state.jobs.pop(job.metadata.uid, None)
@@ -123,10 +172,18 @@ async def child_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_:
 
 
 @kopf.on.event(*RAY_CLUSTERS, labels=OURS)
-@kopf.on.event("", "v1", "pods", labels=OURS)
-async def part_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
-    """A Ray cluster or a pod of it has changed."""
+async def cluster_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
+    """A Ray cluster has changed."""
     _wake_owner(_state(memo), ObjectMeta.model_validate(dict(body.metadata)))
+
+
+@kopf.on.event("", "v1", "pods", labels=OURS)
+async def pod_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
+    """A pod has changed, or is gone."""
+    pod = Pod.model_validate(_plain(body))
+    if type == "DELETED":
+        _state(memo).lost_pods.deleted(pod.metadata.labels[JOB_UID], pod)
+    _wake_owner(_state(memo), pod.metadata)
 
 
 def _state(memo: kopf.Memo) -> OperatorState:
@@ -159,6 +216,8 @@ def _note_version(state: OperatorState, event: str | None, metadata: ObjectMeta)
 
 
 def _wake_owner(state: OperatorState, child: ObjectMeta) -> None:
+    if state.namespaces.is_left_alone(child.namespace):
+        return
     uid = child.labels[JOB_UID]
     job = state.jobs.get(uid)
     name = job.metadata.name if job is not None else child.annotations.get(JOB_NAME)

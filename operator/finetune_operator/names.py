@@ -15,12 +15,12 @@ ATTEMPT = f"{GROUP}/attempt"
 """A label of RayJobs and pods."""
 UNCHECKED_SPEC = f"{GROUP}/unchecked-spec"
 """An annotation of RayJobs: a hash of those fields whose change the API server cannot refuse."""
+STORAGE = f"{GROUP}/storage"
+"""An annotation of RayJobs: the folder below which the run is saved, should the job's status be lost."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "finetune-operator"}
 
 QUEUE = "kueue.x-k8s.io/queue-name"
-PRIORITY = "kueue.x-k8s.io/priority-class"
-KUEUE_LABELS = (QUEUE, PRIORITY)
-"""Labels of a FineTuneJob that its RayJobs get as well, which are what Kueue queues."""
+"""The label that names a queue of Kueue's."""
 
 LONGEST_RAY_JOB = 47
 """Characters, by KubeRay's validation: it derives other names from a RayJob's."""

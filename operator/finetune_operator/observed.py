@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.names import ATTEMPT
 
 KubernetesObject = dict[str, JsonValue]
 """A Kubernetes object as the API server reads and writes it."""
@@ -44,22 +45,25 @@ class ObjectMeta(ObservedPart):
 
 
 class ContainerState(ObservedPart):
-    """Why a container waits, or how it ended."""
+    """Why a container waits, since when it runs, or how it ended."""
 
     reason: str = ""
     message: str = ""
+    started_at: datetime | None = None
 
 
 class ContainerStates(ObservedPart):
-    """The state of a container: waiting, terminated, or running, which has neither field."""
+    """The state of a container, which is one of these; of its last state, only how it ended."""
 
     waiting: ContainerState | None = None
+    running: ContainerState | None = None
     terminated: ContainerState | None = None
 
 
 class ContainerStatus(ObservedPart):
     """corev1.ContainerStatus."""
 
+    name: str = ""
     image: str = ""
     state: ContainerStates = ContainerStates()
     last_state: ContainerStates = ContainerStates()
@@ -72,12 +76,28 @@ class ObservedCondition(ObservedPart):
     status: str
     reason: str = ""
     message: str = ""
+    last_transition_time: datetime | None = None
+
+
+class SchedulingGate(ObservedPart):
+    """What keeps the scheduler from a pod until somebody takes it away."""
+
+    name: str = ""
+
+
+class PodSpec(ObservedPart):
+    """corev1.PodSpec."""
+
+    scheduling_gates: list[SchedulingGate] = []
 
 
 class PodStatus(ObservedPart):
     """corev1.PodStatus."""
 
     phase: str = ""
+    reason: str = ""
+    """Why the kubelet has ended the pod, or not taken it: `Evicted`, `OutOfcpu`, `NodeShutdown`."""
+    message: str = ""
     conditions: list[ObservedCondition] = []
     init_container_statuses: list[ContainerStatus] = []
     container_statuses: list[ContainerStatus] = []
@@ -87,6 +107,7 @@ class Pod(ObservedPart):
     """A pod of a job: of its Ray cluster, or the client that submits the program."""
 
     metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
     @property
@@ -95,14 +116,30 @@ class Pod(ObservedPart):
         return self.metadata.name
 
     @property
+    def role(self) -> Literal["worker", "head", "submitter"]:
+        """What it is in the job, which is also the name of the container that the operator has asked for."""
+        match self.metadata.labels.get("ray.io/node-type"):
+            case "worker":
+                return "worker"
+            case "head":
+                return "head"
+            case _:
+                return "submitter"
+
+    @property
     def is_worker(self) -> bool:
         """Whether it is a worker of the Ray cluster."""
-        return self.metadata.labels.get("ray.io/node-type") == "worker"
+        return self.role == "worker"
 
     @property
     def is_head(self) -> bool:
         """Whether it is the head of the Ray cluster, where the driver runs."""
-        return self.metadata.labels.get("ray.io/node-type") == "head"
+        return self.role == "head"
+
+    @property
+    def is_submitter(self) -> bool:
+        """Whether it hands the program to Ray."""
+        return self.role == "submitter"
 
     @property
     def is_ready(self) -> bool:
@@ -113,13 +150,43 @@ class Pod(ObservedPart):
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of its containers have ended, so that it holds no devices."""
-        return self.status.phase in ("Succeeded", "Failed")
+        """Whether all of its containers have ended, so that it holds no devices.
+
+        A submitter has also ended when its own container has, whatever a sidecar keeps alive.
+        """
+        if self.status.phase in ("Succeeded", "Failed"):
+            return True
+        own = self.own_container
+        return self.is_submitter and own is not None and own.state.terminated is not None
 
     @property
     def containers(self) -> list[ContainerStatus]:
         """Its containers with the init containers before them, in the order in which they start."""
         return [*self.status.init_container_statuses, *self.status.container_statuses]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the kubelet has ended it, or not taken it, for a reason of its own."""
+        return self.status.phase == "Failed" and self.status.reason != ""
+
+    @property
+    def disruption(self) -> ObservedCondition | None:
+        """Why it is being taken away: preempted, or its node is drained or does not answer; None when not."""
+        return next(
+            (
+                each
+                for each in self.status.conditions
+                if each.type == "DisruptionTarget" and each.status == "True"
+            ),
+            None,
+        )
+
+    @property
+    def own_container(self) -> ContainerStatus | None:
+        """The container that the operator has asked for; others are KubeRay's, or of a service mesh."""
+        statuses = self.status.container_statuses
+        named = next((each for each in statuses if each.name == self.role), None)
+        return named or next(iter(statuses), None)
 
 
 class RayClusterStatus(ObservedPart):
@@ -133,6 +200,18 @@ class RayCluster(ObservedPart):
 
     metadata: ObjectMeta
     status: RayClusterStatus = RayClusterStatus()
+
+    @property
+    def ready_since(self) -> datetime | None:
+        """When all of its pods were ready for the first time; None before, and where KubeRay does not say."""
+        return next(
+            (
+                condition.last_transition_time
+                for condition in self.status.conditions
+                if condition.type == "RayClusterProvisioned" and condition.status == "True"
+            ),
+            None,
+        )
 
 
 OUT_OF_SIGHT = ("JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
@@ -187,8 +266,13 @@ class RayJob(ObservedPart):
 
     @property
     def is_running(self) -> bool:
-        """Whether its cluster is up and its program submitted."""
+        """Whether its cluster is up, so that its program can be submitted."""
         return self.status.job_deployment_status == "Running"
+
+    @property
+    def is_submitted(self) -> bool:
+        """Whether Ray has its program."""
+        return self.status.job_status != ""
 
 
 class Job(ObservedPart):
@@ -232,6 +316,8 @@ class Observed:
     """The Ray clusters of all attempts."""
     pods: tuple[Pod, ...] = ()
     """The pods of all attempts."""
+    lost_pods: tuple[Pod, ...] = ()
+    """Pods that were lost in the last minutes and are deleted since, as they were at last."""
     record: str | None = None
     """The progress record as the trainer wrote it: untrusted text."""
 
@@ -240,3 +326,17 @@ class Observed:
         """The Ray cluster of the current RayJob; None before there is one."""
         name = self.ray_job.status.ray_cluster_name if self.ray_job else ""
         return next((cluster for cluster in self.ray_clusters if cluster.metadata.name == name), None)
+
+    @property
+    def pods_of_attempt(self) -> list[Pod]:
+        """The pods of the current attempt."""
+        return [pod for pod in self.pods if self._is_of_attempt(pod)]
+
+    @property
+    def lost_pods_of_attempt(self) -> list[Pod]:
+        """Those pods of the current attempt that were lost and are deleted since."""
+        return [pod for pod in self.lost_pods if self._is_of_attempt(pod)]
+
+    def _is_of_attempt(self, pod: Pod) -> bool:
+        attempt = str(self.job.attempt)
+        return pod.metadata.labels.get(ATTEMPT, attempt) == attempt

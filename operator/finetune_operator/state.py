@@ -6,7 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from finetune_operator.cluster.caches import LostPods, WatchCaches
 from finetune_operator.cluster.freshness import Freshness
+from finetune_operator.cluster.namespaces import Insights, WatchedNamespaces
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Key
 from finetune_operator.observed import Job
@@ -18,6 +20,8 @@ class OperatorState:
     """Held by kopf's memo, which it hands to every handler."""
 
     configuration: Configuration
+    insights: Insights | None = None
+    """What kopf watches; None where somebody else runs kopf, and it watches what they say."""
     ready: asyncio.Event | None = None
     """Set by kopf when the operator has started; None where nobody waits for it."""
     failure: str | None = None
@@ -25,6 +29,11 @@ class OperatorState:
     jobs: dict[str, Job] = field(default_factory=dict)
     """All FineTuneJobs by their UID, as the watch last reported them."""
     freshness: Freshness = field(default_factory=Freshness)
+    lost_pods: LostPods = field(default_factory=LostPods)
+    caches: WatchCaches = field(init=False)
+    """Pods and Ray clusters; they are there once the operator has started."""
+    namespaces: WatchedNamespaces = field(init=False)
+    """Where jobs are looked at; it is there once the operator has started."""
     queue: WorkQueue[Key] = field(init=False)
     """Jobs to reconcile; it is there once the operator has started."""
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)

@@ -23,14 +23,20 @@ def helm(*arguments: str | Path, values: Mapping[str, JsonValue] | None = None) 
     return run([find("helm", print), *arguments], stdin=json.dumps(values or {}), seconds=60)
 
 
-def template(*options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE) -> str:
+def template(
+    *options: str,
+    values: Mapping[str, JsonValue] | None = None,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    chart: Path = CHART,
+) -> str:
     """The text of all manifests. Raises ClusterError with helm's error."""
     versions = () if any("--kube-version" in each for each in options) else (f"--kube-version={KUBERNETES}",)
     return helm(
         "template",
         release,
-        CHART,
-        f"--namespace={NAMESPACE}",
+        chart,
+        f"--namespace={namespace}",
         "--values=-",
         *versions,
         *options,
@@ -39,11 +45,39 @@ def template(*options: str, values: Mapping[str, JsonValue] | None = None, relea
 
 
 def manifests(
-    *options: str, values: Mapping[str, JsonValue] | None = None, release: str = RELEASE
+    *options: str,
+    values: Mapping[str, JsonValue] | None = None,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    chart: Path = CHART,
 ) -> list[Manifest]:
     """All manifests, hooks of `helm test` included."""
-    documents = yaml.safe_load_all(template(*options, values=values, release=release))
+    text = template(*options, values=values, release=release, namespace=namespace, chart=chart)
+    documents = yaml.safe_load_all(text)
     return [document for document in documents if document is not None]
+
+
+def packaged(directory: Path, *, version: str, app_version: str) -> Path:
+    """The chart as a release of these versions."""
+    written = helm(
+        "package",
+        CHART,
+        f"--version={version}",
+        f"--app-version={app_version}",
+        f"--destination={directory}",
+    )
+    return Path(written.strip().rpartition(": ")[2])
+
+
+def umbrella(directory: Path, values: Mapping[str, JsonValue], condition: str | None = None) -> Path:
+    """A chart that this one is a part of, with values of its own for it."""
+    part = {"name": CHART.name, "version": "*", **({"condition": condition} if condition else {})}
+    chart = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [part]}
+    (directory / "Chart.yaml").write_text(json.dumps(chart))
+    (directory / "values.yaml").write_text(json.dumps(values))
+    (directory / "charts").mkdir()
+    (directory / "charts" / CHART.name).symlink_to(CHART)
+    return directory
 
 
 def only(kind: str, rendered: list[Manifest], suffix: str = "") -> Manifest:

@@ -25,9 +25,7 @@ def cluster_of(text: str) -> Cluster:
         ("1.5Gi", "1.5Gi"),
         ("100M", "100M"),
         ("128k", "128k"),
-        ("0.5", "0.5"),
-        (".5", "0.5"),
-        ("1e3", "1000.0"),
+        ('"0.5"', "0.5"),
         ('"1e3"', "1e3"),
     ],
 )
@@ -50,6 +48,31 @@ def test_a_text_that_is_no_quantity_is_refused(written: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "right"), [("0.5", '"0.5"'), (".5", '"0.5"'), ("2.0", '"2.0"'), ("1e3", '"1000.0"')]
+)
+def test_a_decimal_needs_quotes_since_the_api_server_refuses_it_without(written: str, right: str) -> None:
+    [problem] = problems_of(f"cluster: {{head: {{resources: {{limits: {{cpu: {written}}}}}}}}}")
+
+    assert problem.startswith(f"spec.cluster.head.resources.limits.cpu: must be in quotes, {right}, is ")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "{name: a}",
+        "{name: a, resourceClaimName: b, resourceClaimTemplateName: c}",
+    ],
+)
+def test_a_claim_is_one_that_is_there_or_one_that_is_made(claim: str) -> None:
+    [problem] = problems_of(f"cluster: {{worker: {{resource_claims: [{claim}]}}}}")
+
+    assert problem == (
+        "spec.cluster.worker.resource_claims[0]:"
+        " must have either resourceClaimName or resourceClaimTemplateName"
+    )
+
+
 def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
     text = """
   {image: registry/trainer:1, image_pull_policy: IfNotPresent, image_pull_secrets: [{name: key}],
@@ -60,6 +83,7 @@ def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
    volume_mounts: [{name: data, mountPath: /data}],
    node_selector: {zone: a}, tolerations: [{key: gpu, operator: Exists}],
    affinity: {nodeAffinity: {}}, priority_class_name: low,
+   topology_spread_constraints: [{maxSkew: 1}], runtime_class_name: nvidia, scheduler_name: volcano,
    labels: {team: nlp}, annotations: {note: "x"}}
 """
     cluster = cluster_of(text)
@@ -68,7 +92,7 @@ def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
     ]
     assert cluster.volume_mounts == [{"name": "data", "mountPath": "/data"}]
-    assert set(cluster.model_fields_set) == set(Cluster.model_fields) - {"head", "worker"}
+    assert set(cluster.model_fields_set) == set(Cluster.model_fields) - {"head", "worker", "submitter"}
 
 
 def test_a_job_is_tried_four_times_and_waits_half_an_hour_for_its_pods() -> None:

@@ -19,7 +19,7 @@ from devcluster.images import OPERATOR, TRAINER, Image, Recipe, build_image
 from devcluster.installation import Installation
 from devcluster.jobs import CLAIM
 from devcluster.kubectl import Kubectl
-from devcluster.programs import BUILDS, HELM, NODE, Say, find
+from devcluster.programs import HELM, NODE, OF_A_NODE, Say, find
 from devcluster.providers import Cluster, NodeCluster, choose
 from devcluster.volumes import Volume
 
@@ -47,7 +47,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _build_programs(say: Say) -> None:
     on_a_node = isinstance(choose(os.environ, say), NodeCluster)
-    for build in BUILDS if on_a_node else (NODE, HELM):
+    for build in OF_A_NODE if on_a_node else (NODE, HELM):
         find(build.programs[0], say)
 
 

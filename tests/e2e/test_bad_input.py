@@ -14,6 +14,8 @@ from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
 SOON: JsonValue = {"starting_deadline_seconds": 15}
+QUOTA_GIB = 64
+"""More than all pods of the jobs in a namespace ask for, but one."""
 
 
 def test_what_the_operator_can_tell_before_anything_is_made(
@@ -55,6 +57,33 @@ def test_an_image_that_does_not_exist_and_a_node_that_does_not(
         failed = wait_for_phase(kubectl, namespace, name, "Failed", seconds=60)
         assert at(failed, "status", "failure", "class") == expected
         assert "starting_deadline_seconds" in str(at(failed, "status", "message"))
+        assert at(failed, "status", "attempts") == 1
+
+
+def test_a_pod_that_a_quota_refuses_and_one_that_is_evicted(
+    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
+) -> None:
+    """All of Ray is up, and the submitter may not be; what Ray writes is more than a worker may keep."""
+    del operator, tiny_inputs
+    kubectl("create", "quota", "memory", "--namespace", namespace, f"--hard=requests.memory={QUOTA_GIB}Gi")
+    too_large: JsonValue = {"resources": {"limits": {"memory": f"{QUOTA_GIB + 1}Gi"}}}
+    too_small: JsonValue = {"resources": {"limits": {"ephemeral-storage": "4Ki"}}}
+    starting: JsonValue = {"starting_deadline_seconds": 60}
+    kubectl.apply(job("refused", namespace, cluster={"submitter": too_large}, run_policy=starting))
+    kubectl.apply(job("evicted", namespace, cluster={"worker": too_small}, run_policy=starting))
+
+    for name, expected, words in (
+        (
+            "refused",
+            "Unschedulable",
+            "has no pod: a quota, a LimitRange or an admission policy may refuse it",
+        ),
+        ("evicted", "InvalidSpec", "raise spec.cluster.worker.resources.limits.ephemeral-storage"),
+    ):
+        failed = wait_for_phase(kubectl, namespace, name, "Failed", seconds=240)
+        say(f"{name}: {at(failed, 'status', 'message')}")
+        assert at(failed, "status", "failure", "class") == expected
+        assert words in str(at(failed, "status", "message"))
         assert at(failed, "status", "attempts") == 1
 
 

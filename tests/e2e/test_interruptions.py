@@ -5,6 +5,7 @@ The API server, and the operator's release: test_running_job.py.
 
 from __future__ import annotations
 
+import json
 import time
 
 from pydantic import JsonValue
@@ -32,6 +33,8 @@ from devcluster.objects import at
 from devcluster.programs import Say
 from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
+
+SIDECAR = "istio-proxy"
 
 
 def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
@@ -72,11 +75,16 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     sightings: Sightings,
     say: Say,
 ) -> None:
-    """Beside another job that loses its worker, and is deleted while it is retried."""
+    """Beside another job that loses its worker, and is deleted while it is retried.
+
+    In that one a container that is not the job's was killed for want of memory before.
+    """
     del operator
     kubectl.apply(job("unwanted", namespace, num_epochs=5000, checkpoint_every_n_epochs=2500))
+    _give_its_worker_a_sidecar_that_is_killed_once(kubectl, namespace, "unwanted")
     kubectl.apply(job("job", namespace, **long_job(SHORT)))
     wait_for_step(kubectl, namespace, "unwanted", 2, seconds=400)
+    assert _last_end_of_its_sidecar(kubectl, namespace, "unwanted") == "OOMKilled"
     _lose_its_worker(kubectl, namespace, "unwanted")
     wait_for_phase(kubectl, namespace, "unwanted", "Retrying", seconds=120)
     unwanted, deleted = mark(kubectl, namespace, "unwanted"), time.monotonic()
@@ -123,6 +131,45 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
 
 
 def _lose_its_worker(kubectl: Kubectl, namespace: str, name: str) -> None:
-    ours = f"ray.io/node-type=worker,{OURS}={at(get(kubectl, namespace, name), 'metadata', 'uid')}"
-    [pod] = names(kubectl, namespace, ours)
+    [pod] = names(kubectl, namespace, _worker_of(kubectl, namespace, name))
     kill_pod(kubectl, namespace, pod)
+
+
+def _worker_of(kubectl: Kubectl, namespace: str, name: str) -> str:
+    """The selector of a job's workers."""
+    return f"ray.io/node-type=worker,{OURS}={at(get(kubectl, namespace, name), 'metadata', 'uid')}"
+
+
+def _give_its_worker_a_sidecar_that_is_killed_once(kubectl: Kubectl, namespace: str, name: str) -> None:
+    """As a mesh would: a worker that goes before Ray is up is made again, by a template that has changed."""
+    worker = _worker_of(kubectl, namespace, name)
+    [pod] = wait_for("a worker", lambda: kubectl.all("pods", namespace, worker), seconds=60, every=0.2)
+    containers = at(pod, "spec", "containers")
+    assert isinstance(containers, list)
+    [image] = [at(each, "image") for each in containers if isinstance(each, dict)]
+    takes_too_much_once = f"mkdir /tmp/{SIDECAR} || exec sleep infinity; exec python -c 'b\"x\" * (1 << 30)'"
+    sidecar: JsonValue = {
+        "name": SIDECAR,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/bin/sh", "-c", takes_too_much_once],
+        "resources": {"requests": {"cpu": "10m"}, "limits": {"memory": "32Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "finetune-tmp", "mountPath": "/tmp"}],
+    }
+    add: JsonValue = [
+        {"op": "add", "path": "/spec/workerGroupSpecs/0/template/spec/containers/-", "value": sidecar}
+    ]
+    cluster = str(at(pod, "metadata", "labels", "ray.io/cluster"))
+    kubectl(
+        "patch", "raycluster", cluster, "--namespace", namespace, "--type=json", "--patch", json.dumps(add)
+    )
+    kill_pod(kubectl, namespace, str(at(pod, "metadata", "name")))
+
+
+def _last_end_of_its_sidecar(kubectl: Kubectl, namespace: str, name: str) -> JsonValue:
+    [pod] = kubectl.all("pods", namespace, _worker_of(kubectl, namespace, name))
+    statuses = at(pod, "status", "containerStatuses")
+    assert isinstance(statuses, list)
+    [sidecar] = [each for each in statuses if isinstance(each, dict) and each["name"] == SIDECAR]
+    return at(sidecar, "lastState", "terminated", "reason")

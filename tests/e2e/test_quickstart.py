@@ -217,6 +217,7 @@ def _check_status(job: dict[str, JsonValue]) -> None:
         "ClusterReady": "False",
         "Training": "False",
         "Succeeded": "True",
+        "Reconciling": "False",
         "Stalled": "False",
     }
     assert at(status, "progress", "epochs") == "3/3"

@@ -10,7 +10,7 @@ from typing import get_args
 from finetune_api.failure import FailureClass
 from finetune_api.status import Phase
 from finetune_operator.decide import conditions, events
-from finetune_operator.decide.obstacles import Obstacle
+from finetune_operator.decide.wait import Obstacle
 
 PAGE = (Path(__file__).parents[2] / "docs/on-a-cluster.md").read_text()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +81,34 @@ def test_neither_torch_nor_ray_is_in_the_operators_image() -> None:
     names = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "locks/operator.txt").read_text(), re.MULTILINE))
     assert {"kopf", "kubernetes", "pydantic"} <= names
     assert not names & {"torch", "ray", "transformers", "peft", "numpy", "pyarrow", "typer"}
+
+
+def test_the_trainer_runs_as_any_user_who_then_has_a_name_and_shares_what_is_written_with_a_group(
+    tmp_path: Path,
+) -> None:
+    """As OpenShift has it: a user of any number, in group 0. Tried are the image's own lines of shell."""
+    text = (ROOT / TRAINER.dockerfile).read_text()
+    [mode, profile] = [
+        re.search(pattern, text, re.MULTILINE)
+        for pattern in (r"^    (chmod -R \S+) /home/ray; \\$", r"^    (printf .* )>/etc/profile\.d/\S+$")
+    ]
+    assert mode is not None
+    assert profile is not None
+    home = tmp_path / "home"
+    (home / ".cache").mkdir(parents=True, mode=0o755)
+    written = tmp_path / "run/checkpoint"
+    script = f"""
+        umask 0022
+        {mode[1]} {home}
+        {profile[1]}>{tmp_path}/profile.sh
+        . {tmp_path}/profile.sh
+        mkdir -p {written}
+        echo >{written}/a
+    """
+
+    subprocess.run(["bash", "-euc", script], check=True, timeout=60)
+
+    assert re.search(r"^    chgrp -R 0 /home/ray; \\$", text, re.MULTILINE)
+    assert re.search(r"^    USER=ray \\$", text, re.MULTILINE)
+    for path in (home, home / ".cache", written.parent, written, written / "a"):
+        assert path.stat().st_mode & 0o020, f"{path} is not the group's to write"

@@ -61,7 +61,9 @@ def observed(seen: Json) -> Observed:
     seen = dict(seen)
     job = _job(_map(seen.pop("job", {})))
     ray_job, record = seen.pop("rayJob", None), seen.pop("record", None)
-    clusters, pods = (cast("list[Json]", seen.pop(kind, [])) for kind in ("rayClusters", "pods"))
+    clusters, pods, lost_pods = (
+        cast("list[Json]", seen.pop(kind, [])) for kind in ("rayClusters", "pods", "lostPods")
+    )
     attempt = str(_map(job["status"]).get("attempts", 1))
     assert not seen, f"{', '.join(seen)} cannot be seen"
     return Observed(
@@ -73,6 +75,7 @@ def observed(seen: Json) -> Observed:
             RayCluster.model_validate(_laid_over(_OBJECTS["rayCluster"], each)) for each in clusters
         ),
         pods=tuple(_pod(each, attempt) for each in pods),
+        lost_pods=tuple(_pod(each, attempt) for each in lost_pods),
         record=_record(record),
     )
 

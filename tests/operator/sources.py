@@ -18,6 +18,7 @@ def source(
     settings: Json | None = None,
     *,
     labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
     attempt: int = 1,
 ) -> PodSource:
     """The source of the smallest job with these fields in its spec."""
@@ -26,7 +27,9 @@ def source(
     )
     made_with = configuration(settings)
     storage = read.storage.path if read.storage else str(made_with.storage)
-    metadata = ObjectMeta(name="tune", namespace="team", uid=UID, labels=labels or {})
+    metadata = ObjectMeta(
+        name="tune", namespace="team", uid=UID, labels=labels or {}, annotations=annotations or {}
+    )
     return PodSource(metadata, attempt, read, placement(read, made_with), made_with, storage)
 
 

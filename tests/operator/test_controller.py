@@ -478,6 +478,34 @@ def test_a_job_that_has_ended_is_left_alone(operator: Operator, inside: Namespac
     assert versions(inside) == before
 
 
+REMEMBERED = (
+    "phase",
+    "attempts",
+    "ray_job_name",
+    "run_directory",
+    "plan",
+    "progress",
+    "checkpoints",
+    "model_path",
+    "accelerator_type",
+)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7, 8, 9])
+def test_a_status_that_is_wiped_is_found_again(operator: Operator, inside: Namespace, steps: int) -> None:
+    job = inside.create_job()
+    lived(operator, job, steps=steps)
+    before, made = operator.settle(job), inside.children(job["metadata"]["uid"])
+    inside.patch_status(KIND, "job", **dict.fromkeys(inside.get(KIND, "job")["status"]))
+    operator.restart()
+
+    after = operator.settle(job)
+
+    for name in REMEMBERED:
+        assert getattr(after, name) == getattr(before, name), name
+    assert inside.children(job["metadata"]["uid"]) == made
+
+
 def outcome(operator: Operator, world: World) -> dict[str, object]:
     """What is there at the end, without UIDs and versions."""
 

@@ -173,6 +173,11 @@ def test_sigterm_leaves_a_snapshot_and_no_failure(story: Story) -> None:
     assert story.stopped.out.splitlines()[-1] == f"stopped after step {step}; a snapshot is saved"
 
 
+def test_records_say_whether_what_an_interrupted_attempt_has_trained_is_saved(story: Story) -> None:
+    attempts = [story.stopped, story.killed, story.taken_away, story.finished]
+    assert [each.last.interrupted for each in attempts] == [True, False, True, False]
+
+
 def test_a_worker_that_was_killed_is_a_lost_node(story: Story) -> None:
     assert story.killed.code == FAILED
     assert story.killed.last.failure is not None
@@ -307,6 +312,15 @@ def test_sigterm_before_training_ends_it_at_once(
     assert server.records == [ProgressRecord(attempt=3)]
 
 
+def test_sigterm_while_it_trains_leaves_word_that_the_work_is_saved(job: Job) -> None:
+    attempt = job.attempt(1, when_it_trains=terminate)
+
+    assert attempt.code == STOPPED
+    assert attempt.last.interrupted
+    assert attempt.last.progress is not None
+    assert f"snapshot-{attempt.last.progress.step}" in attempt.saved or attempt.last.progress.step % 12 == 0
+
+
 def test_a_run_in_which_another_process_has_trained_meanwhile_is_left_to_it(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +329,7 @@ def test_a_run_in_which_another_process_has_trained_meanwhile_is_left_to_it(
     attempt = job.attempt(1)
 
     assert attempt.code == FAILED
+    assert not attempt.last.interrupted
     assert attempt.last.failure is not None
     assert attempt.last.failure.failure_class is FailureClass.STORAGE_ERROR
     assert "another process has trained there meanwhile" in attempt.last.failure.message

@@ -129,16 +129,17 @@ class AttemptReports:
         self.say(f"finished; the model is {model.path}" if model else "finished")
 
     def stopped(self, ended: Ended) -> None:
-        """The run was stopped; the record stays as it is."""
+        """The run was stopped, which is no failure of its own."""
         progress = ended.record.progress if ended.record else None
         if progress is None:
             self.say("stopped before a step was trained")
         else:
+            self._put(self._record.model_copy(update={"interrupted": True}))
             self.say(f"stopped after step {progress.step}; a snapshot is saved")
 
-    def failed(self, failure: Failure) -> None:
-        """The attempt has failed."""
-        self._put(self._record.model_copy(update={"failure": failure}))
+    def failed(self, failure: Failure, *, interrupted: bool = False) -> None:
+        """The attempt has failed; or it was `interrupted`, and what it had trained is saved."""
+        self._put(self._record.model_copy(update={"failure": failure, "interrupted": interrupted}))
         self.say(f"failed: {failure.failure_class}: {failure.message}")
 
     def _put(self, record: ProgressRecord) -> None:
@@ -157,10 +158,11 @@ def _train(
         reports.finished(result)
         return FINISHED
     ended = attempt(manifest, manifest.spec, run, workers, reports, on_gpu=assignment.on_gpu)
+    stopped = ended.outcome is Outcome.STOPPED
     if ended.failure is not None:
-        reports.failed(ended.failure)
-        return STOPPED if ended.outcome is Outcome.STOPPED else FAILED
-    if ended.outcome is Outcome.STOPPED:
+        reports.failed(ended.failure, interrupted=stopped)
+        return STOPPED if stopped else FAILED
+    if stopped:
         reports.stopped(ended)
         return STOPPED
     reports.finished(ended.record or ProgressRecord(checkpoints=run.checkpoints()))

@@ -1,5 +1,7 @@
 {{- define "finetune-operator.name" -}}
-{{- contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) | trunc 52 | trimSuffix "-" -}}
+{{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) | replace "." "-" -}}
+{{- /* That of a Service: no dots, and a letter first. */}}
+{{- regexMatch "^[0-9]" $name | ternary (printf "release-%s" $name) $name | trunc 52 | trimSuffix "-" -}}
 {{- end }}
 
 {{- define "finetune-operator.serviceAccount" -}}
@@ -12,23 +14,35 @@
 
 {{- define "finetune-operator.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "finetune-operator.labels" -}}
 {{ include "finetune-operator.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ include "finetune-operator.labelValue" .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | include "finetune-operator.labelValue" | quote }}
+{{- end }}
+
+{{- /* A text as the value of a label: at most 63 characters, with a letter or digit at both ends. */}}
+{{- define "finetune-operator.labelValue" -}}
+{{- $legal := regexReplaceAll "[^-A-Za-z0-9_.]+" . "_" | trunc 63 -}}
+{{- regexReplaceAll "^[-_.]+|[-_.]+$" $legal "" -}}
 {{- end }}
 
 {{- /* An image by its values and the chart: (list .Values.image .) */}}
 {{- define "finetune-operator.image" -}}
 {{- $image := index . 0 -}}
+{{- $version := (index . 1).Chart.AppVersion -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else if $image.tag -}}
+{{- printf "%s:%s" $image.repository $image.tag -}}
+{{- else if hasPrefix "sha256:" $version -}}
+{{- printf "%s@%s" $image.repository $version -}}
 {{- else -}}
-{{- printf "%s:%s" $image.repository ($image.tag | default (index . 1).Chart.AppVersion) -}}
+{{- /* A tag has no `+`. */ -}}
+{{- printf "%s:%s" $image.repository ($version | replace "+" "_") -}}
 {{- end -}}
 {{- end }}
 
@@ -43,9 +57,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* Fit for the Pod Security level `restricted`. */}}
 {{- define "finetune-operator.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
+{{- range $field, $value := .Values.podSecurityContext }}
+{{- if not (kindIs "invalid" $value) }}
+{{ dict $field $value | toYaml }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "finetune-operator.containerSecurityContext" -}}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from pydantic import JsonValue
@@ -30,8 +30,8 @@ from finetune_operator.names import (
     ATTEMPT,
     JOB_NAME,
     JOB_UID,
-    KUEUE_LABELS,
     MANAGED_BY,
+    STORAGE,
     UNCHECKED_SPEC,
     child_name,
     ray_job_name,
@@ -129,20 +129,18 @@ def _ray_job(
         attempt=source.attempt,
         storage=source.storage,
         config_map=config_map,
-        on_gpu=profile.resource is not None,
+        on_gpu=profile.has_device,
         worker_resources={"CPU": processors, accelerator: placement.amount},
         worker_threads=processors,
     )
     ray_resources = {"CPU": str(processors * devices), accelerator: str(devices)}
-    if profile.resource is not None:
+    if profile.has_device:
         ray_resources["GPU"] = str(devices)
-    labels = {key: value for key, value in source.metadata.labels.items() if key in KUEUE_LABELS}
     job = _object(
         source,
         "ray.io/v1",
         RAY_JOB,
         ray_job_name(source.metadata.name, source.metadata.uid, source.attempt),
-        labels,
     )
     spec: JsonObject = {
         "entrypoint": ENTRYPOINT,
@@ -181,9 +179,12 @@ def _ray_job(
     return {**job, "spec": spec}
 
 
-def _object(
-    source: PodSource, api_version: str, kind: str, name: str, labels: Mapping[str, str] | None = None
-) -> KubernetesObject:
+def _passed_on(values: Mapping[str, str], keys: Iterable[str]) -> dict[str, JsonValue]:
+    """Those labels or annotations of a FineTuneJob that its RayJob is to have as well."""
+    return {key: value for key, value in values.items() if key in set(keys)}
+
+
+def _object(source: PodSource, api_version: str, kind: str, name: str) -> KubernetesObject:
     owner: JsonObject = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -193,13 +194,20 @@ def _object(
     metadata: JsonObject = {
         "name": name,
         "namespace": source.metadata.namespace,
-        "labels": {**(labels or {}), **MANAGED_BY, JOB_UID: source.metadata.uid},
+        "labels": {**MANAGED_BY, JOB_UID: source.metadata.uid},
         "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": False}],
     }
     if kind == RAY_JOB:
-        metadata["labels"] = {**cast("dict[str, str]", metadata["labels"]), ATTEMPT: str(source.attempt)}
+        configuration = source.configuration
+        metadata["labels"] = {
+            **_passed_on(source.metadata.labels, configuration.ray_job_labels),
+            **cast("dict[str, str]", metadata["labels"]),
+            ATTEMPT: str(source.attempt),
+        }
         metadata["annotations"] = {
+            **_passed_on(source.metadata.annotations, configuration.ray_job_annotations),
             JOB_NAME: source.metadata.name,
             UNCHECKED_SPEC: unchecked_hash(source.spec),
+            STORAGE: source.storage,
         }
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata}

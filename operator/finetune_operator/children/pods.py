@@ -1,18 +1,19 @@
 """Pod templates of a job's Ray cluster, fit for the Pod Security level `restricted`.
 
-Containers run as the image's user 1000, without a way to more rights, on a read-only root file system. What
-Ray and the trainer write outside of storage is in emptyDir volumes.
+Containers run as a user who is not root, without a way to more rights, on a read-only root file system. What
+Ray and the trainer write outside of storage is in emptyDir volumes. Only the accelerator profiles of whoever
+installs the operator can ask for more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from pydantic import JsonValue
 
-from finetune_api.cluster import Cluster, NodeGroup
+from finetune_api.cluster import Cluster, NodeGroup, ResourceClaim
 from finetune_api.paths import (
     JOB_DIRECTORY,
     JOB_FILE,
@@ -28,9 +29,10 @@ from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY
 from finetune_operator.observed import ObjectMeta
 from finetune_operator.settings.configuration import Configuration, JsonObject
 
-USER = 1000
-"""The user of the trainer's image."""
 HOME = "/home/ray"
+IDENTITY = {"HOME": HOME, "USER": "ray"}
+"""Who a pod's programs are, whatever number the cluster gives their user: one that is not in the image's
+/etc/passwd has no home, and Python's getpass, which torch asks for the name of its cache, fails."""
 
 DRAIN_SECONDS = 25
 """How long Ray lets a node that is being taken away finish what it does."""
@@ -144,28 +146,33 @@ def worker_pod(source: PodSource, service_account: str) -> JsonObject:
     profile = source.placement.profile
     template = _ray_pod(source, "worker", worker_resources(source), {})
     spec = cast("JsonObject", template["spec"])
-    selector = {**profile.node_selector, **(source.cluster.node_selector or {})}
-    tolerations = [
+    tolerations: list[JsonValue] = [
         each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in profile.tolerations
     ]
     affinity = _with_node_labels(source.cluster.affinity or {}, profile.node_labels)
-    if selector:
-        spec["nodeSelector"] = cast("JsonValue", selector)
-    if tolerations:
-        spec["tolerations"] = cast("JsonValue", [*tolerations, *(source.cluster.tolerations or [])])
-    if affinity:
-        spec["affinity"] = affinity
+    ours: JsonObject = {
+        "nodeSelector": {**profile.node_selector, **cast("JsonObject", spec.get("nodeSelector", {}))},
+        "tolerations": [*tolerations, *cast("list[JsonValue]", spec.get("tolerations", []))],
+        "affinity": affinity,
+        "topologySpreadConstraints": [_spread(source, each) for each in _constraints(source)],
+    }
+    spec |= {key: value for key, value in ours.items() if value}
+    _claim_devices(spec, profile.resource_claim_template, source.placement.devices_per_pod)
+    [container] = cast("list[JsonObject]", spec["containers"])
+    template["spec"] = _laid_over(
+        {**spec, "containers": [_laid_over(container, profile.container)]}, profile.pod
+    )
     return _with_account(template, service_account, token=False)
 
 
 def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
     """The pod template of the client that hands the trainer's program to Ray and follows its log."""
     size = source.configuration.submitter
-    resources: JsonObject = {
+    default: JsonObject = {
         "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
         "limits": {"memory": str(size.memory)},
     }
-    template = _pod(source, "submitter", resources, {}, mounts=False)
+    template = _pod(source, "submitter", _merged(default, source.cluster.submitter), {}, mounts=False)
     cast("JsonObject", template["spec"])["restartPolicy"] = "Never"
     return _with_account(template, service_account, token=False)
 
@@ -208,7 +215,7 @@ def _pod(
         "name": role,
         "image": cluster.image or configuration.trainer_image,
         "imagePullPolicy": cluster.image_pull_policy or configuration.image_pull_policy,
-        "env": [*_variables(environment), *(cluster.env or [])],
+        "env": [*_variables({**IDENTITY, **environment}), *(cluster.env or [])],
         "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -223,24 +230,91 @@ def _pod(
         "containers": [container],
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            **configuration.pod_security_context.model_dump(mode="json", exclude_none=True),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": volumes,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
     }
+    secrets = cluster.image_pull_secrets
+    if secrets is None:
+        secrets = configuration.image_pull_secrets
     optional: JsonObject = {
-        "imagePullSecrets": [{"name": secret.name} for secret in cluster.image_pull_secrets or []],
-        "nodeSelector": cast("JsonValue", cluster.node_selector),
-        "tolerations": cast("JsonValue", cluster.tolerations),
+        "imagePullSecrets": [{"name": secret.name} for secret in secrets],
+        **_placed(cluster, role),
         "affinity": cluster.affinity,
+        "schedulerName": cluster.scheduler_name,
         "priorityClassName": cluster.priority_class_name,
     }
     spec |= {key: value for key, value in optional.items() if value}
+    _claim(spec, _group(cluster, role).resource_claims or [])
     return {"metadata": _pod_metadata(source), "spec": spec}
+
+
+def _group(cluster: Cluster, role: str) -> NodeGroup:
+    """What the spec says of one kind of pod, in the field of its name."""
+    group: NodeGroup | None = getattr(cluster, role, None)
+    return group or NodeGroup()
+
+
+def _placed(cluster: Cluster, role: str) -> JsonObject:
+    """Where a pod goes: what the spec says of its kind, else what it says of all."""
+    group = _group(cluster, role)
+    own = {
+        "nodeSelector": (group.node_selector, cluster.node_selector),
+        "tolerations": (group.tolerations, cluster.tolerations),
+        "runtimeClassName": (group.runtime_class_name, cluster.runtime_class_name),
+    }
+    return {key: cast("JsonValue", common if own is None else own) for key, (own, common) in own.items()}
+
+
+def _constraints(source: PodSource) -> list[JsonObject]:
+    return source.cluster.topology_spread_constraints or []
+
+
+def _spread(source: PodSource, constraint: JsonObject) -> JsonObject:
+    """A topology spread constraint of the workers, which counts them unless it says what it counts.
+
+    Kubernetes would count nothing.
+    """
+    workers: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid, "ray.io/node-type": "worker"}}
+    return {"labelSelector": workers, **constraint}
+
+
+def _claim_devices(spec: JsonObject, template: str | None, devices: int) -> None:
+    """Lets a worker claim its accelerators by dynamic resource allocation."""
+    if template is not None:
+        names = [f"finetune-device-{number}" for number in range(devices)]
+        _claim(spec, [ResourceClaim(name=name, resourceClaimTemplateName=template) for name in names])
+
+
+def _claim(spec: JsonObject, claims: Sequence[ResourceClaim]) -> None:
+    """Adds resource claims to a pod, and gives what they are for to its container."""
+    if not claims:
+        return
+    [container] = cast("list[JsonObject]", spec["containers"])
+    claimed: list[JsonValue] = [each.model_dump(mode="json", exclude_none=True) for each in claims]
+    given: list[JsonValue] = [{"name": each.name} for each in claims]
+    spec["resourceClaims"] = [*cast("list[JsonValue]", spec.get("resourceClaims", [])), *claimed]
+    container["resources"] = _laid_over(cast("JsonObject", container["resources"]), {"claims": given})
+
+
+def _laid_over(below: Mapping[str, JsonValue], above: Mapping[str, JsonValue]) -> JsonObject:
+    """A part of a pod with another one laid over it.
+
+    Maps are laid over each other key by key, lists are added to, and anything else is replaced.
+    """
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        if isinstance(under, dict) and isinstance(value, dict):
+            result[key] = _laid_over(under, value)
+        elif isinstance(under, list) and isinstance(value, list):
+            result[key] = [*under, *value]
+        else:
+            result[key] = value
+    return result
 
 
 def _variables(environment: Mapping[str, str]) -> list[JsonValue]:

@@ -54,6 +54,10 @@ class Freshness:
         self._gone = {each: since for each, since in self._gone.items() if now - since < STALE_SECONDS}
         self._gone[uid] = now
 
+    def start_over(self) -> None:
+        """Expects nothing any more: watches were ended, and what they owe will not come."""
+        self._expected.clear()
+
     def stale_seconds(self) -> float:
         """For how many seconds the longest awaited version has not come; 0 when none is awaited."""
         now = self._clock()

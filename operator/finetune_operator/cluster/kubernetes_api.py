@@ -71,10 +71,22 @@ class ApiRefusedError(Exception):
         return f"{self.status}: {self.message}"
 
 
+class ApiUnreachableError(ConnectionError):
+    """Nothing, or nothing that makes sense, came from the API server; the message has its address."""
+
+    hint = (
+        "if it is up, something is in the way: the NetworkPolicy of the operator's chart lets out the ports"
+        " of networkPolicy.apiServerPorts, 443 and 6443 unless said otherwise, and the server's own must be"
+        " among them, which `kubectl get endpointslices kubernetes --namespace default` shows"
+    )
+    """What to look at when it is so from the start."""
+
+
 class KubernetesApi:
     """A client of the cluster.
 
-    All methods raise ApiRefusedError for what the API server refuses, and OSError where it cannot be reached.
+    All methods raise ApiRefusedError for what the API server refuses, and ApiUnreachableError, an OSError,
+    where it does not answer.
     """
 
     def __init__(self, client: ApiClient) -> None:
@@ -105,27 +117,46 @@ class KubernetesApi:
         """Ends the connections."""
         await self._client.close()
 
-    async def check(self, namespaces: Sequence[str]) -> None:
+    async def check(self, namespaces: Sequence[str]) -> dict[str, list[str]]:
         """Checks that the cluster serves what the operator watches, and lets it.
 
-        Without `namespaces` that is checked for all. Raises FineTuneError (AccessDenied) with all that
-        is missing, and what to do about each.
+        Without `namespaces` that is checked for all. Returns those that it may not watch, or that are gone,
+        with every reason. Raises FineTuneError (AccessDenied) where there is nothing to watch at all, with
+        all that is missing, and what to do about each.
         """
-        problems: list[str] = []
+        asked = list(namespaces) or [""]
+        absent: list[str] = []
         for kind in WATCHED:
-            for namespace in namespaces or [""]:
-                try:
-                    await self._call("list", kind, namespace, query={"limit": "1"})
-                except ApiRefusedError as refusal:
-                    if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
-                        raise
-                    problems.append(
-                        _ABSENT[kind]
-                        if refusal.status == HTTPStatus.NOT_FOUND
-                        else f"{refusal.message}; {_ALLOW}"
-                    )
-        if problems:
-            raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(problems))
+            try:
+                await self.refusals(asked[0], (kind,))
+            except ApiRefusedError as refusal:
+                if refusal.status != HTTPStatus.NOT_FOUND:
+                    raise
+                absent.append(_ABSENT[kind])
+        if absent:
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *dict.fromkeys(absent))
+        found = {namespace: await self.refusals(namespace, WATCHED) for namespace in asked}
+        refused = {namespace: refusals for namespace, refusals in found.items() if refusals}
+        if len(refused) == len(found):
+            problems = [f"{refusal}; {_ALLOW}" for refusals in refused.values() for refusal in refusals]
+            raise FineTuneError(FailureClass.ACCESS_DENIED, *problems)
+        return refused
+
+    async def refusals(self, namespace: str, kinds: Sequence[str]) -> list[str]:
+        """Why the operator may not watch objects of these kinds in a namespace; empty where it may."""
+        found: list[str] = []
+        for kind in kinds:
+            try:
+                await self._call("list", kind, namespace, query={"limit": "1"})
+            except ApiRefusedError as refusal:
+                if refusal.status != HTTPStatus.FORBIDDEN:
+                    raise
+                found.append(refusal.message)
+        return found
+
+    @property
+    def _address(self) -> str:
+        return str(self._client.configuration.host)
 
     async def get(self, kind: str, namespace: str, name: str) -> KubernetesObject | None:
         """An object; None when there is none."""
@@ -227,15 +258,24 @@ class KubernetesApi:
         try:
             answer = await self._client.call_api(method, url, headers, content, _request_timeout=SECONDS)
             text = await answer.read()
-        except ClientError as error:
-            raise ConnectionError(str(error)) from error
+        except TimeoutError as error:
+            raise ApiUnreachableError(
+                f"the API server at {self._address} has not answered for {SECONDS} s"
+            ) from error
+        except (ClientError, OSError) as error:
+            raise ApiUnreachableError(
+                f"the API server at {self._address} does not answer: {str(error) or repr(error)}"
+            ) from error
         API_CALLS.labels(verb=verb, resource=resource, code=str(answer.status)).inc()
         document = _object(text)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             message, reason = document.get("message") or answer.reason, document.get("reason") or ""
             raise ApiRefusedError(answer.status, str(message), str(reason))
         if not document:
-            raise ConnectionError(f"{method} {path} was answered with something else than an object")
+            raise ApiUnreachableError(
+                f"the API server at {self._address} answered {method} {path} with something else than an"
+                " object"
+            )
         return document
 
 

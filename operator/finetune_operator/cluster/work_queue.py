@@ -66,6 +66,15 @@ class WorkQueue(Generic[Key]):
         else:
             entry.task = asyncio.create_task(self._work(key, entry), name=f"reconcile {key}")
 
+    def discard(self, belongs: Callable[[Key], bool]) -> None:
+        """Forgets the keys that belong to what is given up; those that are being reconciled are cancelled."""
+        for key in [key for key in self._entries if belongs(key)]:
+            entry = self._entries.pop(key)
+            if entry.timer is not None:
+                entry.timer.cancel()
+            if entry.task is not None:
+                entry.task.cancel()
+
     async def close(self) -> None:
         """Cancels what is being reconciled; nothing is woken any more."""
         self._closed = True

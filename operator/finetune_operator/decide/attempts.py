@@ -8,14 +8,19 @@ from datetime import datetime, timedelta
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure
 from finetune_operator.decide.conditions import condition, shortened
-from finetune_operator.decide.obstacles import Obstacle, out_of_memory
+from finetune_operator.decide.killed_containers import out_of_memory
+from finetune_operator.decide.lost_pods import lost_pod
 from finetune_operator.decide.situation import Situation
-from finetune_operator.names import ATTEMPT
+from finetune_operator.decide.wait import Obstacle, Wait
 from finetune_operator.observed import Observed, RayJob
 
 RETRIED = frozenset({FailureClass.NODE_LOST, FailureClass.STORAGE_ERROR})
 """What another attempt may cure. The user's errors and a loss that diverged would only come again, and so
 does a lack of memory."""
+
+MOST_INTERRUPTIONS = 500
+"""How often a job may be preempted or drained, with its work saved, besides `backoff_limit`: as often as spot
+nodes do it in weeks."""
 
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=6)
@@ -26,15 +31,33 @@ _STOPPED = ("143", "-15")
 
 _OBSTACLE_CLASSES = {
     Obstacle.UNSCHEDULABLE: FailureClass.UNSCHEDULABLE,
+    Obstacle.GATED: FailureClass.UNSCHEDULABLE,
     Obstacle.REFUSED: FailureClass.UNSCHEDULABLE,
     Obstacle.IMAGE_PULL: FailureClass.IMAGE_PULL,
     Obstacle.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    Obstacle.OUT_OF_STORAGE: FailureClass.INVALID_SPEC,
+    Obstacle.LOST: FailureClass.NODE_LOST,
 }
+"""The class of an attempt that ended for an obstacle; for others it is that of the deadline.
+
+A pod that has used more local storage than its limit would do so again: the limit, or the lack of one, is the
+spec's.
+"""
+
+_CAUSES = (Obstacle.OUT_OF_MEMORY, Obstacle.OUT_OF_STORAGE, Obstacle.LOST)
+"""What ends a pod that has worked, and with it the attempt."""
 
 
 def is_retried(failure: Failure, attempt: int, backoff_limit: int) -> bool:
     """Whether another attempt follows this failure of the attempt with this number, counted from 1."""
     return failure.failure_class in RETRIED and attempt <= backoff_limit
+
+
+def was_interrupted(situation: Situation, failure: Failure) -> bool:
+    """Whether the attempt ended because its place was needed, or its node went, and its work was saved."""
+    record = situation.own_record
+    saved = record is not None and record.interrupted and record.progress is not None
+    return saved and failure.failure_class is FailureClass.NODE_LOST
 
 
 def next_attempt_at(ended: datetime, attempt: int) -> datetime:
@@ -49,24 +72,25 @@ def failure_of_attempt(situation: Situation, ray_job: RayJob) -> Failure:
     The trainer knows best, if it could report a failure in this attempt's record; else what KubeRay and the
     pods say decides.
     """
-    observed = situation.observed
-    killed = _killed_for_memory(observed)
+    observed, status = situation.observed, ray_job.status
+    cause = _cause(observed, status.end_time or situation.now)
     reported = situation.own_record.failure if situation.own_record is not None else None
-    if reported is not None and not (killed is not None and reported.failure_class is FailureClass.NODE_LOST):
-        return reported
-    status = ray_job.status
+    if reported is not None:
+        return _with_cause(reported, cause)
     if status.job_deployment_status == "ValidationFailed":
         return _failure(
             FailureClass.INVALID_SPEC, f"KubeRay refuses RayJob {ray_job.metadata.name}: {status.message}"
         )
-    if killed is not None:
-        return killed
+    if cause is not None and cause.obstacle is not Obstacle.LOST:
+        return _failure(_OBSTACLE_CLASSES[cause.obstacle], cause.message)
     if status.reason == "PreRunningDeadlineExceeded":
         return _never_started(observed)
     if status.reason == "DeadlineExceeded":
         return _failure(
             FailureClass.DEADLINE_EXCEEDED, "the job took longer than spec.run_policy.active_deadline_seconds"
         )
+    if cause is not None:
+        return _failure(FailureClass.NODE_LOST, cause.message)
     exit_code = re.search(r"exit code (-?\d+)", status.message)
     if status.job_status == "STOPPED" or (exit_code is not None and exit_code[1] in _STOPPED):
         return _failure(
@@ -81,6 +105,18 @@ def failure_of_attempt(situation: Situation, ray_job: RayJob) -> Failure:
     why = status.reason or "no reason given"
     return _failure(
         FailureClass.NODE_LOST, f"the head of the Ray cluster, or the way to it, was lost ({why})"
+    )
+
+
+def never_began(ray_job: RayJob, wait: Wait | None) -> Failure:
+    """The trainer has not spoken in time; `wait` is what kept its program from being handed to Ray."""
+    at_last = "its program had started" if ray_job.is_submitted else "its program was being handed to Ray"
+    failure_class = FailureClass.DEADLINE_EXCEEDED
+    if wait is not None:
+        at_last, failure_class = wait.message, _OBSTACLE_CLASSES.get(wait.obstacle, failure_class)
+    return _failure(
+        failure_class,
+        f"the trainer said nothing within spec.run_policy.starting_deadline_seconds; at last: {at_last}",
     )
 
 
@@ -115,16 +151,24 @@ def _never_started(observed: Observed) -> Failure:
     )
 
 
-def _killed_for_memory(observed: Observed) -> Failure | None:
-    attempt = str(observed.job.attempt)
-    found = out_of_memory(
-        pod for pod in observed.pods if pod.metadata.labels.get(ATTEMPT, attempt) == attempt
-    )
+def _with_cause(reported: Failure, cause: Wait | None) -> Failure:
+    """What the trainer reports; of a node that it has lost, what the pods say is why."""
+    if cause is None or reported.failure_class is not FailureClass.NODE_LOST:
+        return reported
+    if cause.obstacle is Obstacle.LOST:
+        return _failure(reported.failure_class, f"{reported.message}; {cause.message}")
+    return _failure(_OBSTACLE_CLASSES[cause.obstacle], cause.message)
+
+
+def _cause(observed: Observed, ended: datetime) -> Wait | None:
+    """What has ended a pod of this attempt, and so the attempt: as the pods say, or as they said at last."""
+    pods = observed.pods_of_attempt
+    found = out_of_memory(pods, ended) or lost_pod([*pods, *observed.lost_pods_of_attempt], ended)
     if found is not None:
-        return _failure(FailureClass.OUT_OF_MEMORY, found.message)
+        return found
     last = condition(observed.job.status.conditions, "ClusterReady")
-    if last is not None and last.reason == Obstacle.OUT_OF_MEMORY:
-        return _failure(FailureClass.OUT_OF_MEMORY, last.message)
+    if last is not None and last.reason in _CAUSES:
+        return Wait(Obstacle(last.reason), last.message)
     return None
 
 

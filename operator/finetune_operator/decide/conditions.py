@@ -9,9 +9,9 @@ from typing import Literal
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Condition
-from finetune_operator.decide.obstacles import Obstacle
+from finetune_operator.decide.wait import Obstacle
 
-ConditionType = Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Stalled"]
+ConditionType = Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Reconciling", "Stalled"]
 Truth = Literal["True", "False", "Unknown"]
 Reason = Literal[
     "Valid",
@@ -35,8 +35,16 @@ Reason = Literal[
 LONGEST_MESSAGE = 32768
 """Characters of a message in a status."""
 
-TYPES: tuple[ConditionType, ...] = ("Accepted", "ClusterReady", "Training", "Succeeded", "Stalled")
-"""`Stalled` is kstatus's word for a resource that will not get where it should: a job that has failed."""
+TYPES: tuple[ConditionType, ...] = (
+    "Accepted",
+    "ClusterReady",
+    "Training",
+    "Succeeded",
+    "Reconciling",
+    "Stalled",
+)
+"""The last two are kstatus's words: `Reconciling` for a resource on its way, `Stalled` for one that will not
+get where it should, a job that has failed. A resource that is neither is where it should be."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,17 @@ def conditions(
             )
         )
     return result
+
+
+def reconciling(found: Sequence[Condition], message: str) -> Finding:
+    """What the condition Reconciling says beside these: true until the job has succeeded or failed.
+
+    `message` is where the job is, for people.
+    """
+    succeeded = condition(found, "Succeeded")
+    if succeeded is not None and succeeded.status != "Unknown":
+        return Finding("False", "Ended")
+    return Finding("True", "Progressing", message)
 
 
 def condition(among: Sequence[Condition], kind: ConditionType) -> Condition | None:

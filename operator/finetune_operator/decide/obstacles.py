@@ -1,12 +1,17 @@
-"""What a Ray cluster that is not ready waits for: KubeRay, a node with room, an image, a quota."""
+"""What a Ray cluster that is not ready waits for: KubeRay, a node with room, an image, a quota.
+
+And, once it is ready, what its program waits for until the trainer speaks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from datetime import datetime, timedelta
 
-from finetune_operator.observed import Observed, Pod
+from finetune_operator.decide.killed_containers import more_for, out_of_memory, was_killed
+from finetune_operator.decide.lost_pods import lost_pod
+from finetune_operator.decide.wait import Obstacle, Wait, in_a_line
+from finetune_operator.observed import ContainerStatus, Observed, Pod
 
 _IMAGE_REASONS = (
     "ErrImagePull",
@@ -22,28 +27,8 @@ _CONTAINER_REASONS = (
     "RunContainerError",
     "CrashLoopBackOff",
 )
-_LONGEST = 600
-
-
-class Obstacle(StrEnum):
-    """Why the cluster is not ready: a reason of the condition ClusterReady."""
-
-    KUBERAY = "WaitingForKubeRay"
-    REFUSED = "PodsRefused"
-    UNSCHEDULABLE = "Unschedulable"
-    IMAGE_PULL = "ImagePull"
-    CONTAINER = "ContainerError"
-    OUT_OF_MEMORY = "OutOfMemory"
-    STARTING = "PodsStarting"
-
-
-@dataclass(frozen=True)
-class Wait:
-    """What a cluster waits for."""
-
-    obstacle: Obstacle
-    message: str
-    """For people: what is waited for, with the names of pods and images."""
+SLOW_SUBMITTER = timedelta(seconds=30)
+"""The submitter's pod is there in a second; after so long it is likely that it may not be made."""
 
 
 def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
@@ -54,40 +39,76 @@ def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
     if observed.ray_job is None or not observed.ray_job.status.job_deployment_status:
         name = observed.ray_job.metadata.name if observed.ray_job else "of this attempt"
         return Wait(Obstacle.KUBERAY, f"waiting for KubeRay to take up RayJob {name}")
-    pods = [pod for pod in observed.pods if pod.metadata.deletion_timestamp is None]
-    for found in (
-        out_of_memory(pods),
-        _refused(observed),
-        _unschedulable(pods),
-        _image(pods),
-        _container(pods),
-    ):
-        if found is not None:
-            return found
+    found = _gravest(observed, observed.pods_of_attempt) or lost_pod(observed.lost_pods_of_attempt)
+    if found is not None:
+        return found
+    pods = _present(observed.pods_of_attempt)
     ready = sum(pod.is_worker and pod.is_ready for pod in pods)
-    head = "the head is ready" if any(pod.is_head and pod.is_ready for pod in pods) else "the head starts"
+    has_head = any(pod.is_head and pod.is_ready for pod in pods)
+    if has_head and ready >= workers_desired:
+        name = observed.ray_job.metadata.name
+        return Wait(
+            Obstacle.STARTING,
+            f"all pods of the Ray cluster are ready; waiting for KubeRay to make Job {name}, which hands the"
+            f" program to Ray (kubectl describe rayjob {name})",
+        )
+    head = "the head is ready" if has_head else "the head starts"
     return Wait(
         Obstacle.STARTING, f"waiting for the Ray cluster: {head}, worker pods {ready}/{workers_desired}"
     )
 
 
-def out_of_memory(pods: Iterable[Pod]) -> Wait | None:
-    """The first pod with a container that was killed for want of memory, and what to raise."""
-    for pod in pods:
-        for container in pod.containers:
-            for state in (container.state, container.last_state):
-                if state.terminated is not None and state.terminated.reason == "OOMKilled":
-                    kind = "worker" if pod.is_worker else "head"
-                    more = (
-                        f"pod {pod.name} took more memory than its limit; raise"
-                        f" spec.cluster.{kind}.resources.limits.memory"
-                    )
-                    less = (
-                        ", or lower spec.train_batch_size_per_device or spec.context_length"
-                        if pod.is_worker
-                        else ""
-                    )
-                    return Wait(Obstacle.OUT_OF_MEMORY, more + less)
+def submitter_obstacle(observed: Observed, now: datetime) -> Wait | None:
+    """What keeps the submitter from handing the program to Ray, whose cluster is ready; None for nothing.
+
+    A quota refuses the pod to the Job's controller, which says so in events alone: what can be seen is that
+    there is no pod.
+    """
+    ray_job = observed.ray_job
+    assert ray_job is not None, "its cluster is ready"
+    pods = [pod for pod in observed.pods_of_attempt if pod.is_submitter]
+    found = _gravest(observed, pods)
+    if found is not None:
+        return found
+    pods = _present(pods)
+    name = ray_job.metadata.name
+    if not pods:
+        cluster = observed.ray_cluster
+        ready = (cluster.ready_since if cluster is not None else None) or ray_job.status.start_time
+        if ready is None or now < ready + SLOW_SUBMITTER:
+            return Wait(
+                Obstacle.STARTING, f"waiting for the pod of Job {name}, which hands the program to Ray"
+            )
+        return Wait(
+            Obstacle.REFUSED,
+            f"Job {name}, which hands the program to Ray, has no pod: a quota, a LimitRange or an admission"
+            f" policy may refuse it (kubectl events --for job/{name})",
+        )
+    waiting = next((pod for pod in pods if pod.status.phase in ("", "Pending")), None)
+    if waiting is not None:
+        return Wait(
+            Obstacle.STARTING, f"waiting for pod {waiting.name} to start, which hands the program to Ray"
+        )
+    return None
+
+
+def _present(pods: Iterable[Pod]) -> list[Pod]:
+    return [pod for pod in pods if pod.metadata.deletion_timestamp is None]
+
+
+def _gravest(observed: Observed, pods: Sequence[Pod]) -> Wait | None:
+    present = _present(pods)
+    for found in (
+        out_of_memory(present),
+        _refused(observed),
+        lost_pod(pods),
+        _gated(present),
+        _unschedulable(present),
+        _image(present),
+        _container(present),
+    ):
+        if found is not None:
+            return found
     return None
 
 
@@ -96,7 +117,24 @@ def _refused(observed: Observed) -> Wait | None:
     for condition in observed.ray_cluster.status.conditions if observed.ray_cluster else ():
         if condition.type == "ReplicaFailure" and condition.status == "True":
             return Wait(
-                Obstacle.REFUSED, _short(f"a pod cannot be made ({condition.reason}): {condition.message}")
+                Obstacle.REFUSED, in_a_line(f"a pod cannot be made ({condition.reason}): {condition.message}")
+            )
+    return None
+
+
+def _gated(pods: Iterable[Pod]) -> Wait | None:
+    for pod in pods:
+        if any(
+            condition.type == "PodScheduled" and condition.reason == "SchedulingGated"
+            for condition in pod.status.conditions
+        ):
+            names = ", ".join(gate.name for gate in pod.spec.scheduling_gates)
+            return Wait(
+                Obstacle.GATED,
+                in_a_line(
+                    f"pod {pod.name} is held back by a scheduling gate ({names}), which whoever has set it"
+                    " must take away"
+                ),
             )
     return None
 
@@ -108,43 +146,42 @@ def _unschedulable(pods: Sequence[Pod]) -> Wait | None:
         for condition in pod.status.conditions
         if condition.type == "PodScheduled"
         and condition.status == "False"
-        and condition.reason == "Unschedulable"
+        and condition.reason in ("Unschedulable", "SchedulerError")
     ]
     if not stuck:
         return None
     first, message = stuck[0]
     others = f" and {len(stuck) - 1} more" if len(stuck) > 1 else ""
-    return Wait(Obstacle.UNSCHEDULABLE, _short(f"no node takes pod {first.name}{others}: {message}"))
+    line = in_a_line(f"no node takes pod {first.name}{others}: {message}")
+    if first.is_submitter:
+        line += "; what it asks for is spec.cluster.submitter.resources"
+    return Wait(Obstacle.UNSCHEDULABLE, line)
 
 
 def _image(pods: Iterable[Pod]) -> Wait | None:
-    for pod, image, reason, message in _waiting_containers(pods):
+    for pod, container, reason, message in _waiting_containers(pods):
         if reason in _IMAGE_REASONS:
             return Wait(
                 Obstacle.IMAGE_PULL,
-                _short(f"pod {pod.name} cannot get the image {image} ({reason}): {message}"),
+                in_a_line(f"pod {pod.name} cannot get the image {container.image} ({reason}): {message}"),
             )
     return None
 
 
 def _container(pods: Iterable[Pod]) -> Wait | None:
-    for pod, _, reason, message in _waiting_containers(pods):
+    for pod, container, reason, message in _waiting_containers(pods):
+        if reason in _CONTAINER_REASONS and was_killed(container):
+            return Wait(Obstacle.CONTAINER, more_for(container, pod))
         if reason in _CONTAINER_REASONS:
             return Wait(
                 Obstacle.CONTAINER,
-                _short(f"a container of pod {pod.name} does not start ({reason}): {message}"),
+                in_a_line(f"a container of pod {pod.name} does not start ({reason}): {message}"),
             )
     return None
 
 
-def _waiting_containers(pods: Iterable[Pod]) -> Iterable[tuple[Pod, str, str, str]]:
+def _waiting_containers(pods: Iterable[Pod]) -> Iterable[tuple[Pod, ContainerStatus, str, str]]:
     for pod in pods:
         for container in pod.containers:
             if container.state.waiting is not None:
-                yield pod, container.image, container.state.waiting.reason, container.state.waiting.message
-
-
-def _short(text: str) -> str:
-    """In one line of bounded length."""
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+                yield pod, container, container.state.waiting.reason, container.state.waiting.message

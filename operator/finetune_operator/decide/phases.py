@@ -12,9 +12,9 @@ from finetune_operator.decide.acceptance import acceptance
 from finetune_operator.decide.cleanup import left_behind
 from finetune_operator.decide.conditions import ConditionType, Finding, Reason, condition
 from finetune_operator.decide.events import RECORD_INVALID
-from finetune_operator.decide.obstacles import Obstacle, Wait
 from finetune_operator.decide.situation import Situation
 from finetune_operator.decide.status import none_ready, updated
+from finetune_operator.decide.wait import Obstacle, Wait
 from finetune_operator.names import QUEUE
 from finetune_operator.observed import RayJob
 
@@ -105,15 +105,19 @@ def starting(
     return _updated(situation, status, findings, phase=phase, message=message)
 
 
-def before_training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None) -> FineTuneJobStatus:
-    """The trainer's program runs and does not train yet.
-
-    `wait` is what a cluster that lacks workers waits for.
-    """
+def before_training(
+    situation: Situation, status: FineTuneJobStatus, ray_job: RayJob, wait: Wait | None
+) -> FineTuneJobStatus:
+    """The cluster is up and the trainer does not train yet; `wait` is what keeps it from that."""
     record = situation.own_record
-    message = "the trainer reads and tokenizes the data"
     if record is not None and record.plan is not None:
         message = "the workers load the model"
+    elif record is not None:
+        message = "the trainer reads and tokenizes the data"
+    elif ray_job.is_submitted:
+        message = f"the trainer's program starts; its log: kubectl logs job/{ray_job.metadata.name}"
+    else:
+        message = "all pods are ready; the program is being handed to Ray"
     if wait is not None:
         message = wait.message
     findings = _not_training(situation, "Starting", _cluster_ready(wait))
@@ -131,6 +135,8 @@ def training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None)
         message = f"training: step {progress.step} of {plan.total_steps}, epochs {progress.epochs}"
     if wait is not None:
         message = wait.message
+    if situation.finished_at is not None:
+        message = f"the run has finished; its devices are free when KubeRay sees it{_kept_alive(situation)}"
     findings: dict[ConditionType, Finding] = {
         "Accepted": acceptance(situation),
         "ClusterReady": _cluster_ready(wait),
@@ -145,7 +151,10 @@ def training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None)
 
 def retrying(situation: Situation, status: FineTuneJobStatus, failure: Failure) -> FineTuneJobStatus:
     """The attempt has failed and the next one has not begun."""
+    record = situation.own_record
     origin = status.latest_checkpoint.name if status.latest_checkpoint else "the beginning"
+    if record is not None and record.interrupted and record.progress is not None:
+        origin = f"the snapshot after step {record.progress.step}"
     message = (
         f"attempt {situation.job.attempt} failed ({failure.failure_class}: {failure.message});"
         f" another one goes on from {origin}"
@@ -166,6 +175,9 @@ def suspended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob |
     if holding is not None or ray_job is not None:
         message = f"giving the devices back: {holding or 'waiting for KubeRay'}"
     findings = _not_training(situation, "Suspended", Finding("False", "Suspended", message))
+    if holding is None and ray_job is None:
+        # It is as its spec says, and stays so.
+        findings["Reconciling"] = Finding("False", "Suspended", message)
     return _updated(
         situation,
         status,
@@ -214,6 +226,15 @@ def _updated(
     **changes: Any,  # noqa: ANN401 - fields of the status
 ) -> FineTuneJobStatus:
     return updated(situation.job, status, situation.now, findings, **changes)
+
+
+def _kept_alive(situation: Situation) -> str:
+    """What keeps the submitter's pod, and with it the cluster, from its end."""
+    for pod in situation.observed.pods_of_attempt:
+        running = [each.name for each in pod.status.container_statuses if each.state.running is not None]
+        if pod.is_submitter and pod.has_ended and running:
+            return f": container {', '.join(running)} keeps pod {pod.name} alive"
+    return ""
 
 
 def _cluster_ready(wait: Wait | None) -> Finding:

@@ -22,14 +22,24 @@ from finetune_operator.children.objects import children
 from finetune_operator.children.pods import PodSource
 from finetune_operator.decide import phases
 from finetune_operator.decide.acceptance import accepted_placement, new_run_directory
-from finetune_operator.decide.attempts import failure_of_attempt, is_retried, next_attempt_at, unfinished
+from finetune_operator.decide.attempts import (
+    MOST_INTERRUPTIONS,
+    failure_of_attempt,
+    is_retried,
+    never_began,
+    next_attempt_at,
+    unfinished,
+    was_interrupted,
+)
 from finetune_operator.decide.cleanup import after_the_end, deletion_of, left_behind
 from finetune_operator.decide.conditions import ConditionType, Finding, shortened
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import transitions
-from finetune_operator.decide.obstacles import Obstacle, first_obstacle
+from finetune_operator.decide.obstacles import SLOW_SUBMITTER, first_obstacle, submitter_obstacle
+from finetune_operator.decide.recovery import recovered
 from finetune_operator.decide.situation import Situation, run_name, situation_of
 from finetune_operator.decide.status import failed, updated
+from finetune_operator.decide.wait import Obstacle, Wait
 from finetune_operator.names import ray_job_name
 from finetune_operator.observed import Job, Observed, RayJob
 from finetune_operator.settings.configuration import Configuration
@@ -50,12 +60,13 @@ def reconcile(observed: Observed, configuration: Configuration, now: datetime) -
         return after_the_end(observed, now)
     try:
         spec = read_spec(job.spec)
+        observed = recovered(observed, spec, configuration)
         if observed.ray_job is None:
-            accepted_placement(job, spec, configuration)
+            accepted_placement(observed.job, spec, configuration)
         decision = _decide(situation_of(observed, spec, configuration, now))
     except FineTuneError as error:
         return _not_accepted(observed, error, now)
-    return _with_events(decision, job.status, list(warnings(spec)))
+    return _with_events(decision, observed.job.status, list(warnings(spec)))
 
 
 def refused(job: Job, status: FineTuneJobStatus, message: str, *, final: bool, now: datetime) -> Decision:
@@ -90,6 +101,11 @@ def _decide(situation: Situation) -> Decision:
     # the deadline, so that a job that has succeeded is never shown otherwise.
     if ray_job is not None and ray_job.metadata.deletion_timestamp is None and ray_job.has_ended:
         return _attempt_ended(situation, status, ray_job)
+
+    # The RayJob is gone, and the run was finished: nothing is made for it again.
+    finished = situation.finished_at
+    if ray_job is None and finished is not None and unfinished(situation) is None:
+        return Decision(phases.succeeded(situation, status, finished))
 
     # `suspend` is true: the RayJob is deleted, and with it the cluster.
     if situation.spec.suspend:
@@ -185,13 +201,36 @@ def _under_way(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob)
         shown = phases.starting(situation, status, wait, kuberay_is_slow=slow)
         return Decision(shown, requeue_after=SLOW_KUBERAY)
 
-    # Its program runs: first it reads the data and loads the model, then it trains.
     missing = None
     if workers.ready < workers.desired:
         missing = first_obstacle(situation.observed, workers.desired)
+
+    # Its cluster is up: the program is handed to Ray and starts, and the trainer speaks, all of it in time.
+    if not situation.has_spoken:
+        return _before_first_word(situation, status, ray_job, missing)
+
+    # Its program runs: first it reads the data and loads the model, then it trains.
     if not situation.trains:
-        return Decision(phases.before_training(situation, status, missing))
+        return Decision(phases.before_training(situation, status, ray_job, missing))
     return Decision(phases.training(situation, status, missing))
+
+
+def _before_first_word(
+    situation: Situation, status: FineTuneJobStatus, ray_job: RayJob, missing: Wait | None
+) -> Decision:
+    """What to do while the trainer has said nothing; `missing` is what a cluster that lacks workers lacks."""
+    wait = missing
+    if wait is None and not ray_job.is_submitted:
+        wait = submitter_obstacle(situation.observed, situation.now)
+    shown = phases.before_training(situation, status, ray_job, wait)
+    due = situation.first_word_due(ray_job)
+    if due is None:
+        return Decision(shown)
+    if due <= situation.now:
+        failure = never_began(ray_job, wait)
+        return Decision(failed(situation.job, status, failure, situation.now), delete=deletion_of(ray_job))
+    soon = SLOW_SUBMITTER if wait is not None and wait.obstacle is Obstacle.STARTING else None
+    return Decision(shown, requeue_after=soon).requeued(due - situation.now)
 
 
 def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
@@ -200,7 +239,7 @@ def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: Ray
     problem = unfinished(situation)
 
     # The run is complete, by the record, and KubeRay says so or could not learn how it ended.
-    says_so = situation.record is not None and situation.record.finished
+    says_so = situation.finished_at is not None
     if problem is None and (ray_job.has_succeeded or (ray_job.is_out_of_sight and says_so)):
         return Decision(phases.succeeded(situation, status, ended))
 
@@ -209,19 +248,26 @@ def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: Ray
         failure = Failure(failure_class=FailureClass.UNKNOWN, message=problem)
         return Decision(failed(job, status, failure, now, ended=ended))
 
-    # It failed for good: by its class, or after the last attempt. A RayJob that ran into a deadline that was
-    # raised since is tried again.
+    # It failed for good: by its class, or after the last attempt; those whose work was saved when they were
+    # interrupted have a limit of their own. A RayJob that ran into a deadline that was raised since is tried
+    # again.
     failure = failure_of_attempt(situation, ray_job)
-    attempt, limit = job.attempt, policy.backoff_limit
+    interruptions, interrupted = status.interruptions or 0, was_interrupted(situation, failure)
+    tried = max(1, job.attempt - interruptions)
     deadline = situation.deadline(status)
     extended = (
         failure.failure_class is FailureClass.DEADLINE_EXCEEDED
         and ray_job.status.reason == "DeadlineExceeded"
         and (deadline is None or deadline > now)
     )
-    if not (extended or is_retried(failure, attempt, limit)):
-        if attempt > 1:
-            message = f"{failure.message} (attempt {attempt} of at most {limit + 1})"
+    if interrupted:
+        retried, most = interruptions < MOST_INTERRUPTIONS, MOST_INTERRUPTIONS + tried
+    else:
+        retried = extended or is_retried(failure, tried, policy.backoff_limit)
+        most = policy.backoff_limit + 1 + interruptions
+    if not retried:
+        if job.attempt > 1:
+            message = f"{failure.message} (attempt {job.attempt} of at most {most})"
             failure = failure.model_copy(update={"message": shortened(message)})
         return Decision(failed(job, status, failure, now, ended=ended))
 
@@ -232,9 +278,11 @@ def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: Ray
         return _suspend(situation, status, None)
 
     # It follows when its back-off is over and nothing of this attempt is left.
-    wait = next_attempt_at(ended, attempt) - now
+    wait = next_attempt_at(ended, 1 if interrupted else tried) - now
     if wait <= timedelta() and left_behind(situation.observed, now) is None:
-        return _begin(situation, status, attempt + 1, failure)
+        if interrupted:
+            status = status.model_copy(update={"interruptions": interruptions + 1})
+        return _begin(situation, status, job.attempt + 1, failure)
     shown = phases.retrying(situation, status, failure)
     return Decision(shown, requeue_after=max(wait, timedelta(seconds=1)))
 

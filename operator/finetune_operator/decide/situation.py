@@ -9,8 +9,11 @@ from finetune_api.paths import run_directory_name
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_operator.decide.record import RecordError, read_record
-from finetune_operator.observed import Job, Observed
+from finetune_operator.observed import Job, Observed, RayJob
 from finetune_operator.settings.configuration import Configuration
+
+FIRST_WORD = timedelta(minutes=5)
+"""What handing the program to Ray and starting it may take in any case, however late the pods were ready."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,37 @@ class Situation:
             return self.job.status.phase is Phase.RUNNING
         return self.own_record is not None and self.own_record.progress is not None
 
+    @property
+    def finished_at(self) -> datetime | None:
+        """When the current attempt finished the run, by its record; None when it has not."""
+        record = self.own_record
+        if record is None or not record.finished or record.progress is None:
+            return None
+        return record.progress.last_update_time
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether the trainer of the current attempt has reported anything yet."""
+        return self.own_record is not None or self.record_problem is not None
+
     def deadline(self, status: FineTuneJobStatus) -> datetime | None:
         """When `active_deadline_seconds` are over; None without a limit, or before the job has begun."""
         seconds = self.spec.run_policy.active_deadline_seconds
         if seconds is None or status.start_time is None:
             return None
         return status.start_time + timedelta(seconds=seconds)
+
+    def first_word_due(self, ray_job: RayJob) -> datetime | None:
+        """By when the trainer has to speak; None before KubeRay has begun.
+
+        What pods have taken counts, but leaves some minutes for handing over and starting the program.
+        """
+        limit = timedelta(seconds=self.spec.run_policy.starting_deadline_seconds)
+        begun, cluster = ray_job.status.start_time, self.observed.ray_cluster
+        if begun is None:
+            return None
+        ready = cluster.ready_since if cluster is not None else None
+        return max(begun + limit, (ready or begun) + min(limit, FIRST_WORD))
 
 
 def situation_of(

@@ -8,7 +8,14 @@ from typing import Any
 
 from finetune_api.status import Failure, FineTuneJobStatus, Phase, Workers
 from finetune_operator.children.placement import held_devices
-from finetune_operator.decide.conditions import ConditionType, Finding, condition, conditions, shortened
+from finetune_operator.decide.conditions import (
+    ConditionType,
+    Finding,
+    condition,
+    conditions,
+    reconciling,
+    shortened,
+)
 from finetune_operator.observed import Job
 
 
@@ -21,6 +28,7 @@ def updated(
 ) -> FineTuneJobStatus:
     """The status with these changes, conditions by these findings, and the generation of the job's spec.
 
+    What the findings do not say of Reconciling follows from the other conditions.
     When the cluster ceases to be ready, the time for which devices were held is added to `device_seconds`.
     """
     if "message" in changes:
@@ -28,6 +36,9 @@ def updated(
     generation = job.metadata.generation
     before = condition(status.conditions, "ClusterReady")
     found = conditions(status.conditions, findings, generation, now)
+    if "Reconciling" not in findings:
+        progress = reconciling(found, changes.get("message", status.message) or "")
+        found = conditions(found, {"Reconciling": progress}, generation, now)
     after = condition(found, "ClusterReady")
     if before is not None and before.status == "True" and after is not None and after.status != "True":
         held = max(0.0, (now - before.last_transition_time).total_seconds())

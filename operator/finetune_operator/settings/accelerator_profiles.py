@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from finetune_api.cluster import Quantity
-from finetune_api.fields import Integer
+from finetune_api.fields import Integer, JsonObject
 
 NO_DEVICE = "CPU"
 """The type of workers that have no device."""
@@ -60,6 +60,11 @@ ResourceName = Annotated[
     AfterValidator(
         _Form(rf"{_DOMAIN}/{_LABEL}", "must be an extended resource, such as nvidia.com/gpu").check
     ),
+]
+ObjectName = Annotated[
+    str,
+    Field(max_length=253),
+    AfterValidator(_Form(_DOMAIN, "must be an object's name: lower-case letters, digits, `-` and `.`").check),
 ]
 AcceleratorType = Annotated[
     str,
@@ -107,6 +112,9 @@ class AcceleratorProfile(_Part):
     resource: ResourceName | None = None
     """The extended resource that is one device, `nvidia.com/gpu`, which Ray calls `GPU`; left out for workers
     without a device."""
+    resource_claim_template: ObjectName | None = None
+    """In place of `resource`, where devices are claimed (dynamic resource allocation): the
+    ResourceClaimTemplate of one device, in the namespace of each job."""
     node_labels: list[NodeLabels] = []
     """Alternatives. A node must have every label of one of them, each with one of the values in its list."""
     node_selector: dict[LabelKey, LabelValue] = {}
@@ -117,6 +125,25 @@ class AcceleratorProfile(_Part):
     """Processors of a worker, requested."""
     memory: Quantity
     """Memory of a worker, requested and at most."""
+    pod: JsonObject = {}
+    """Laid over the spec of a worker's pod, spelt as there, and before everything that a job says:
+    `runtimeClassName`, `hostNetwork`. Lists are added to."""
+    container: JsonObject = {}
+    """The same for a worker's container: what RDMA needs, `{securityContext: {capabilities: {add:
+    [IPC_LOCK]}}, resources: {limits: {rdma/hca: 1}}}`."""
+
+    @property
+    def has_device(self) -> bool:
+        """Whether a worker has a device, which Ray calls `GPU`."""
+        return self.resource is not None or self.resource_claim_template is not None
+
+    @model_validator(mode="after")
+    def _gets_its_device_in_one_way(self) -> Self:
+        if self.resource is not None and self.resource_claim_template is not None:
+            raise PydanticCustomError(
+                "device", "must have a resource or a resource_claim_template, not both: either is the device"
+            )
+        return self
 
 
 _GKE = "cloud.google.com/gke-accelerator"

@@ -31,7 +31,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from finetune_api.cluster import Quantity
+from finetune_api.cluster import Quantity, Reference
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import Integer, StoragePath
@@ -40,6 +40,7 @@ from finetune_operator.settings.accelerator_profiles import (
     NO_DEVICE,
     AcceleratorProfile,
     AcceleratorType,
+    LabelKey,
     effective_profiles,
 )
 
@@ -97,6 +98,21 @@ class PodResources(BaseModel):
     """Memory, requested and at most."""
 
 
+class PodSecurityContext(BaseModel):
+    """As whom the pods of jobs run, spelt as in a pod. What is left out is the cluster's to choose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    runAsUser: Annotated[Integer, Field(ge=1, lt=2**31)] | None = None  # noqa: N815 - spelt as in a pod
+    """The user, who is never root."""
+    runAsGroup: Annotated[Integer, Field(ge=0, lt=2**31)] | None = None  # noqa: N815
+    """The user's group."""
+    fsGroup: Annotated[Integer, Field(ge=0, lt=2**31)] | None = None  # noqa: N815
+    """The group to which volumes belong."""
+    supplementalGroups: list[Annotated[Integer, Field(ge=0, lt=2**31)]] | None = None  # noqa: N815
+    """Further groups of the user, such as that of a shared file system's directory."""
+
+
 class NetworkPolicyPeer(BaseModel):
     """Pods or addresses, spelt as in a NetworkPolicy."""
 
@@ -134,6 +150,9 @@ class Configuration(BaseSettings):
     """Image of the pods that train, where the job names none."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When that image is pulled, where the job does not say."""
+    image_pull_secrets: list[Reference] = []
+    """Secrets, of each job's own namespace, with which images are pulled where the job names none:
+    `[{name: registry}]`."""
     ray_version: Annotated[str, AfterValidator(_version)] = "2.60.0"
     """The version of Ray in that image."""
     storage: StoragePath | None = None
@@ -148,6 +167,27 @@ class Configuration(BaseSettings):
     """The pod of a job that coordinates, and does not train."""
     submitter: PodResources = PodResources(cpu="100m", memory="1Gi")
     """The pod of a job that hands the program to Ray, and follows its log."""
+    pod_security_context: PodSecurityContext = PodSecurityContext(
+        runAsUser=1000, runAsGroup=1000, fsGroup=1000
+    )
+    """As whom the pods of jobs run, spelt as in a pod. What is left out the cluster chooses: `{}` where an
+    admission policy assigns users, as OpenShift's `restricted-v2` does."""
+    ray_job_labels: list[LabelKey] = [
+        "kueue.x-k8s.io/queue-name",
+        "kueue.x-k8s.io/priority-class",
+        "kueue.x-k8s.io/max-exec-time-seconds",
+        "ray.io/priority-class-name",
+        "ray.io/gang-scheduling-enabled",
+        "volcano.sh/queue-name",
+        "volcano.sh/network-topology-mode",
+        "volcano.sh/network-topology-highest-tier-allowed",
+        "kai.scheduler/queue",
+        "yunikorn.apache.org/app-id",
+        "yunikorn.apache.org/queue",
+    ]
+    """Labels of a FineTuneJob that its RayJobs get too: those of queues and schedulers."""
+    ray_job_annotations: list[LabelKey] = ["provreq.kueue.x-k8s.io/maxRunDurationSeconds"]
+    """Annotations of a FineTuneJob that its RayJobs get too."""
     watch_namespaces: Annotated[
         list[Annotated[str, AfterValidator(_namespace)]], NoDecode, BeforeValidator(_listed)
     ] = []

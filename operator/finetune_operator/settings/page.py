@@ -13,7 +13,7 @@ from finetune_operator.settings.accelerator_profiles import (
     Toleration,
     effective_profiles,
 )
-from finetune_operator.settings.configuration import FILE, PREFIX, Configuration, PodResources
+from finetune_operator.settings.configuration import FILE, PREFIX, Configuration
 
 _PAGE = """\
 # Configuration of the operator
@@ -97,8 +97,12 @@ def _field_rows(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _default(field: FieldInfo) -> str:
-    if isinstance(field.default, PodResources):
-        return f"`{{cpu: {field.default.cpu}, memory: {field.default.memory}}}`"
+    default = field.default
+    if isinstance(default, BaseModel):
+        parts = default.model_dump(exclude_none=True).items()
+        return f"`{{{', '.join(f'{name}: {value}' for name, value in parts)}}}`"
+    if isinstance(default, list) and default:
+        return "<br>".join(f"`{value}`" for value in default)
     return default_in_words(field)
 
 

@@ -42,6 +42,10 @@ DEVICE_SECONDS = Counter(
     "finetune_device_seconds", "Devices times the seconds that they were held", ["accelerator"]
 )
 EVENTS_LOST = Counter("finetune_events_lost", "Kubernetes events that could not be posted, or were too many")
+NAMESPACES_LEFT_ALONE = Gauge(
+    "finetune_namespaces_left_alone",
+    "Namespaces whose jobs the operator is to run and cannot watch: they are gone, or it may not",
+)
 WATCH_STALE = Gauge("finetune_watch_stale_seconds", "For how long a watch has owed an event; 0 is healthy")
 
 _LABELS = ["namespace", "name"]

@@ -171,15 +171,64 @@ def test_version_of_ray_is_the_configurations() -> None:
     assert at(job, "spec.rayClusterSpec.rayVersion") == "2.61.1"
 
 
-def test_labels_for_kueue_are_passed_on_and_others_are_not() -> None:
-    kueue = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high"}
-    job = made(source(labels={**kueue, "team": "blue", "finetune.dev/job-uid": "another"}))["RayJob"]
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {
+            "kueue.x-k8s.io/queue-name": "gpus",
+            "kueue.x-k8s.io/priority-class": "high",
+            "kueue.x-k8s.io/max-exec-time-seconds": "3600",
+        },
+        {"volcano.sh/queue-name": "gpus", "ray.io/priority-class-name": "high"},
+        {"kai.scheduler/queue": "team-a"},
+        {"yunikorn.apache.org/app-id": "a", "yunikorn.apache.org/queue": "root.gpus"},
+    ],
+    ids=["Kueue", "Volcano", "KAI", "YuniKorn"],
+)
+def test_labels_of_queues_and_schedulers_are_passed_on_and_others_are_not(labels: dict[str, str]) -> None:
+    job = made(source(labels={**labels, "team": "blue", "finetune.dev/job-uid": "another"}))["RayJob"]
     assert at(job, "metadata.labels") == {
-        **kueue,
+        **labels,
         "app.kubernetes.io/managed-by": "finetune-operator",
         "finetune.dev/job-uid": UID,
         "finetune.dev/attempt": "1",
     }
+
+
+def test_what_else_is_passed_on_the_configuration_lists_and_it_is_never_what_the_operator_sets() -> None:
+    labels = {"finetune.dev/job-uid": "mine", "finetune.dev/attempt": "mine", "example.com/queue": "gpus"}
+    annotations = {
+        "finetune.dev/job-name": "mine",
+        "finetune.dev/unchecked-spec": "mine",
+        "finetune.dev/storage": "s3://mine",
+        "example.com/note": "a",
+    }
+    made_from = source(
+        settings={"ray_job_labels": [*labels], "ray_job_annotations": [*annotations]},
+        labels={**labels, "kueue.x-k8s.io/queue-name": "gpus"},
+        annotations={**annotations, "example.com/other": "b"},
+    )
+    metadata = cast("Json", made(made_from)["RayJob"]["metadata"])
+    assert metadata["labels"] == {
+        "example.com/queue": "gpus",
+        "app.kubernetes.io/managed-by": "finetune-operator",
+        "finetune.dev/job-uid": UID,
+        "finetune.dev/attempt": "1",
+    }
+    assert metadata["annotations"] == {
+        "example.com/note": "a",
+        "finetune.dev/job-name": "tune",
+        "finetune.dev/unchecked-spec": unchecked_hash(made_from.spec),
+        "finetune.dev/storage": "s3://runs",
+    }
+
+
+def test_the_longest_run_of_a_provisioning_request_is_passed_on() -> None:
+    provisioning = {"provreq.kueue.x-k8s.io/maxRunDurationSeconds": "3600"}
+    job = made(source(annotations={**provisioning, "kubectl.kubernetes.io/last-applied": "x"}))["RayJob"]
+    annotations = cast("Json", at(job, "metadata.annotations"))
+    assert annotations.items() >= provisioning.items()
+    assert "kubectl.kubernetes.io/last-applied" not in annotations
 
 
 def test_head_is_told_what_the_trainer_needs() -> None:
@@ -222,6 +271,7 @@ def test_hash_changes_with_the_fields_that_the_api_server_does_not_watch() -> No
     assert at(made(source())["RayJob"], "metadata.annotations") == {
         "finetune.dev/job-name": "tune",
         "finetune.dev/unchecked-spec": first,
+        "finetune.dev/storage": "s3://runs",
     }
 
 

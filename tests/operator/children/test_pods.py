@@ -294,6 +294,20 @@ def test_head_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None
     }
 
 
+def test_submitter_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None:
+    wish: Json = {
+        "cluster": {"submitter": {"resources": {"limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"}}}}
+    }
+    assert at(submitter(source()), "spec.containers.0.resources") == {
+        "requests": {"cpu": "100m", "memory": "1Gi"},
+        "limits": {"memory": "1Gi"},
+    }
+    assert at(submitter(source(wish)), "spec.containers.0.resources") == {
+        "requests": {"cpu": "100m", "memory": "2Gi"},
+        "limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"},
+    }
+
+
 @pytest.mark.parametrize(
     ("spec", "processors"),
     [
@@ -502,3 +516,214 @@ def test_values_of_our_variables_are_literal() -> None:
     assert {"name": "FINETUNE_ASSIGNMENT", "value": '{"storage": "s3://$$(SECRET)/$$HOME"}'} in maps(
         pod, "spec.containers.0.env"
     )
+
+
+def placed(role: Role, cluster: Json) -> Json:
+    """Where a pod goes and under what."""
+    spec = cast("Json", role(source({**A10G, "cluster": cluster}, PROFILES))["spec"])
+    keys = ("nodeSelector", "tolerations", "runtimeClassName", "schedulerName", "topologySpreadConstraints")
+    return {key: spec[key] for key in keys if key in spec}
+
+
+PROFILES_SELECTOR: Json = {"healthy": "yes", "pool": "gpu"}
+PROFILES_TOLERATION: Json = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+def toleration(key: str) -> Json:
+    return {"key": key, "operator": "Exists"}
+
+
+def test_head_workers_and_the_rest_each_go_where_the_job_says() -> None:
+    rest, heads, workers = map(toleration, ("rest", "heads", "workers"))
+    cluster: Json = {
+        "node_selector": {"pool": "rest"},
+        "tolerations": [rest],
+        "head": {"node_selector": {"on": "demand"}, "tolerations": [heads]},
+        "worker": {"node_selector": {"spot": "yes"}, "tolerations": [workers]},
+    }
+    assert placed(submitter, cluster) == {"nodeSelector": {"pool": "rest"}, "tolerations": [rest]}
+    assert placed(head, cluster) == {"nodeSelector": {"on": "demand"}, "tolerations": [heads]}
+    assert placed(worker, cluster) == {
+        "nodeSelector": {**PROFILES_SELECTOR, "spot": "yes"},
+        "tolerations": [PROFILES_TOLERATION, workers],
+    }
+
+
+def test_one_kind_of_pod_can_be_left_out_of_what_is_said_of_all() -> None:
+    none: Json = {"node_selector": {}, "tolerations": []}
+    cluster: Json = {"node_selector": {"pool": "a"}, "tolerations": [{"operator": "Exists"}], "head": none}
+    assert placed(head, cluster) == {}
+    assert placed(submitter, cluster).keys() == {"nodeSelector", "tolerations"}
+
+
+def test_runtime_class_is_that_of_all_pods_or_of_one_kind() -> None:
+    def classes(cluster: Json) -> list[JsonValue]:
+        return [placed(role, cluster).get("runtimeClassName") for role in (head, worker, submitter)]
+
+    assert classes({"runtime_class_name": "gvisor"}) == ["gvisor"] * 3
+    assert classes({"worker": {"runtime_class_name": "nvidia"}}) == [None, "nvidia", None]
+    assert classes({"runtime_class_name": "gvisor", "head": {"runtime_class_name": "runc"}}) == [
+        "runc",
+        "gvisor",
+        "gvisor",
+    ]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_scheduler_is_the_jobs_choice(role: Role) -> None:
+    assert placed(role, {"scheduler_name": "volcano"})["schedulerName"] == "volcano"
+    assert "schedulerName" not in placed(role, {})
+
+
+def test_workers_are_spread_and_what_is_counted_are_the_workers_of_the_job_unless_it_says_so() -> None:
+    zones: Json = {
+        "maxSkew": 1,
+        "topologyKey": "topology.kubernetes.io/zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+    }
+    everybody: Json = {**zones, "labelSelector": {"matchLabels": {"team": "blue"}}}
+    cluster: Json = {"topology_spread_constraints": [zones, everybody]}
+    assert placed(worker, cluster)["topologySpreadConstraints"] == [
+        {
+            **zones,
+            "labelSelector": {"matchLabels": {"finetune.dev/job-uid": UID, "ray.io/node-type": "worker"}},
+        },
+        everybody,
+    ]
+    assert "topologySpreadConstraints" not in placed(head, cluster) | placed(submitter, cluster)
+
+
+def claimed(pod: Json) -> tuple[JsonValue, JsonValue]:
+    """The claims of a pod, and those that its container gets."""
+    spec = cast("Json", pod["spec"])
+    return spec.get("resourceClaims"), cast("Json", at(spec, "containers.0.resources")).get("claims")
+
+
+def test_claims_of_one_kind_of_pod_are_given_to_its_container() -> None:
+    nics: Json = {"name": "nics", "resourceClaimTemplateName": "four-nics"}
+    shared: Json = {"name": "shared", "resourceClaimName": "fabric"}
+    made_from = source({**A10G, "cluster": {"worker": {"resource_claims": [nics, shared]}}})
+    assert claimed(worker(made_from)) == ([nics, shared], [{"name": "nics"}, {"name": "shared"}])
+    assert claimed(head(made_from)) == claimed(submitter(made_from)) == (None, None)
+    assert worker_amounts(made_from) == worker_amounts(source(A10G))
+
+
+def test_accelerators_that_are_claimed_are_one_claim_for_each_device() -> None:
+    settings: Json = {
+        "accelerators": {"A10G": {"resource_claim_template": "one-a10g", "cpu": 3, "memory": "11Gi"}}
+    }
+    shape: Json = {
+        "num_devices": 2,
+        "worker_resources": {"anyscale/accelerator_shape:2xA10G": 0.001},
+        "cluster": {"worker": {"resource_claims": [{"name": "nic", "resourceClaimName": "fabric"}]}},
+    }
+    names = ["finetune-device-0", "finetune-device-1"]
+    made_from = source(shape, settings)
+    assert claimed(worker(made_from)) == (
+        [
+            {"name": "nic", "resourceClaimName": "fabric"},
+            *({"name": name, "resourceClaimTemplateName": "one-a10g"} for name in names),
+        ],
+        [{"name": "nic"}, *({"name": name} for name in names)],
+    )
+    assert worker_amounts(made_from) == ({"cpu": "6", "memory": "22Gi"}, {"memory": "22Gi"})
+    assert claimed(head(made_from)) == claimed(submitter(made_from)) == (None, None)
+
+
+RDMA: Json = {
+    "accelerators": {
+        "A10G": {
+            "resource": "nvidia.com/gpu",
+            "cpu": 3,
+            "memory": "11Gi",
+            "tolerations": [PROFILES_TOLERATION],
+            "pod": {
+                "runtimeClassName": "nvidia",
+                "hostNetwork": True,
+                "tolerations": [{"key": "rdma", "operator": "Exists"}],
+                "volumes": [{"name": "infiniband", "hostPath": {"path": "/dev/infiniband"}}],
+                "securityContext": {"supplementalGroups": [44]},
+            },
+            "container": {
+                "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+                "resources": {"limits": {"rdma/hca": 1}},
+                "volumeMounts": [{"name": "infiniband", "mountPath": "/dev/infiniband"}],
+                "env": [{"name": "NCCL_IB_HCA", "value": "mlx5"}],
+            },
+        }
+    }
+}
+
+
+def test_profile_can_ask_for_what_a_job_cannot() -> None:
+    pod = worker(source({**A10G, "cluster": {"runtime_class_name": "gvisor"}}, RDMA))
+    spec, container = cast("Json", pod["spec"]), cast("Json", at(pod, "spec.containers.0"))
+    assert (spec["runtimeClassName"], spec["hostNetwork"]) == ("nvidia", True)
+    assert spec["tolerations"] == [PROFILES_TOLERATION, {"key": "rdma", "operator": "Exists"}]
+    assert at(spec, "securityContext.supplementalGroups") == [44]
+    assert at(spec, "securityContext.runAsNonRoot") is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert at(container, "resources.limits") == {"memory": "11Gi", "nvidia.com/gpu": "1", "rdma/hca": 1}
+    plain = worker(source(A10G))
+    for path, added in (
+        ("spec.volumes", {"name": "infiniband", "hostPath": {"path": "/dev/infiniband"}}),
+        ("spec.containers.0.volumeMounts", {"name": "infiniband", "mountPath": "/dev/infiniband"}),
+        ("spec.containers.0.env", {"name": "NCCL_IB_HCA", "value": "mlx5"}),
+    ):
+        assert maps(pod, path) == [*maps(plain, path), added]
+
+
+@pytest.mark.parametrize("role", [head, submitter])
+def test_what_a_profile_asks_for_is_for_workers_alone(role: Role) -> None:
+    assert role(source(A10G, RDMA)) == role(source(A10G))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_secrets_of_a_registry_are_the_jobs_else_the_configurations(role: Role) -> None:
+    settings: Json = {"image_pull_secrets": [{"name": "everybodys"}]}
+
+    def secrets(cluster: Json) -> JsonValue:
+        return cast("Json", role(source({"cluster": cluster}, settings))["spec"]).get("imagePullSecrets")
+
+    assert secrets({}) == [{"name": "everybodys"}]
+    assert secrets({"image_pull_secrets": [{"name": "mine"}]}) == [{"name": "mine"}]
+    assert secrets({"image_pull_secrets": []}) is None
+
+
+def identity(pod: Json) -> Json:
+    """Who runs in a pod."""
+    context = cast("Json", at(pod, "spec.securityContext"))
+    return {key: value for key, value in context.items() if key.endswith(("User", "Group", "Groups"))}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "context",
+    [{}, {"runAsUser": 1_000_650_000, "fsGroup": 0}, {"runAsGroup": 0, "supplementalGroups": [3000]}],
+    ids=["the cluster's", "user and volumes", "groups"],
+)
+def test_pod_runs_as_whom_the_configuration_says_and_else_as_the_cluster_does(
+    role: Role, context: Json
+) -> None:
+    pod = role(source(settings={"pod_security_context": context}))
+    assert identity(pod) == context
+    assert at(pod, "spec.securityContext.runAsNonRoot") is True
+    assert list(violations(pod)) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_pod_runs_as_the_images_user_by_default(role: Role) -> None:
+    assert identity(role(source())) == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_user_has_a_name_and_a_home_whatever_its_number(role: Role) -> None:
+    variables = {each["name"]: each["value"] for each in maps(role(source()), "spec.containers.0.env")}
+    assert (variables["HOME"], variables["USER"]) == ("/home/ray", "ray")
+    assert "/home/ray" in {
+        each["mountPath"] for each in maps(role(source()), "spec.containers.0.volumeMounts")
+    }

@@ -163,3 +163,13 @@ def test_a_version_that_is_no_number_is_not_waited_for(freshness: Freshness, clo
     freshness.expect("job", "")
 
     assert not stale_after(freshness, clock)
+
+
+def test_watches_that_were_ended_owe_nothing(freshness: Freshness, clock: Clock) -> None:
+    freshness.expect("job", "5")
+
+    freshness.start_over()
+
+    assert not stale_after(freshness, clock)
+    freshness.expect("job", "6")
+    assert stale_after(freshness, clock)

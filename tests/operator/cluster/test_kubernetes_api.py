@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,10 +20,11 @@ from tests.operator.conftest import SPEC, Namespace, Object
 
 from devcluster.control_plane import ControlPlane, free_address
 from devcluster.waiting import wait_for
+from finetune_api.crd import UNSEEN
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.cluster import kubernetes_api
-from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
+from finetune_operator.cluster.kubernetes_api import ApiRefusedError, ApiUnreachableError, KubernetesApi
 from finetune_operator.decide.events import LONGEST_MESSAGE, Event
 from finetune_operator.names import JOB_UID
 from finetune_operator.observed import KubernetesObject, ObjectMeta
@@ -107,7 +109,7 @@ def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
 
     assert refused.value.status == 409
     assert "the object has been modified" in refused.value.message
-    assert "status" not in inside.get(KIND, "job")
+    assert inside.get(KIND, "job")["status"] == UNSEEN
 
 
 def test_a_status_that_is_the_same_again_is_no_new_version(
@@ -343,14 +345,15 @@ async def get(answer: bytes, *, hang: bool = False) -> KubernetesObject | None:
     ids=["hangs up", "breaks off in the head", "breaks off in the body", "no HTTP", "no JSON"],
 )
 def test_a_server_that_breaks_off_could_not_be_reached(run: Run, answer: bytes) -> None:
-    with pytest.raises(OSError, match=r"."):
+    with pytest.raises(ApiUnreachableError, match=r"^the API server at http://127\.0\.0\.1:\d+ .*\w"):
         run(get(answer))
 
 
 def test_a_server_that_is_not_there_could_not_be_reached(run: Run) -> None:
-    api = KubernetesApi(ApiClient(ClientConfiguration(host=f"http://127.0.0.1:{free_address().port}")))
+    address = f"http://127.0.0.1:{free_address().port}"
+    api = KubernetesApi(ApiClient(ClientConfiguration(host=address)))
 
-    with pytest.raises(OSError, match="Cannot connect"):
+    with pytest.raises(ApiUnreachableError, match=rf"^the API server at {address} does not answer: Cannot"):
         run(api.get("ConfigMap", "default", "a"))
     run(api.close())
 
@@ -363,8 +366,31 @@ def test_a_server_that_does_not_go_on_could_not_be_reached(
 ) -> None:
     monkeypatch.setattr(kubernetes_api, "SECONDS", 0.05)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(
+        ApiUnreachableError, match=r"^the API server at http://127\.0\.0\.1:\d+ has not answered for 0\.05 s$"
+    ):
         run(get(answer, hang=True))
+
+
+def test_a_server_whose_certificate_is_not_trusted_could_not_be_reached(
+    run: Run, served: ControlPlane
+) -> None:
+    host = re.findall(r"https://127\.0\.0\.1:\d+", served.kubeconfig.read_text())[0]
+    api = KubernetesApi(ApiClient(ClientConfiguration(host=host)))
+
+    with pytest.raises(ApiUnreachableError, match=rf"^the API server at {host} .*CERTIFICATE_VERIFY_FAILED"):
+        run(api.get("ConfigMap", "default", "a"))
+    run(api.close())
+
+
+def test_a_server_whose_name_nobody_knows_could_not_be_reached(run: Run) -> None:
+    api = KubernetesApi(ApiClient(ClientConfiguration(host="https://kubernetes.invalid:6443")))
+
+    with pytest.raises(
+        ApiUnreachableError, match=r"^the API server at https://kubernetes\.invalid:6443 does"
+    ):
+        run(api.get("ConfigMap", "default", "a"))
+    run(api.close())
 
 
 @pytest.mark.parametrize(

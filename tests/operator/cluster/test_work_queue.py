@@ -370,3 +370,25 @@ async def test_a_key_with_nothing_to_come_takes_no_memory() -> None:
     await calls.idle()
 
     assert calls.queue._entries == {}
+
+
+@in_a_loop
+async def test_keys_that_are_given_up_are_cancelled_and_forgotten_and_the_others_go_on() -> None:
+    calls = Calls()
+    calls.answers = [None, None, timedelta(milliseconds=1)]
+    calls.queue.wake("given up")
+    calls.queue.wake("kept")
+    await calls.times(2)
+
+    calls.queue.discard(lambda key: key == "given up")
+    await calls.still()
+    assert (len(calls.queue), calls.at_once["given up"]) == (1, 0)
+    calls.gate.set()
+    await calls.idle()
+    assert calls.errors == [], "being given up is no error"
+
+    calls.queue.wake("given up")
+    await calls.times(3)
+    calls.queue.discard(lambda key: key == "given up")
+    await asyncio.sleep(0.005)
+    assert calls.begun == ["given up", "kept", "given up"], "what was planned is forgotten"

@@ -8,7 +8,14 @@ import pytest
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Condition
-from finetune_operator.decide.conditions import LONGEST_MESSAGE, Finding, Truth, condition, conditions
+from finetune_operator.decide.conditions import (
+    LONGEST_MESSAGE,
+    Finding,
+    Truth,
+    condition,
+    conditions,
+    reconciling,
+)
 
 THEN, NOW = datetime(2026, 1, 1, 11, tzinfo=UTC), datetime(2026, 1, 1, 12, tzinfo=UTC)
 BEFORE = [
@@ -63,3 +70,19 @@ def test_message_is_cut_to_what_a_status_takes() -> None:
         [], {"Accepted": Finding("False", FailureClass.INVALID_SPEC, "x" * (LONGEST_MESSAGE + 1))}, 1, NOW
     )
     assert (len(found.message), found.message[-4:]) == (LONGEST_MESSAGE, "x...")
+
+
+@pytest.mark.parametrize(
+    ("succeeded", "found"),
+    [
+        (None, Finding("True", "Progressing", "pods start")),
+        (Finding("Unknown", "InProgress"), Finding("True", "Progressing", "pods start")),
+        (Finding("True", "Succeeded"), Finding("False", "Ended")),
+        (Finding("False", FailureClass.INVALID_DATA), Finding("False", "Ended")),
+    ],
+)
+def test_job_is_reconciling_until_it_has_succeeded_or_failed(
+    succeeded: Finding | None, found: Finding
+) -> None:
+    others = conditions([], {"Succeeded": succeeded} if succeeded else {}, 1, NOW)
+    assert reconciling(others, "pods start") == found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.operator.cases import Json, observed
 
-from finetune_operator.decide.obstacles import Obstacle, Wait, first_obstacle, out_of_memory
+from finetune_operator.decide.obstacles import first_obstacle
+from finetune_operator.decide.wait import Obstacle, Wait
 
 
 def stuck(message: str) -> Json:
@@ -58,6 +59,16 @@ def wait(*pods: Json, clusters: list[Json] | None = None) -> Wait:
 
 
 MEMORY: Json = {"worker": "a", "status": killed("lastState")}
+EVICTED: Json = {"worker": "e", "status": {"phase": "Failed", "reason": "Evicted", "message": "disk"}}
+GATED: Json = {
+    "worker": "g",
+    "spec": {"schedulingGates": [{"name": "quota"}, {"name": "topology"}]},
+    "status": {
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "m"}
+        ]
+    },
+}
 UNSCHEDULABLE: Json = {"worker": "b", "status": stuck("no room")}
 IMAGE: Json = {"worker": "c", "status": held("ErrImagePull")}
 CONTAINER: Json = {"worker": "d", "status": held("CrashLoopBackOff")}
@@ -66,8 +77,10 @@ CONTAINER: Json = {"worker": "d", "status": held("CrashLoopBackOff")}
 @pytest.mark.parametrize(
     ("pods", "clusters", "obstacle"),
     [
-        ([CONTAINER, IMAGE, UNSCHEDULABLE, MEMORY], [QUOTA], Obstacle.OUT_OF_MEMORY),
-        ([CONTAINER, IMAGE, UNSCHEDULABLE], [QUOTA], Obstacle.REFUSED),
+        ([CONTAINER, IMAGE, UNSCHEDULABLE, EVICTED, MEMORY], [QUOTA], Obstacle.OUT_OF_MEMORY),
+        ([CONTAINER, IMAGE, UNSCHEDULABLE, EVICTED], [QUOTA], Obstacle.REFUSED),
+        ([CONTAINER, IMAGE, UNSCHEDULABLE, GATED, EVICTED], [], Obstacle.LOST),
+        ([CONTAINER, IMAGE, UNSCHEDULABLE, GATED], [], Obstacle.GATED),
         ([CONTAINER, IMAGE, UNSCHEDULABLE], [], Obstacle.UNSCHEDULABLE),
         ([CONTAINER, IMAGE], [], Obstacle.IMAGE_PULL),
         ([CONTAINER], [], Obstacle.CONTAINER),
@@ -102,6 +115,16 @@ def test_container_that_starts_is_no_obstacle(reason: str) -> None:
     assert wait({"worker": "w", "status": held(reason)}).obstacle is Obstacle.STARTING
 
 
+def test_gates_of_a_pod_are_named() -> None:
+    assert wait(GATED).message.startswith("pod g is held back by a scheduling gate (quota, topology), which")
+
+
+def test_what_a_submitter_asks_for_is_said_where_no_node_takes_it() -> None:
+    assert wait({"submitter": "s", "status": stuck("0/9 nodes")}).message == (
+        "no node takes pod s: 0/9 nodes; what it asks for is spec.cluster.submitter.resources"
+    )
+
+
 def test_pod_that_is_being_deleted_is_nobodys_obstacle() -> None:
     assert (
         wait({**UNSCHEDULABLE, "metadata": {"deletionTimestamp": "2026-01-01T12:00:00Z"}}).obstacle
@@ -130,19 +153,3 @@ def test_message_is_a_line_of_bounded_length() -> None:
     assert message.startswith("no node takes pod w: no room no room")
     assert len(message) <= 603
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("kind", ["state", "lastState"])
-def test_what_to_raise_or_lower_depends_on_the_pod(kind: str) -> None:
-    head, worker = (
-        observed({"pods": [{role: "p", "status": killed(kind)}]}).pods for role in ("head", "worker")
-    )
-    assert out_of_memory(head) == Wait(
-        Obstacle.OUT_OF_MEMORY,
-        "pod p took more memory than its limit; raise spec.cluster.head.resources.limits.memory",
-    )
-    assert (
-        "or lower spec.train_batch_size_per_device"
-        in (out_of_memory(worker) or Wait(Obstacle.STARTING, "")).message
-    )
-    assert out_of_memory(observed({"pods": [MEMORY | {"status": {}}]}).pods) is None

@@ -97,31 +97,45 @@ REASONS = st.sampled_from(
 ) | st.text(max_size=20)
 CONDITION = st.fixed_dictionaries(
     {
-        "type": st.sampled_from(["PodScheduled", "Ready", "ReplicaFailure"]),
+        "type": st.sampled_from(
+            ["PodScheduled", "Ready", "ReplicaFailure", "DisruptionTarget", "RayClusterProvisioned"]
+        ),
         "status": st.sampled_from(["True", "False", "Unknown"]),
         "reason": REASONS,
         "message": st.sampled_from(["", "no room"]),
+        "lastTransitionTime": TIMES,
     }
 )
 CONTAINER = st.fixed_dictionaries(
     {
-        "name": st.just("c"),
+        "name": st.sampled_from(["head", "worker", "submitter", "istio-proxy", "wait-gcs-ready"]),
         "state": st.dictionaries(
-            st.sampled_from(["waiting", "terminated"]), st.fixed_dictionaries({"reason": REASONS}), max_size=1
+            st.sampled_from(["waiting", "running", "terminated"]),
+            st.fixed_dictionaries({"reason": REASONS, "startedAt": TIMES}),
+            max_size=1,
+        ),
+        "lastState": st.dictionaries(
+            st.just("terminated"), st.fixed_dictionaries({"reason": REASONS}), max_size=1
         ),
     }
 )
 PODS = st.lists(
     st.builds(
-        lambda role, name, ends, phase, conditions, containers: {
+        lambda role, name, ends, phase, reason, conditions, containers: {
             role: name,
             "metadata": {"deletionTimestamp": ends},
-            "status": {"phase": phase, "conditions": conditions, "containerStatuses": containers},
+            "status": {
+                "phase": phase,
+                "reason": reason,
+                "conditions": conditions,
+                "containerStatuses": containers,
+            },
         },
         st.sampled_from(["head", "worker", "submitter"]),
         st.text("abc-", min_size=1, max_size=253),
         TIMES,
         st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown", ""]),
+        st.sampled_from(["", "Evicted", "OutOfcpu"]),
         st.lists(CONDITION, max_size=2),
         st.lists(CONTAINER, max_size=2),
     ),
@@ -188,7 +202,9 @@ RECORDS = st.none() | st.one_of(
                 {"checkpoints": []},
                 {"failure": {"class": "NodeLost", "message": "gone"}},
                 {"failure": {"class": "StorageError", "message": "no"}},
+                {"failure": {"class": "NodeLost", "message": "gone"}, "interrupted": True},
                 {"failure": {"class": "InvalidData", "message": "row 7"}},
+                {"finished": True},
             ]
         ),
     ),
@@ -200,7 +216,15 @@ JOBS = st.builds(
     },
     st.sampled_from([None, "asked", "starting", "running", "retrying", "suspended", "succeeded", "failed"]),
     st.integers(1, 3),
-    st.sampled_from([{}, {"startTime": None}, {"phase": "Queued"}, {"workers": None, "runDirectory": None}]),
+    st.sampled_from(
+        [
+            {},
+            {"startTime": None},
+            {"interruptions": 1},
+            {"phase": "Queued"},
+            {"workers": None, "runDirectory": None},
+        ]
+    ),
     st.fixed_dictionaries(
         {"suspend": st.booleans()},
         optional={

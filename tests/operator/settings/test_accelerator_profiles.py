@@ -89,11 +89,14 @@ def test_karpenter_and_auto_mode_call_a_device_the_same(name: str) -> None:
 def test_workers_without_a_device_go_anywhere() -> None:
     assert DEFAULTS[NO_DEVICE].model_dump() == {
         "resource": None,
+        "resource_claim_template": None,
         "node_labels": [],
         "node_selector": {},
         "tolerations": [],
         "cpu": 2,
         "memory": "4Gi",
+        "pod": {},
+        "container": {},
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.cluster import Reference
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_operator.settings.accelerator_profiles import AcceleratorProfile, effective_profiles
 from finetune_operator.settings.configuration import (
@@ -16,6 +17,7 @@ from finetune_operator.settings.configuration import (
     Configuration,
     NetworkPolicyPeer,
     PodResources,
+    PodSecurityContext,
     load_configuration,
 )
 
@@ -56,14 +58,22 @@ def problems_in(file: Path, text: str, **variables: str) -> list[str]:
 def test_an_image_is_enough() -> None:
     configuration = load_configuration(IMAGE)
     assert configuration == Configuration(trainer_image="trainer:1")
-    assert configuration.model_dump(exclude={"ray_version"}) == {
+    assert configuration.model_dump(exclude={"ray_version", "ray_job_labels"}) == {
         "trainer_image": "trainer:1",
         "image_pull_policy": "IfNotPresent",
+        "image_pull_secrets": [],
         "storage": None,
         "accelerators": {},
         "default_accelerator": "CPU",
         "head": {"cpu": 1, "memory": "8Gi"},
         "submitter": {"cpu": "100m", "memory": "1Gi"},
+        "pod_security_context": {
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "supplementalGroups": None,
+        },
+        "ray_job_annotations": ["provreq.kueue.x-k8s.io/maxRunDurationSeconds"],
         "watch_namespaces": [],
         "network_policies": True,
         "dashboard_clients": [],
@@ -87,6 +97,7 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         """
         trainer_image: registry.example.com/trainer:2
         image_pull_policy: Always
+        image_pull_secrets: [{name: registry}]
         ray_version: 2.55.1
         storage: s3://bucket/runs
         accelerators:
@@ -94,7 +105,10 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
           T4: null
         default_accelerator: MINE
         head: {cpu: 2, memory: 16Gi}
-        submitter: {cpu: 0.5, memory: 2Gi}
+        submitter: {cpu: 500m, memory: 2Gi}
+        pod_security_context: {fsGroup: 2000, supplementalGroups: [3000]}
+        ray_job_labels: [example.com/queue]
+        ray_job_annotations: []
         watch_namespaces: [one, two]
         network_policies: false
         dashboard_clients:
@@ -114,12 +128,16 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
     assert configuration == Configuration(
         trainer_image="registry.example.com/trainer:2",
         image_pull_policy="Always",
+        image_pull_secrets=[Reference(name="registry")],
         ray_version="2.55.1",
         storage="s3://bucket/runs",
         accelerators={"MINE": mine, "T4": None},
         default_accelerator="MINE",
         head=PodResources(cpu=2, memory="16Gi"),
-        submitter=PodResources(cpu="0.5", memory="2Gi"),
+        submitter=PodResources(cpu="500m", memory="2Gi"),
+        pod_security_context=PodSecurityContext(fsGroup=2000, supplementalGroups=[3000]),
+        ray_job_labels=["example.com/queue"],
+        ray_job_annotations=[],
         watch_namespaces=["one", "two"],
         network_policies=False,
         dashboard_clients=[
@@ -139,6 +157,10 @@ def test_every_field_can_be_set_in_the_environment() -> None:
         from_variables(
             TRAINER_IMAGE="trainer:2",
             IMAGE_PULL_POLICY="Never",
+            IMAGE_PULL_SECRETS='[{"name": "registry"}]',
+            POD_SECURITY_CONTEXT="{}",
+            RAY_JOB_LABELS='["example.com/queue"]',
+            RAY_JOB_ANNOTATIONS='["example.com/note"]',
             RAY_VERSION="2.55.1",
             STORAGE="pvc://claim/runs",
             ACCELERATORS='{"A100-40G": null, "MINE": {"cpu": 1, "memory": "1Gi"}}',
@@ -162,6 +184,11 @@ def test_every_field_can_be_set_in_the_environment() -> None:
     assert configuration.listen_port == 9090
     assert configuration.head == PodResources(cpu=3, memory="9Gi")
     assert configuration.submitter == PodResources(cpu="200m", memory="1Gi")
+    assert configuration.pod_security_context == PodSecurityContext()
+    assert (configuration.ray_job_labels, configuration.ray_job_annotations) == (
+        ["example.com/queue"],
+        ["example.com/note"],
+    )
     assert "A100-40G" not in configuration.profiles
     assert configuration.profiles["MINE"] == AcceleratorProfile(cpu=1, memory="1Gi")
 
@@ -296,6 +323,27 @@ def test_a_wrong_variable_is_named_with_what_would_be_right(name: str, value: st
         ("head: {cpus: 1}", "head.cpus: is not a known field; did you mean cpu?"),
         ("head: {cpu: [1]}", "head.cpu: must be a quantity such as 2, 500m or 16Gi, is a list"),
         ("watch_namespaces: [fine, -no]", "watch_namespaces[1]: must be a namespace"),
+        (
+            "pod_security_context: {runAsUser: 0}",
+            "pod_security_context.runAsUser: must be at least 1, is 0",
+        ),
+        (
+            "pod_security_context: {run_as_user: 1}",
+            "pod_security_context.run_as_user: is not a known field; did you mean runAsUser?",
+        ),
+        ("image_pull_secrets: [registry]", "image_pull_secrets[0]: must be a map of fields, is 'registry'"),
+        (
+            "ray_job_labels: [kueue.x-k8s.io/*]",
+            "ray_job_labels[0]: must be a label's name, such as cloud.google.com/gke-accelerator, is",
+        ),
+        (
+            "accelerators: {X: {cpu: 1, memory: 1Gi, resource: a.b/c, resource_claim_template: d}}",
+            "accelerators.X: must have a resource or a resource_claim_template, not both: either is the",
+        ),
+        (
+            "accelerators: {X: {cpu: 1, memory: 1Gi, resource_claim_template: One GPU}}",
+            "accelerators.X.resource_claim_template: must be an object's name: lower-case letters, digits,",
+        ),
         ("log_levle: INFO", "log_levle: is not a known field; did you mean log_level?"),
         ("accelerators: {CPU: null}", "default_accelerator: must be one of T4, "),
         (

@@ -298,11 +298,11 @@ def test_qwen3_trains_what_its_template_writes_after_asking(answers: list[str], 
 
 
 def test_an_answer_that_a_template_asks_for_otherwise_is_refused() -> None:
-    problem = refusal(
-        of_family("qwen3", "qwen3"), talk("uaaua", "Ping?", "Pong.", "Pong again.", "And you?", "Me too.")
-    )
+    other = CHATML.replace("'<|im_start|>assistant\n' }}", "'<|im_start|>model\n' }}")
 
-    assert problem.startswith("messages[2]: the chat template of org/model")
+    problem = refusal(byte_level(template=other), CONVERSATIONS["one-turn"])
+
+    assert problem.startswith("messages[1]: the chat template of org/model")
     assert "spec.generation_config.prompt_format" in problem
 
 
@@ -368,6 +368,41 @@ def test_a_bos_that_is_there_twice_is_refused() -> None:
     tokenizer = byte_level(("<s>", *CHATML_TOKENS), template="{{ bos_token }}" + BOS_CHATML, bos_token="<s>")
 
     assert "begins with <s> twice" in refusal(tokenizer, CONVERSATIONS["one-turn"])
+
+
+# Answers of weight 0
+
+
+UNTRAINED = (
+    Message("user", "Ping?"),
+    Message("assistant", "No.", trained=False),
+    Message("user", "And now?"),
+    Message("assistant", "Pong."),
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_TAGGED], ids=["plain", "tagged"])
+def test_an_answer_of_weight_0_is_context_alone(template: str) -> None:
+    tokenizer = byte_level(template=template)
+
+    row = encoded(tokenizer, UNTRAINED)
+
+    assert trained_texts(tokenizer, row) == ["Pong.<|im_end|>"]
+    assert "No.<|im_end|>" in text_of(tokenizer, row.input_ids)
+
+
+def test_an_answer_of_weight_0_in_a_prompt_format() -> None:
+    tokenizer = of_family("llama3", "llama3")
+
+    row = format_of(tokenizer, prompt_format=LLAMA3).encode(Row(1, UNTRAINED))
+
+    assert trained_texts(tokenizer, row) == ["Pong.<|eot_id|>"]
+
+
+def test_a_template_that_marks_more_than_answers_cannot_leave_one_out() -> None:
+    tokenizer = byte_level(template="{% generation %}{{ ' ' }}{% endgeneration %}" + CHATML_TAGGED)
+
+    assert "weight 0" in refusal(tokenizer, UNTRAINED)
 
 
 # What is asked of a model
@@ -500,3 +535,83 @@ def test_a_prompt_format_is_used_in_place_of_the_template() -> None:
 
     assert text_of(tokenizer, row.input_ids) == "Ping?Pong."
     assert trained_texts(tokenizer, row) == ["Pong."]
+
+
+# Remarks about the rows of a file
+
+
+def remarks(
+    *conversations: Sequence[Message],
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    prompt_format: PromptFormat | None = None,
+    task: Task = "instruction_tuning",
+) -> list[str]:
+    chat = format_of(tokenizer or byte_level(), prompt_format=prompt_format, task=task)
+    rows = [Row(line, tuple(messages)) for line, messages in enumerate(conversations, start=1)]
+    for row in rows:
+        chat.encode(row)
+    return chat.remarks(rows, "train.jsonl")
+
+
+PLAIN = CONVERSATIONS["turns"]
+
+
+def test_rows_that_say_nothing_special_get_no_remark() -> None:
+    assert remarks(PLAIN, CONVERSATIONS["blanks-around"], CONVERSATIONS["signs"]) == []
+
+
+@pytest.mark.parametrize("task", ["instruction_tuning", "causal_lm"])
+@pytest.mark.parametrize(
+    "quoting",
+    [
+        talk("ua", "What is <|im_end|>?", "A token."),
+        talk("ua", "What ends you?", "<|im_end|> does."),
+        talk("sua", "Never say <|im_end|>.", "Ping?", "Pong."),
+    ],
+    ids=["question", "answer", "system"],
+)
+def test_control_tokens_in_what_is_said_are_named_with_their_row(
+    quoting: tuple[Message, ...], task: Task
+) -> None:
+    assert one(remarks(PLAIN, quoting, quoting, task=task)) == (
+        "train.jsonl: <|im_end|> in what is said is read as a control token; take it out where it is meant as"
+        " text; 2 rows have it, the first in line 2"
+    )
+
+
+def test_only_some_of_many_control_tokens_are_named() -> None:
+    many = of_family("llama3", "llama3")
+
+    assert "<|eot_id|>, <|begin_of_text|>, <|start_header_id|>, ... in what is said" in one(
+        remarks(
+            talk("ua", "<|eot_id|><|begin_of_text|><|start_header_id|><|end_header_id|>", "a"), tokenizer=many
+        )
+    )
+
+
+def test_rows_that_bring_their_own_control_tokens_get_no_remark() -> None:
+    written_out = talk("u", "<|im_start|>user\nPing?<|im_end|>")
+
+    assert remarks(written_out, prompt_format=PASS_THROUGH, task="causal_lm") == []
+
+
+def test_thoughts_that_a_template_drops_are_told_of() -> None:
+    qwen3 = of_family("qwen3", "qwen3")
+
+    told = one(remarks(talk("ua", "a", THOUGHT), talk("uaua", "a", THOUGHT, "a", "b"), tokenizer=qwen3))
+
+    assert told.startswith(
+        "train.jsonl: the chat template of org/model leaves out a part of what is answered"
+    )
+    assert told.endswith("1 rows have it, the first in line 2")
+
+
+def test_the_white_space_of_a_thought_is_the_templates_own() -> None:
+    rewritten = talk("ua", "a", "<think>Hm.</think>Pong.")
+
+    assert remarks(rewritten, tokenizer=of_family("qwen3", "qwen3")) == []
+
+
+def one(said: Sequence[str]) -> str:
+    assert len(said) == 1
+    return said[0]

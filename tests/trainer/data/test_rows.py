@@ -275,6 +275,50 @@ def test_a_long_value_is_not_repeated_in_full(file: Path, value: str | int) -> N
     assert len(problems[0]) < 300
 
 
+# Weights, as OpenAI's rows have them
+
+
+@pytest.mark.parametrize("weight", [0, 1, 0.0, 1.0])
+def test_an_answer_of_weight_0_does_not_count(file: Path, weight: float) -> None:
+    file.write_text(row(QUESTION, {**ANSWER, "weight": weight}, QUESTION, ANSWER))
+
+    rows, remarks = read_rows(str(file), "instruction_tuning")
+
+    assert [message.trained for message in rows[0].messages] == [True, weight == 1, True, True]
+    assert remarks == []
+
+
+@pytest.mark.parametrize("weight", [0.5, -1, 2, "0", None, True, [0]])
+def test_another_weight_is_an_error(file: Path, weight: object) -> None:
+    problems = problems_in(file, row(QUESTION, {**ANSWER, "weight": weight}))
+
+    assert len(problems) == 1
+    assert problems[0].startswith("1: messages[1].weight: must be 0 or 1, is ")
+
+
+def test_a_row_whose_answers_all_have_weight_0_is_an_error(file: Path) -> None:
+    problems = problems_in(file, row(QUESTION, {**ANSWER, "weight": 0}))
+
+    assert problems == ["1: messages: every assistant message has weight 0, so there is nothing to train on"]
+
+
+def test_a_weight_without_an_answer_is_ignored(file: Path) -> None:
+    file.write_text(row({**QUESTION, "weight": 0}, ANSWER))
+
+    assert read_rows(str(file), "instruction_tuning")[1] == [
+        f"{file}: messages[].weight is ignored; 1 rows have it, the first in line 1"
+    ]
+
+
+def test_a_weight_is_ignored_where_all_tokens_count(file: Path) -> None:
+    file.write_text(row(QUESTION, {**ANSWER, "weight": 0}))
+
+    rows, remarks = read_rows(str(file), "causal_lm")
+
+    assert rows[0].messages[1].trained
+    assert remarks == [f"{file}: messages[].weight is ignored; 1 rows have it, the first in line 1"]
+
+
 # Keys that are ignored
 
 

@@ -13,7 +13,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.lora import LoraConfig
 from finetune_api.manifest import read_spec
 from finetune_trainer.model.adapters import peft_remarks
-from finetune_trainer.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.load import load_config, load_model, shape
 
 NAMES = "this model has down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
@@ -158,6 +158,34 @@ def test_an_adapter_of_another_scale_is_refused(tiny_model: Path, adapter: Path)
         == "spec.initial_adapter_model_ckpt_path: the adapter was trained with lora_alpha 16, and"
         " spec.lora_config has 8; they must be equal"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ours"),
+    [("lora_alpha", 12.5, "16"), ("alpha_pattern", {"q_proj": 0.5}, "{}")],
+    ids=["alpha", "pattern"],
+)
+def test_an_adapter_whose_scale_is_no_whole_number_is_refused(
+    tiny_model: Path, adapter: Path, tmp_path: Path, key: str, value: JsonValue, ours: str
+) -> None:
+    other = copy_of(adapter, tmp_path / "adapter")
+    set_keys(other / ADAPTER_CONFIG, **{key: value})
+    lora: JsonValue = {"r": 4, "lora_alpha": 16}
+    assert (
+        problem_of(tiny_model, lora_config=lora, initial_adapter_model_ckpt_path=str(other))
+        == f"spec.initial_adapter_model_ckpt_path: the adapter was trained with {key} {value}, and"
+        f" spec.lora_config has {ours}; they must be equal, and spec.lora_config takes whole numbers only"
+    )
+
+
+def test_a_scale_that_is_written_as_a_decimal_is_the_same(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = copy_of(adapter, tmp_path / "adapter")
+    set_keys(other / ADAPTER_CONFIG, lora_alpha=16.0)
+    lora: JsonValue = {"r": 4, "lora_alpha": 16}
+    spec = spec_of(tiny_model, FULL, lora_config=lora, initial_adapter_model_ckpt_path=str(other))
+    assert shape(spec, load_config(spec)).trainable_parameters > 0
 
 
 def test_an_adapter_of_other_modules_is_refused(tiny_model: Path, adapter: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the files of a model say before a device is used."""
+"""Every file of a model, a tokenizer, an adapter and a checkpoint is damaged in every way."""
 
 from __future__ import annotations
 
@@ -8,173 +8,287 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from pydantic import JsonValue
 from tests.trainer.model_directories import copy_of, set_keys
-from tests.trainer.training_jobs import FULL, LORA, Fields, column, job_of, spec_of, train_here
-from transformers import AutoModelForCausalLM
+from tests.trainer.training_jobs import FULL, LORA, Fields, job_of, spec_of, train_here
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.export.merge import merge
+from finetune_trainer.data.chat import chat_format
 from finetune_trainer.model.load import load_config, load_model, load_tokenizer, shape
 from finetune_trainer.storage.open import open_storage
+from finetune_trainer.storage.run_directory import RunDirectory
 
-POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a2146' * 8}\nsize 12345\n"
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n".encode()
 
-QUANTIZED: dict[str, JsonValue] = {
-    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False},
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
-    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "another-encoding": lambda content: content.decode("latin-1").encode("utf-16"),
+    "a-byte-too-much": lambda content: content[:-2] + b"\xff" + content[-2:],
+    "a-list": lambda _: b"[1, 2]",
+    "null": lambda _: b"null",
+    "pointer": lambda _: POINTER,
+    "binary": lambda _: bytes(range(256)),
 }
 
 
-def refused(check: Callable[[], object]) -> FineTuneError:
+def damaged(original: Path, directory: Path, name: str, damage: Callable[[bytes], bytes]) -> Path:
+    """A copy in which one file is damaged."""
+    copy = copy_of(original, directory)
+    (copy / name).write_bytes(damage((copy / name).read_bytes()))
+    return copy
+
+
+def read(model: Path, way: Fields = LORA, **fields: JsonValue) -> None:
+    """Reads all that training reads of a model."""
+    spec = spec_of(model, way, **fields)
+    chat_format(load_tokenizer(spec), None, spec.trained_task, spec.model_id)
+    shape(spec, load_config(spec))
+    load_model(spec, dtype="fp32", on_gpu=False)
+
+
+def problem_of(model: Path, way: Fields = LORA, **fields: JsonValue) -> str:
     with pytest.raises(FineTuneError) as raised:
-        check()
-    return raised.value
+        read(model, way, **fields)
+    assert len(raised.value.problems) == 1
+    assert len(str(raised.value).splitlines()) == 1
+    assert raised.value.failure_class in (FailureClass.MODEL_NOT_FOUND, FailureClass.INVALID_SPEC)
+    return str(raised.value)
 
 
-def planned(model: Path | str, way: Fields = LORA, **fields: JsonValue) -> tuple[str, ...]:
-    """The warnings of a plan, which reads no weights."""
-    spec = spec_of(Path(model), way, **fields)
-    load_tokenizer(spec)
-    return shape(spec, load_config(spec)).warnings
+MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+]
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("adapter") / "run"
-    train_here(job_of(tiny_model, run, LORA, num_epochs=1, learning_rate=1e-2))
-    return run / "epoch-0"
+def test_these_are_all_files_of_the_tiny_model(tiny_model: Path) -> None:
+    assert sorted(file.name for file in tiny_model.iterdir()) == sorted(MODEL_FILES)
 
 
-@pytest.mark.parametrize("method", QUANTIZED)
-def test_a_quantized_model_is_refused_by_its_configuration(
-    tiny_model: Path, tmp_path: Path, method: str
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_damaged_file_of_a_model_is_one_line_that_names_it(
+    tiny_model: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    model = damaged(tiny_model, tmp_path / "model", name, DAMAGES[damage])
+
+    problem = problem_of(model)
+
+    if name == "chat_template.jinja" and damage in ("cut", "a-list", "null"):
+        # Text is a template, whatever it says.
+        assert problem == (
+            f"spec.generation_config.prompt_format: is needed, since the chat template of {model} cannot be"
+            " read or leaves out what is said"
+        )
+    else:
+        assert problem.startswith(f"spec.model_id: {model / name} ")
+    if damage == "pointer":
+        assert "git lfs pull" in problem
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_file_of_an_adapter_is_one_line_that_names_it(
+    tiny_model: Path, trained: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    adapter = damaged(trained / "epoch-0", tmp_path / "adapter", name, DAMAGES[damage])
+
+    problem = problem_of(tiny_model, initial_adapter_model_ckpt_path=str(adapter))
+
+    assert problem.startswith(f"spec.initial_adapter_model_ckpt_path: {adapter / name} ")
+
+
+WRONG_VALUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
+    "a-size-in-words": ("config.json", {"hidden_size": "wide"}),
+    "no-layers": ("config.json", {"num_hidden_layers": "two"}),
+    "no-heads": ("config.json", {"num_attention_heads": 0}),
+    "a-list-of-sizes": ("config.json", {"vocab_size": [1024]}),
+    "a-template-that-is-a-number": ("tokenizer_config.json", {"chat_template": 5}),
+    "tokens-that-are-numbers": ("tokenizer_config.json", {"eos_token": 5}),
+    "an-unknown-class": ("tokenizer_config.json", {"tokenizer_class": "NoSuchTokenizer"}),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_value_of_another_type_is_one_line_or_does_no_harm(
+    tiny_model: Path, tmp_path: Path, name: str, values: dict[str, JsonValue]
 ) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
-    set_keys(model / "config.json", quantization_config=QUANTIZED[method])
+    set_keys(model / name, **values)
 
-    error = refused(lambda: planned(model))
+    said = f"spec.model_id: {model}"
+    try:
+        read(model)
+    except FineTuneError as error:
+        said = str(error)
 
-    assert error.failure_class is FailureClass.INVALID_SPEC
-    assert str(error) == (
-        f"spec.model_id: {model} is quantized ({method}), and quantized weights cannot be trained here; give"
-        " the model that it was made from, in bf16, fp16 or fp32"
-    )
-
-
-def test_nothing_is_merged_into_a_quantized_base(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
-    base = copy_of(tiny_model, tmp_path / "base")
-    set_keys(base / "config.json", quantization_config=QUANTIZED["gptq"])
-    changed = copy_of(adapter, tmp_path / "adapter")
-    set_keys(changed / "adapter_config.json", base_model_name_or_path=str(base))
-    assert "is quantized (gptq)" in str(refused(lambda: merge(str(changed), tmp_path / "merged")))
+    assert said.startswith(f"spec.model_id: {model}")
+    assert len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("field", ["model_id", "initial_base_model_ckpt_path"])
-def test_an_adapter_in_a_models_place_is_told_where_it_belongs(
-    tiny_model: Path, adapter: Path, field: str
+@pytest.mark.parametrize("kind", ["Unigram3", "Mamba"])
+def test_a_tokenizer_of_a_kind_that_is_not_installed_is_named(
+    tiny_model: Path, tmp_path: Path, kind: str
 ) -> None:
-    fields: Fields = {} if field == "model_id" else {"initial_base_model_ckpt_path": str(adapter)}
-    error = refused(lambda: planned(adapter if field == "model_id" else tiny_model, LORA, **fields))
-    assert error.failure_class is FailureClass.MODEL_NOT_FOUND
-    assert str(error) == (
-        f"spec.{field}: {adapter} is an adapter of {tiny_model}, not a model; give {tiny_model} here, and the"
-        " adapter in spec.initial_adapter_model_ckpt_path, or merge it with `finetune merge`"
-    )
-
-
-def test_an_adapter_of_an_adapter_is_not_merged(adapter: Path, tmp_path: Path) -> None:
-    second = copy_of(adapter, tmp_path / "second")
-    set_keys(second / "adapter_config.json", base_model_name_or_path=str(adapter))
-    error = refused(lambda: merge(str(second), tmp_path / "merged"))
-    assert f"base_model_name_or_path: {adapter} is an adapter of " in str(error)
-
-
-@pytest.fixture
-def leftover(tiny_model: Path, adapter: Path, tmp_path: Path) -> Path:
-    """Full weights with an adapter beside them, as a merge into the adapter's own directory leaves them."""
     model = copy_of(tiny_model, tmp_path / "model")
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(adapter / file, model)
-    return model
+    file = model / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["type"] = kind
+    file.write_text(json.dumps(content))
 
-
-@pytest.mark.parametrize("way", [LORA, FULL], ids=["lora", "full"])
-def test_an_adapter_left_beside_a_full_models_weights_is_not_loaded_and_said(
-    tiny_model: Path, leftover: Path, tmp_path: Path, way: Fields
-) -> None:
-    train_here(job_of(tiny_model, tmp_path / "clean", way, num_epochs=1))
-    train_here(job_of(leftover, tmp_path / "run", way, num_epochs=1))
-
-    assert column(tmp_path / "run", "loss") == column(tmp_path / "clean", "loss")
-    assert (
-        f"spec.model_id: {leftover} has an adapter_config.json beside a full model's weights, and is trained"
-        " without that adapter; delete it, since transformers loads it with the model"
-    ) in planned(leftover, way)
-    assert not any("adapter_config.json" in each for each in planned(tiny_model, way))
-
-
-def test_a_full_checkpoint_of_such_a_base_names_no_place_that_is_gone(leftover: Path, tmp_path: Path) -> None:
-    train_here(job_of(leftover, tmp_path / "run", FULL, num_epochs=1))
-    assert "finetune-model-" not in (tmp_path / "run/epoch-0/config.json").read_text()
-    assert not (tmp_path / "run/epoch-0/adapter_config.json").exists()
-
-
-def test_a_lora_run_on_such_a_base_merges(leftover: Path, tiny_model: Path, tmp_path: Path) -> None:
-    for model, name in ((tiny_model, "clean"), (leftover, "run")):
-        train_here(job_of(model, tmp_path / name, LORA, num_epochs=1))
-        merge(str(tmp_path / name / "epoch-0"), tmp_path / f"{name}-merged")
-    clean, merged = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-merged").state_dict()
-        for name in ("clean", "run")
+    assert problem_of(model).startswith(
+        f"spec.model_id: {file} has a model of type {kind}, which tokenizers 0."
     )
-    assert all(torch.equal(weight, merged[name]) for name, weight in clean.items())
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_a_pointer_of_git_lfs_is_no_model(tiny_model: Path, tmp_path: Path, file: str) -> None:
+def test_all_damaged_files_are_named_at_once(tiny_model: Path, tmp_path: Path) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
-    (model / file).write_text(POINTER)
+    (model / "config.json").write_bytes(b"")
+    (model / "model.safetensors").write_bytes(POINTER)
 
-    error = refused(lambda: planned(model))
+    with pytest.raises(FineTuneError) as raised:
+        read(model)
 
-    assert error.failure_class is FailureClass.MODEL_NOT_FOUND
-    assert str(error) == (
-        f"spec.model_id: {model}: {file} is a pointer of git-lfs, not the content; run `git lfs pull` where"
-        " it was cloned"
+    assert [problem.split(" is ")[0] for problem in raised.value.problems] == [
+        f"spec.model_id: {model / 'config.json'}",
+        f"spec.model_id: {model / 'model.safetensors'}",
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_is_seen_before_weights_are_read(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    model = damaged(tiny_model, tmp_path / "model", name, DAMAGES["pointer"])
+
+    with pytest.raises(FineTuneError) as raised:
+        load_config(spec_of(model, LORA))
+
+    assert str(raised.value) == (
+        f"spec.model_id: {model / name} is a pointer of git-lfs, not the file itself; fetch it with"
+        " `git lfs pull`"
     )
 
 
-def test_so_is_that_of_an_adapter(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
-    pointer = copy_of(adapter, tmp_path / "adapter")
-    (pointer / "adapter_model.safetensors").write_text(POINTER)
-    error = refused(lambda: planned(tiny_model, LORA, initial_adapter_model_ckpt_path=str(pointer)))
-    assert "adapter_model.safetensors is a pointer of git-lfs" in str(error)
-
-
-def test_and_one_in_object_storage_before_weights_are_downloaded(
+def test_one_in_object_storage_is_seen_before_weights_are_downloaded(
     tiny_model: Path, tmp_path: Path, s3_bucket: str
 ) -> None:
     storage = open_storage(f"s3://{s3_bucket}/models")
     with storage.staging("tiny") as staging:
         shutil.copytree(tiny_model, staging, dirs_exist_ok=True)
-        (staging / "model.safetensors").write_text(POINTER)
+        (staging / "model.safetensors").write_bytes(POINTER)
         storage.publish(staging, "tiny", last="config.json")
-    spec = spec_of(tmp_path, LORA, model_id=f"s3://{s3_bucket}/models/tiny")
-    assert "model.safetensors is a pointer of git-lfs" in str(refused(lambda: load_config(spec)))
+    model = f"s3://{s3_bucket}/models/tiny"
+
+    with pytest.raises(FineTuneError) as raised:
+        load_config(spec_of(tmp_path, LORA, model_id=model))
+
+    assert str(raised.value) == (
+        f"spec.model_id: {model}/model.safetensors is a pointer of git-lfs, not the file itself; fetch it"
+        " with `git lfs pull`"
+    )
 
 
-def test_weights_that_the_index_lists_and_are_not_there_are_named(tiny_model: Path, tmp_path: Path) -> None:
+def test_files_that_are_nobodys_business_may_hold_anything(tiny_model: Path, tmp_path: Path) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
-    (model / "model.safetensors").unlink()
-    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(model, max_shard_size="200KB")
-    index = json.loads((model / "model.safetensors.index.json").read_text())
-    gone, *others = sorted(set(index["weight_map"].values()))
-    (model / gone).unlink()
+    (model / "notes.json").write_text("no JSON")
+    (model / "modules.json").write_text("[]")
 
-    error = refused(lambda: load_model(spec_of(model, FULL), dtype="fp32", on_gpu=False))
+    read(model)
 
-    assert str(error) == (f"spec.model_id: {model} lacks 1 of {len(others) + 1} files of weights: {gone}")
+
+# Checkpoints
+
+IN_BF16: Fields = {**FULL, "export_dtype": "bf16"}
+"""Its checkpoints have the weights in fp32 as well, for resuming."""
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an adapter of one epoch."""
+    return run_of(tiny_model, tmp_path_factory.mktemp("lora") / "run", LORA)
+
+
+@pytest.fixture(scope="module")
+def fully_trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a full model of one epoch."""
+    return run_of(tiny_model, tmp_path_factory.mktemp("full") / "run", IN_BF16)
+
+
+def run_of(model: Path, run: Path, way: Fields) -> Path:
+    train_here(job_of(model, run, way, num_epochs=1))
+    (run / "result.json").unlink()
+    return run
+
+
+LORA_STATE = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "state/position.json",
+    "state/optimizer.pt",
+    "state/random.pt",
+]
+FULL_STATE = ["config.json", "model.safetensors", "state/optimizer.pt", "state/weights.pt"]
+READ_AGAIN = [(LORA, name) for name in LORA_STATE if name != "adapter_config.json"] + [
+    (IN_BF16, name) for name in FULL_STATE
+]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a-list", "pointer", "binary"])
+@pytest.mark.parametrize(
+    ("way", "name"),
+    READ_AGAIN,
+    ids=[f"{'lora' if way == LORA else 'full'}-{name}" for way, name in READ_AGAIN],
+)
+def test_a_damaged_file_of_a_checkpoint_is_one_line(
+    tiny_model: Path,
+    trained: Path,
+    fully_trained: Path,
+    tmp_path: Path,
+    way: Fields,
+    name: str,
+    damage: str,
+) -> None:
+    run = Path(shutil.copytree(trained if way == LORA else fully_trained, tmp_path / "run"))
+    file = run / "epoch-0" / name
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    complete = json.loads((run / "epoch-0" / "complete.json").read_text())
+    complete["files"][name] = file.stat().st_size
+    (run / "epoch-0" / "complete.json").write_text(json.dumps(complete))
+    job = job_of(tiny_model, run, way, num_epochs=2)
+    assert job.start.resume_from == "epoch-0"
+
+    with pytest.raises(FineTuneError) as raised:
+        train_here(job)
+
+    assert len(str(raised.value).splitlines()) == 1
+    assert str(run / "epoch-0") in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_result_is_one_line_that_names_it(trained: Path, tmp_path: Path, damage: str) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "result.json").write_bytes(DAMAGES[damage](b'{"version": 1, "finished": true}'))
+
+    with pytest.raises(FineTuneError) as raised:
+        RunDirectory.open(str(run)).result()
+
+    assert str(raised.value) == (
+        f"{run}/result.json: is not what a finished run writes; delete it, and the run goes on from its"
+        " checkpoints"
+    )
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"step": "x"}', "5", '{"step": null}'])
+def test_lines_of_metrics_that_are_none_are_removed(trained: Path, tmp_path: Path, line: str) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    metrics = run / "metrics.jsonl"
+    good = metrics.read_text()
+    metrics.write_text(f"{line}\n{good}")
+
+    RunDirectory.open(str(run)).truncate_metrics(1000)
+
+    assert metrics.read_text() == good

@@ -347,7 +347,7 @@ def test_a_model_without_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) 
     model = copy_of(tiny_model, tmp_path / "model")
     (model / "tokenizer.json").unlink()
     (model / "tokenizer_config.json").unlink()
-    assert problem_of(model).startswith(f"spec.model_id: {model} has no tokenizer that can be read: ")
+    assert problem_of(model).startswith(f"spec.model_id: {model} cannot be read: ")
 
 
 def test_an_architecture_that_transformers_does_not_know_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_damaged_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert problem_of(model).startswith(f"spec.model_id: {model} cannot be read: ")
+    assert problem_of(model).startswith(f"spec.model_id: {weights} is damaged (")
 
 
 def test_weights_that_are_missing_are_not_made_up(tiny_model: Path, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ token or when an answer quotes one.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -23,6 +25,9 @@ from finetune_trainer.data.rendering import Rendering, RenderingError, Span
 from finetune_trainer.data.rows import Message, Row
 
 Task = Literal["causal_lm", "instruction_tuning"]
+
+SHOWN_TOKENS = 3
+_QUESTION = "Ping?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class ChatFormat:
         tokenizer: PreTrainedTokenizerBase,
         rendering: Rendering,
         task: Task,
+        source: str,
         *,
         ends: Sequence[int] = (),
         warnings: Sequence[str] = (),
@@ -52,8 +58,11 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._rendering = rendering
         self._task = task
+        self._source = source
         self.ends = tuple(ends)
         self.warnings = tuple(warnings)
+        self.shortened: list[int] = []
+        """The lines of the rows encoded so far of whose answers something is not in the text."""
 
     @property
     def chat_template(self) -> str | None:
@@ -64,12 +73,15 @@ class ChatFormat:
         """Tokenizes a row, and marks the tokens that count in the loss.
 
         For causal_lm all tokens count; for instruction_tuning the assistant's turns do, each with the text
-        that ends it. Raises FineTuneError (InvalidData) with the reason, but without file and line.
+        that ends it, but for those of weight 0. Raises FineTuneError (InvalidData) with the reason, but
+        without file and line.
         """
         try:
             text, answers = self._written(row.messages)
         except RenderingError as error:
             raise FineTuneError(FailureClass.INVALID_DATA, str(error)) from error
+        if not _says_all(text, answers, row.messages):
+            self.shortened.append(row.line)
         tokens = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = cast("list[int]", tokens["input_ids"])
         if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
@@ -91,13 +103,54 @@ class ChatFormat:
             ],
         )
 
+    def remarks(self, rows: Sequence[Row], path: str) -> list[str]:
+        """Warnings about the rows of a file, once all are encoded."""
+        remarks = []
+        if self.shortened:
+            left_out = "leaves out a part of what is answered, such as thoughts, which is not trained on"
+            remarks.append(f"{path}: {self._source} {left_out}; {_rows(self.shortened)}")
+            self.shortened = []
+        tokens, lines = self._control_tokens(rows)
+        if lines:
+            shown = ", ".join(tokens[:SHOWN_TOKENS]) + (", ..." if len(tokens) > SHOWN_TOKENS else "")
+            read = "in what is said is read as a control token; take it out where it is meant as text"
+            remarks.append(f"{path}: {shown} {read}; {_rows(lines)}")
+        return remarks
+
+    def _control_tokens(self, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
+        """The control tokens that stand in contents, and the lines of their rows.
+
+        A prompt_format may leave it to the rows to write them when all of a row counts.
+        """
+        if self._task == "causal_lm" and isinstance(self._rendering, FormatRendering):
+            return [], []
+        added = self._tokenizer.added_tokens_decoder.values()
+        names = {*self._tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        if not names:
+            return [], []
+        control = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        found: dict[str, None] = {}
+        lines = []
+        for row in rows:
+            here = [token for message in row.messages for token in control.findall(message.content)]
+            found |= dict.fromkeys(here)
+            lines += [row.line] if here else []
+        return list(found), lines
+
     def _written(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
-        """The conversation as text, and the spans of its answers, or None when all of it counts."""
-        return (
-            (self._rendering.text(messages), None)
-            if self._task == "causal_lm"
-            else self._rendering.answers(messages)
-        )
+        """The conversation as text, and the spans that count in it, or None when all of it counts."""
+        if self._task == "causal_lm":
+            return self._rendering.text(messages), None
+        text, spans = self._rendering.answers(messages)
+        answers = [message for message in messages if message.role == "assistant"]
+        if all(answer.trained for answer in answers):
+            return text, spans
+        if len(spans) != len(answers):
+            raise RenderingError(
+                f"messages: {self._source} marks {len(spans)} answers, and the row has {len(answers)}, so it"
+                " cannot be told which of them has weight 0"
+            )
+        return text, [span for span, answer in zip(spans, answers, strict=True) if answer.trained]
 
 
 def chat_format(
@@ -124,6 +177,14 @@ def chat_format(
         raise FineTuneError(
             FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {missing}"
         ) from error
+    source = (
+        f"the chat template of {model}"
+        if prompt_format is None
+        else "spec.generation_config.prompt_format.assistant"
+    )
+    if task == "causal_lm" and not _writes_questions(rendering):
+        what = f"is needed, since {source} cannot be read or leaves out what is said"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {what}")
     try:
         end_of_turn = rendering.end_of_turn
     except RenderingError as error:
@@ -134,11 +195,6 @@ def chat_format(
             raise FineTuneError(
                 FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {needed}"
             ) from error
-    source = (
-        f"the chat template of {model}"
-        if prompt_format is None
-        else "spec.generation_config.prompt_format.assistant"
-    )
     warnings = []
     if not end_of_turn and task == "instruction_tuning":
         warnings.append(f"{source}: nothing ends an answer, so the model does not learn where to stop")
@@ -150,7 +206,7 @@ def chat_format(
         ends = [end, *ends]
     elif end_of_turn:
         warnings.append(_no_end(tokenizer, end_of_turn, source))
-    return ChatFormat(tokenizer, rendering, task, ends=list(dict.fromkeys(ends)), warnings=warnings)
+    return ChatFormat(tokenizer, rendering, task, source, ends=list(dict.fromkeys(ends)), warnings=warnings)
 
 
 def _no_end(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> str:
@@ -175,3 +231,26 @@ def inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
         first, last = bisect_right(ends, span_start), bisect_left(starts, span_end)
         marked[first:last] = [True] * (last - first)
     return marked
+
+
+def _says_all(text: str, answers: Sequence[Span] | None, messages: Sequence[Message]) -> bool:
+    """Whether all that the assistant says is in the text; white space aside, which templates put anywhere."""
+    said = ["".join(message.content.split()) for message in messages if message.role == "assistant"]
+    if answers is not None and len(answers) == len(said):
+        written = ["".join(text[start:end].split()) for start, end in answers]
+        return all(map(str.__contains__, written, said))
+    whole = "".join(text.split())
+    return all(each in whole for each in said)
+
+
+def _rows(lines: Sequence[int]) -> str:
+    """How many rows it is, and which is the first."""
+    return f"{len(lines)} rows have it, the first in line {lines[0]}"
+
+
+def _writes_questions(rendering: Rendering) -> bool:
+    """Whether a question is in its own text. What is refused for another reason is refused row by row."""
+    try:
+        return _QUESTION in rendering.text([Message("user", _QUESTION)])
+    except RenderingError as error:
+        return not isinstance(error.__cause__, TemplateSyntaxError)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from functools import cached_property
 from itertools import takewhile
-from typing import cast
+from typing import NamedTuple, cast
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from finetune_trainer.data.alignment import PRIVATE_USE, Marks, Place, places
 from finetune_trainer.data.rendering import RenderingError, Span
 from finetune_trainer.data.rows import Message
 
@@ -20,8 +22,20 @@ _TODAY = date(2024, 7, 26)
 """The date that templates get as today's: the one that Llama 3.1's template falls back to."""
 _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PRIVATE_USE = range(0xE000, 0xF900)
-"""Characters without a meaning in Unicode, which no template treats in a special way."""
+
+
+class Prompt(NamedTuple):
+    """What a template writes after the content of a message."""
+
+    asked: str
+    """To have an answer."""
+    unasked: str
+    """Without asking for one."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether asking makes a difference: some templates ask only after a message, others never."""
+        return self.asked != self.unasked
 
 
 class TemplateRendering:
@@ -55,11 +69,7 @@ class TemplateRendering:
         """
         text, spans = self._render(messages)
         if not self._tagged:
-            spans = [
-                self._answer(messages, text, index)
-                for index, message in enumerate(messages)
-                if message.role == "assistant"
-            ]
+            spans = self._spans(messages, text)
         return text, [(start, self._with_end_of_turn(text, end)) for start, end in spans]
 
     def prompt(self, messages: Sequence[Message]) -> str:
@@ -73,56 +83,186 @@ class TemplateRendering:
         Found by writing a short conversation with the template.
         Raises RenderingError when the template cannot write a question and an answer.
         """
-        mark = chr(_PRIVATE_USE.start)
+        mark = chr(PRIVATE_USE.start)
         conversation = [
             Message("user", "Ping?"),
             Message("assistant", mark),
             Message("user", "Ping?"),
             Message("assistant", "Pong."),
         ]
-        at_end = self._after(mark, conversation[:2])
-        between = self._after(mark, conversation)
+        _, at_end = self._around(mark, conversation[:2])
+        _, between = self._around(mark, conversation)
         ending = at_end.rstrip()
         # Some templates (Phi-3's) end a turn, and then the conversation. What both texts share ends a turn.
         return (
             ending if between.startswith(ending) else self._common_tokens(at_end, between).rstrip() or ending
         )
 
-    def _answer(self, messages: Sequence[Message], text: str, index: int) -> Span:
-        prompt = self.prompt(messages[:index])
-        if not text.startswith(prompt):
-            raise RenderingError(
-                f"messages[{index}]: the chat template of {self._model} asks for this answer with other text"
-                " than it writes before it, so what to train on cannot be told; set"
-                " spec.generation_config.prompt_format, which writes every turn alike"
+    def _spans(self, messages: Sequence[Message], text: str) -> list[Span]:
+        """The spans of the answers in the text, without what ends their turns."""
+        marks = Marks.beside(messages, text)
+        found = places(messages, text, marks, self.text)
+        indices = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if found is None:
+            return [self._span(messages, text, index) for index in indices]
+        asked = self._asked(messages, found, marks)
+        spans = []
+        for index in indices:
+            place = found[index]
+            begin = self._begin_of_turn(messages, text, index, place, asked[index], marks)
+            if begin is None:
+                raise self._asks_otherwise(index)
+            spans.append((place.start + begin, place.end))
+        return spans
+
+    def _begin_of_turn(
+        self,
+        messages: Sequence[Message],
+        text: str,
+        index: int,
+        place: Place,
+        prompt: Prompt | None,
+        marks: Marks,
+    ) -> int | None:
+        """How much of what stands in its place a prompt for an answer gives; None when it cannot be told."""
+        written = text[place.start : place.end]
+        after_question = index > 0 and messages[index - 1].role == "user"
+        if prompt is not None and written.startswith(prompt.asked) and (index or prompt.asks):
+            return len(prompt.asked)
+        if after_question:
+            return self._begin(written, place.before, prompt) if prompt is not None else None
+        begin = self._begin_after_a_question(messages, written, index, marks)
+        if begin is None and prompt is not None and written.startswith(prompt.asked):
+            return len(prompt.asked)
+        return begin
+
+    def _asked(
+        self, messages: Sequence[Message], found: dict[int, Place], marks: Marks
+    ) -> dict[int, Prompt | None]:
+        """For each answer what a prompt for it ends with; None when the template refuses to ask for it.
+
+        It depends on the role of the message before. So of all answers after a message of the same role, the
+        first and the last are asked for, and the others only if these two differ.
+        """
+        by_role: dict[str, list[int]] = {}
+        for index in sorted(found):
+            by_role.setdefault(messages[index - 1].role if index else "", []).append(index)
+        asked: dict[int, Prompt | None] = {}
+        for alike in by_role.values():
+            ends = {
+                index: self._ask(messages[:index], found[index].previous, marks)
+                for index in {alike[0], alike[-1]}
+            }
+            same = ends[alike[0]] == ends[alike[-1]]
+            for index in alike:
+                asked[index] = (
+                    ends[alike[0]] if same else self._ask(messages[:index], found[index].previous, marks)
+                )
+        return asked
+
+    def _ask(self, messages: Sequence[Message], previous: int | None, marks: Marks) -> Prompt | None:
+        """What a prompt ends with after the content of the message `previous`, which must be its last."""
+        marked = marks.marked(messages)
+        try:
+            order, pieces = marks.split(self.prompt(marked))
+        except RenderingError:
+            return None
+        unasked = ""
+        with suppress(RenderingError):
+            unasked = marks.split(self.text(marked))[1][-1]
+        last = order[-1] if order else None
+        return Prompt(pieces[-1], unasked) if last == previous else None
+
+    def _begin(self, written: str, before: str, prompt: Prompt) -> int | None:
+        """The length of that part of `written` which a prompt has given; None when it cannot be told.
+
+        `before` is what is written before the content of any answer. Where a prompt has more than that, or
+        other white space, as in templates that open a thought in it, an answer begins where its turn leaves
+        the prompt.
+        """
+        if written.startswith(prompt.asked):
+            return len(prompt.asked)
+        alike = before.startswith(prompt.asked) or prompt.asked.startswith(before)
+        if alike and written.startswith(before):
+            shared = before
+        else:
+            shared = self._common_tokens(written if alike else before, prompt.asked)
+            if not (alike or prompt.asked[len(shared) :].isspace()):
+                return None
+        return len(shared) if len(shared) > _shared_length(prompt.asked, prompt.unasked) else None
+
+    def _begin_after_a_question(
+        self, messages: Sequence[Message], written: str, index: int, marks: Marks
+    ) -> int | None:
+        """The same for an answer after no question, as if there were one.
+
+        Conversations may begin with an answer, but few templates can write a prompt without a question.
+        """
+        asking = [*messages[:index], Message("user", "?"), *messages[index:]]
+        marked = marks.marked(asking)
+        prompt = self._ask(asking[: index + 1], index, marks)
+        try:
+            order, pieces = marks.split(self.text(marked))
+            others, between = marks.split(
+                self.text([*marked[: index + 1], asking[index + 1], *marked[index + 2 :]])
             )
-        return len(prompt), self._end_of_content(messages, text, index)
+        except RenderingError:
+            return None
+        if prompt is None or index + 1 not in order or index + 1 in others or index not in others:
+            return None
+        position = order.index(index + 1)
+        turn = between[others.index(index) + 1].removesuffix(pieces[position + 1])
+        begin = self._begin(turn, pieces[position], prompt)
+        if begin is None or not written.endswith(turn[begin:]):
+            return None
+        return len(written) - len(turn[begin:])
 
-    def _end_of_content(self, messages: Sequence[Message], text: str, index: int) -> int:
-        """The position in the text at which the content of a message ends.
+    def _asks_otherwise(self, index: int) -> RenderingError:
+        return RenderingError(
+            f"messages[{index}]: the chat template of {self._model} asks for this answer with other text"
+            " than it writes before it, so what to train on cannot be told; set"
+            " spec.generation_config.prompt_format, which writes every turn alike"
+        )
 
-        It is found by putting a mark in place of the content, and looking at what follows the mark. The
+    def _span(self, messages: Sequence[Message], text: str, index: int) -> Span:
+        """The span of one answer, found by writing the whole conversation again."""
+        before, end = self._around_content(messages, text, index)
+        try:
+            prompt = Prompt(self.prompt(messages[:index]), self.text(messages[:index]))
+        except RenderingError as error:
+            raise self._asks_otherwise(index) from error
+        begin = self._begin(text[:end], before, prompt)
+        if begin is None:
+            raise self._asks_otherwise(index)
+        return begin, end
+
+    def _around_content(self, messages: Sequence[Message], text: str, index: int) -> tuple[str, int]:
+        """What is written before the content of a message, and where in the text its content ends.
+
+        The end is found by putting a mark in place of the content, and looking at what follows the mark. The
         content itself cannot be searched for: templates strip it or cut thoughts from it, and a short one
         may occur elsewhere too.
         """
-        mark = next(mark for mark in map(chr, _PRIVATE_USE) if mark not in text)
-        after = self._after(mark, [*messages[:index], Message("assistant", mark), *messages[index + 1 :]])
+        mark = next(mark for mark in map(chr, PRIVATE_USE) if mark not in text)
+        before, after = self._around(
+            mark, [*messages[:index], Message("assistant", mark), *messages[index + 1 :]]
+        )
         if not text.endswith(after):
             raise RenderingError(
                 f"messages[{index}].content: changes how the chat template of {self._model} writes what"
                 " follows, so what to train on cannot be told; set spec.generation_config.prompt_format,"
                 " which writes every turn alike"
             )
-        return len(text) - len(after)
+        return before, len(text) - len(after)
 
-    def _after(self, mark: str, messages: Sequence[Message]) -> str:
-        """The text that follows the answer whose content is `mark`."""
-        _, found, after = self.text(messages).partition(mark)
+    def _around(self, mark: str, messages: Sequence[Message]) -> tuple[str, str]:
+        """The text before and after the answer whose content is `mark`."""
+        before, found, after = self.text(messages).partition(mark)
         if not found:
             raise RenderingError(
                 f"messages: the chat template of {self._model} leaves out what the assistant says"
             )
-        return after
+        return before, after
 
     def _with_end_of_turn(self, text: str, end: int) -> int:
         return end + len(self.end_of_turn) if text.startswith(self.end_of_turn, end) else end
@@ -165,3 +305,8 @@ def _with_fixed_date(template: str) -> str:
     writes the current date.
     """
     return _STRFTIME_NOW.sub(lambda call: repr(_TODAY.strftime(call["format"])), template)
+
+
+def _shared_length(first: str, second: str) -> int:
+    """The number of characters with which both texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

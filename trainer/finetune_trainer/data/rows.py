@@ -23,6 +23,8 @@ class Message:
 
     role: str
     content: str
+    trained: bool = True
+    """Whether an answer counts in the loss; not where its `weight` is 0, as in OpenAI's rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +98,25 @@ def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
     problems: list[str] = []
     for index, turn in enumerate(turns):
         try:
-            messages.append(_message(turn))
+            messages.append(_message(turn, task))
         except _RowError as bad:
             problems += [f"messages[{index}]{problem}" for problem in bad.problems]
         else:
-            unknown |= dict.fromkeys(f"messages[].{key}" for key in turn if key not in ("role", "content"))
+            known = ("role", "content", *(["weight"] if _weighed(turn, task) else []))
+            unknown |= dict.fromkeys(f"messages[].{key}" for key in turn if key not in known)
     if problems:
         raise _RowError(*problems)
-    _check_roles([message.role for message in messages], task)
+    _check_roles(messages, task)
     messages.sort(key=lambda message: message.role != "system")
     return tuple(messages), list(unknown)
 
 
-def _message(turn: object) -> Message:
+def _weighed(turn: dict[str, object], task: str) -> bool:
+    """Whether a message's weight means something: in causal_lm all tokens count."""
+    return task == "instruction_tuning" and turn.get("role") == "assistant"
+
+
+def _message(turn: object, task: str) -> Message:
     if not isinstance(turn, dict):
         raise _RowError(f': must be an object {{"role": ..., "content": ...}}, is {_kind(turn)}')
     problems = [
@@ -125,13 +133,17 @@ def _message(turn: object) -> Message:
         problems.append(".content: is empty; give it a text or leave the message out")
     elif _SURROGATE.search(content):
         problems.append(r".content: holds a \ud800 to \udfff that is half of a character; repair the text")
+    weight = turn.get("weight", 1) if _weighed(turn, task) else 1
+    if isinstance(weight, bool) or weight not in (0, 1):
+        problems.append(f".weight: must be 0 or 1, is {_kind(weight)}; 0 leaves the answer out of the loss")
     if problems:
         raise _RowError(*problems)
-    return Message(str(role), str(content))
+    return Message(str(role), str(content), trained=weight != 0)
 
 
-def _check_roles(roles: list[str], task: str) -> None:
+def _check_roles(messages: list[Message], task: str) -> None:
     problems = []
+    roles = [message.role for message in messages]
     if roles.count("system") > 1:
         problems.append(f"messages: has {roles.count('system')} system messages; at most one is possible")
     if "user" not in roles:
@@ -141,6 +153,8 @@ def _check_roles(roles: list[str], task: str) -> None:
             "messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm"
             " all tokens count"
         )
+    elif "assistant" in roles and not any(each.trained for each in messages if each.role == "assistant"):
+        problems.append("messages: every assistant message has weight 0, so there is nothing to train on")
     if problems:
         raise _RowError(*problems)
 

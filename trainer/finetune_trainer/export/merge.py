@@ -22,7 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.checkpoint.inference import generation_config
-from finetune_trainer.model.files import (
+from finetune_trainer.model.contents import (
     ADAPTER_CONFIG,
     check_is_model,
     check_not_quantized,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.lora import ALL_LINEAR, LoraConfig
-from finetune_trainer.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.reach import unreached
 
 SHOWN_MODULES = 12
@@ -256,9 +256,17 @@ def _existing(model: PreTrainedModel) -> str:
 class _Scale(BaseModel):
     """The fields of PEFT's adapter_config.json that, besides `r`, scale an adapter; with PEFT's defaults."""
 
-    lora_alpha: int = 8
-    alpha_pattern: dict[str, int] = {}
+    lora_alpha: int | float = 8
+    alpha_pattern: dict[str, int | float] = {}
     use_rslora: bool = False
+
+
+_WHOLE_ONLY = ", and spec.lora_config takes whole numbers only"
+
+
+def _whole(value: object) -> bool:
+    numbers = value.values() if isinstance(value, dict) else [value]
+    return not any(isinstance(number, float) and not number.is_integer() for number in numbers)
 
 
 def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
@@ -302,7 +310,7 @@ def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
         if getattr(ours, field) != value:
             what = (
                 f"the adapter was trained with {field} {value}, and spec.lora_config has"
-                f" {getattr(ours, field)}; they must be equal"
+                f" {getattr(ours, field)}; they must be equal{'' if _whole(value) else _WHOLE_ONLY}"
             )
             raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {what}")
 

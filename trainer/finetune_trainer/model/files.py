@@ -1,108 +1,159 @@
-"""What the files of a model say before any weight is read: quantized, an adapter, leftovers, pointers."""
+"""Says which file of a model, a tokenizer or an adapter is damaged, and how.
+
+Libraries raise whatever they meet when they read such a file: some of it names no file, some is no error of
+reading at all.
+"""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
-from transformers import PreTrainedConfig
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from finetune_api.failure import FailureClass, FineTuneError
 
-CONFIG = "config.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-_POINTER = "version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024
 """The most bytes that a pointer of git-lfs may have, by its specification."""
+OBJECTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "adapter_config.json",
+    "model.safetensors.index.json",
+)
+"""Small files of a JSON object each."""
+LARGE = ("tokenizer.json", "vocab.json")
+"""The same, but large: they are looked into only when reading them has failed."""
+READ = ("*.json", "*.jinja", "*.safetensors", "*.model")
+
+Look = Callable[[Path], str | None]
+"""Looks at a file, and says what is wrong with it, if anything is."""
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_AGAIN = "copy it there again"
+_log = logging.getLogger(__name__)
 
 
-def is_pointer(text: str) -> bool:
-    """Whether the beginning of a file is that of a pointer, which git-lfs leaves where it has not fetched."""
-    return text.startswith(_POINTER)
+def check_files(directory: Path, where: str) -> None:
+    """Looks at what can be seen quickly of the files in a model's or an adapter's directory.
+
+    Raises FineTuneError (ModelNotFound) with a problem for every file that is empty, a pointer, or a small
+    one that is not the JSON that it must be; each begins with `where`, the field that names the directory.
+    """
+    _refuse(directory, where, _quick)
 
 
-def check_no_pointers(directory: Path, where: str, source: str) -> None:
-    """Raises FineTuneError (ModelNotFound) when files of a model or an adapter are pointers of git-lfs."""
-    pointers = [
-        file.name
-        for file in sorted(directory.iterdir())
-        if file.is_file()
-        and file.stat().st_size <= LARGEST_POINTER
-        and is_pointer(file.read_bytes()[: len(_POINTER)].decode(errors="replace"))
-    ]
-    refuse_pointers(pointers, where, source)
-
-
-def refuse_pointers(pointers: list[str], where: str, source: str) -> None:
-    """Raises FineTuneError (ModelNotFound) when there are any."""
-    if pointers:
-        what = f"{', '.join(pointers)} {'is a pointer' if len(pointers) == 1 else 'are pointers'} of git-lfs"
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
-            f"{where}: {source}: {what}, not the content; run `git lfs pull` where it was cloned",
-        )
-
-
-def check_is_model(directory: Path, where: str, source: str) -> None:
-    """Raises FineTuneError (ModelNotFound) when the directory holds an adapter."""
-    adapter = directory / ADAPTER_CONFIG
-    if not (directory / CONFIG).is_file() and adapter.is_file():
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path") or "its base model"
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
-            f"{where}: {source} is an adapter of {base}, not a model; give {base} here, and the adapter in"
-            " spec.initial_adapter_model_ckpt_path, or merge it with `finetune merge`",
-        )
-
-
-def check_shards(directory: Path, where: str, source: str) -> None:
-    """Raises FineTuneError (ModelNotFound) when weights that the index lists are not there."""
-    index = directory / INDEX
-    if not index.is_file():
-        return
-    listed = set(json.loads(index.read_text())["weight_map"].values())
-    absent = sorted(name for name in listed if not (directory / name).is_file())
-    if absent:
-        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
-            f"{where}: {source} lacks {len(absent)} of {len(listed)} files of weights: {shown}",
-        )
-
-
-def check_not_quantized(config: PreTrainedConfig, where: str, source: str) -> None:
-    """Raises FineTuneError (InvalidSpec) when the weights are quantized."""
-    for each in (config, config.get_text_config()):
-        found = getattr(each, "quantization_config", None)
-        if found:
-            fields = found if isinstance(found, dict) else found.to_dict()
-            method = fields.get("quant_method") or "an unknown method"
-            raise FineTuneError(
-                FailureClass.INVALID_SPEC,
-                f"{where}: {source} is quantized ({method}), and quantized weights cannot be trained here;"
-                " give the model that it was made from, in bf16, fp16 or fp32",
-            )
-
-
-def leftover_adapter(directory: Path) -> bool:
-    """Whether an adapter lies beside the weights of a full model."""
-    return (directory / CONFIG).is_file() and (directory / ADAPTER_CONFIG).is_file()
+def pointer(start: bytes) -> str | None:
+    """What is wrong with a file that begins so, if it is one that git-lfs leaves where it has not fetched."""
+    if not start.startswith(_POINTER):
+        return None
+    return "is a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`"
 
 
 @contextmanager
-def without_leftovers(directory: Path) -> Iterator[Path]:
-    """The model's directory without the adapter beside it, which transformers would load with the model."""
-    if not leftover_adapter(directory):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="finetune-model-") as name:
-        for file in directory.iterdir():
-            if not file.name.startswith("adapter_"):
-                (Path(name) / file.name).symlink_to(file.absolute())
-        yield Path(name)
+def reading(directory: Path, where: str) -> Iterator[None]:
+    """Turns whatever a library raises while it reads the directory's files into a FineTuneError.
+
+    It names the damaged files (ModelNotFound); where all look right, it has the first line of what the
+    library says. What is about memory or storage, and what is for people already, stays as it is.
+    """
+    try:
+        yield
+    except (FineTuneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "can't allocate memory" in str(error):
+            raise
+        _log.info("%s cannot be read", directory, exc_info=error)
+        _refuse(directory, where, _problem)
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND, f"{where}: {directory} cannot be read: {one_line(error)}"
+        ) from error
+
+
+def _refuse(directory: Path, where: str, look: Look) -> None:
+    problems = []
+    for file in sorted({file for pattern in READ for file in directory.glob(pattern)}):
+        problem = look(file)
+        if problem is not None:
+            problems.append(f"{where}: {file} {problem}")
+    if problems:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, *problems)
+
+
+def _quick(file: Path) -> str | None:
+    if not file.is_file():
+        return "is a directory, not a file" if file.name in (*OBJECTS, *LARGE) else None
+    with file.open("rb") as stream:
+        start = stream.read(len(_POINTER))
+    if not start:
+        return f"is empty; {_AGAIN}"
+    problem = pointer(start)
+    return _not_an_object(file) if problem is None and file.name in OBJECTS else problem
+
+
+def _problem(file: Path) -> str | None:
+    problem = _quick(file)
+    if problem is not None:
+        return problem
+    if file.name in LARGE:
+        problem = _not_an_object(file)
+    if problem is None and file.name == "tokenizer.json":
+        return _no_tokenizer(file)
+    if file.suffix == ".jinja":
+        return _not_text(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            return f"is damaged ({one_line(error)}); {_AGAIN}"
+    return problem
+
+
+def _not_text(file: Path) -> str | None:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 text from byte {error.start + 1} on; {_AGAIN}"
+    return None
+
+
+def _not_an_object(file: Path) -> str | None:
+    problem = _not_text(file)
+    if problem is not None:
+        return problem
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON ({one_line(error)}), as one that is cut off; {_AGAIN}"
+    return None if isinstance(content, dict) else f"must be a JSON object; {_AGAIN}"
+
+
+def _no_tokenizer(file: Path) -> str | None:
+    """Why the installed package tokenizers does not take a tokenizer.json that is a JSON object."""
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 - a plain Exception is what it raises
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model")
+        kind = kind.get("type") if isinstance(kind, dict) else None
+        installed = f"tokenizers {version('tokenizers')}"
+        if isinstance(kind, str) and "variant" in str(error):
+            known = "a newer version may, or use a model whose tokenizer.json it reads"
+            return f"has a model of type {kind}, which {installed} does not know or not in this form; {known}"
+        return f"is none that {installed} reads ({one_line(error)}); {_AGAIN}"
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of what an exception says, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

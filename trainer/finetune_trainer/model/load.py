@@ -8,7 +8,7 @@ from typing import TypedDict, cast
 
 import peft
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,13 +33,15 @@ from finetune_trainer.model.adapters import (
     with_adapters,
 )
 from finetune_trainer.model.attention import uses_flash_attention
-from finetune_trainer.model.files import (
+from finetune_trainer.model.contents import (
+    check_ends,
     check_is_model,
     check_not_quantized,
     check_shards,
     leftover_adapter,
     without_leftovers,
 )
+from finetune_trainer.model.files import one_line, reading
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
 from finetune_trainer.model.source import fetch_model, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
@@ -82,22 +84,25 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     source, where = _base(spec)
     path, name = fetch_model(source, where, weights=False), source_name(source)
     check_is_model(path, where, name)
-    try:
+    with reading(path, where):
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
-    except (ValueError, OSError) as error:
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
-        ) from error
-    check_not_quantized(config, where, name)
+        check_not_quantized(config, where, name)
     return config
 
 
 def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
-    """Loads the base model's generation config, or makes it of its configuration, as transformers does."""
-    path = fetch_model(*_base(spec), weights=False)
-    if (path / GENERATION_CONFIG_NAME).is_file():
-        return GenerationConfig.from_pretrained(path)
-    return GenerationConfig.from_model_config(load_config(spec))
+    """Loads the base model's generation config, or makes it of its configuration, as transformers does.
+
+    Raises FineTuneError as `load_config` does.
+    """
+    source, where = _base(spec)
+    path = fetch_model(source, where, weights=False)
+    with reading(path, where):
+        if (path / GENERATION_CONFIG_NAME).is_file():
+            generation = GenerationConfig.from_pretrained(path)
+            check_ends(generation, where, source_name(source))
+            return generation
+        return GenerationConfig.from_model_config(load_config(spec))
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
@@ -107,13 +112,8 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
     end-of-text token to pad with.
     """
     path = fetch_model(spec.model_id, "spec.model_id", weights=False)
-    try:
+    with reading(path, "spec.model_id"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND,
-            f"spec.model_id: {spec.model_id} has no tokenizer that can be read: {_short(error)}",
-        ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         missing = (
             "its tokenizer has neither a pad token nor an end-of-text token;"
@@ -141,9 +141,14 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = task_of(spec).model_class.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        what = f"a {config.model_type} is not a causal language model that transformers knows"
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {what}") from error
+    except Exception as error:
+        source, where = _base(spec)
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            what = f"a {config.model_type} is not a causal language model that transformers knows"
+        else:
+            name = source if isinstance(source, str) else source.repo_id
+            what = f"{name} has a config.json of which no model can be made: {one_line(error)}"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}") from error
     if sees_later_tokens(task_of(spec).model_class, config):
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {_not_causal(config)}")
     text = config.get_text_config()
@@ -155,10 +160,10 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
             trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
         warnings += check_patterns(spec.lora_config, adapted)
         if spec.initial_adapter_model_ckpt_path is not None:
-            check_adapter(
-                adapted,
-                fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path"),
-            )
+            where = "spec.initial_adapter_model_ckpt_path"
+            adapter = fetch_model(spec.initial_adapter_model_ckpt_path, where)
+            with reading(adapter, where):
+                check_adapter(adapted, adapter)
     return Shape(
         total_parameters=_count(trained),
         trainable_parameters=_count(trained, trainable=True),
@@ -207,6 +212,7 @@ def load_model(
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
     model_class = task_of(spec).model_class
+    where = where if weights != resumed else "the checkpoint to resume from"
     model = _read_weights(weights, where, model_class, dtype=held, attention=attention)
     freeze_unreached(model)
     if spec.recomputes_activations:
@@ -220,7 +226,8 @@ def load_model(
     torch.manual_seed(spec.seed)
     adapted = with_adapters(model, spec.lora_config)
     if adapter is not None:
-        load_adapter(adapted, adapter)
+        with reading(adapter, "the adapter"):
+            load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
 
@@ -241,7 +248,9 @@ def saved_dtype(spec: FineTuneJobSpec) -> torch.dtype:
     if isinstance(named, torch.dtype):
         return named
     source, where = _base(spec)
-    return _precision_of_weights(fetch_model(source, where))
+    path = fetch_model(source, where)
+    with reading(path, where):
+        return _precision_of_weights(path)
 
 
 def _precision_of_weights(directory: Path) -> torch.dtype:
@@ -271,21 +280,16 @@ def _read_weights(
     attention: str | None,
 ) -> PreTrainedModel:
     """Loads a model, and fails when weights are missing, which transformers itself fills at random."""
-    check_shards(path, where, str(path))
-    try:
-        with without_leftovers(path) as directory:
-            loaded = model_class.from_pretrained(
-                directory,
-                dtype=dtype,
-                attn_implementation=attention,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"{where}: {path} cannot be read: {_short(error)}"
-        ) from error
+    with reading(path, where), without_leftovers(path) as directory:
+        check_shards(path, where, str(path))
+        loaded = model_class.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     # With output_loading_info it gives a pair.
     model, loading = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
     absent = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
@@ -309,7 +313,3 @@ def _count(model: torch.nn.Module, *, trainable: bool = False) -> int:
     return sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trainable
     )
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -21,14 +21,9 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
-from finetune_trainer.model.files import (
-    LARGEST_POINTER,
-    check_no_pointers,
-    is_pointer,
-    refuse_pointers,
-)
+from finetune_trainer.model.files import LARGEST_POINTER, check_files, pointer
 from finetune_trainer.storage.mounts import mounted_here
-from finetune_trainer.storage.open import open_storage
+from finetune_trainer.storage.open import Storage, open_storage
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -67,8 +62,15 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
 
     Without `weights`, only its configuration and tokenizer are downloaded. For a local path the hub is never
     asked. Raises FineTuneError (ModelNotFound, AccessDenied or StorageError)
-    with a message that begins with `where`, a field such as `spec.model_id`.
+    with a message that begins with `where`, a field such as `spec.model_id`, and for files that are damaged
+    as `check_files` does.
     """
+    path = _fetched(source, where, weights=weights)
+    check_files(path, where)
+    return path
+
+
+def _fetched(source: str | HubRepository, where: str, *, weights: bool) -> Path:
     if isinstance(source, HubRepository):
         return _from_hub(source.repo_id, where, weights=weights)
     name = hub_name(source)
@@ -96,7 +98,6 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
                 FailureClass.MODEL_NOT_FOUND,
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
-    check_no_pointers(path, where, source)
     return path
 
 
@@ -154,9 +155,7 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
                 FailureClass.MODEL_NOT_FOUND,
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
-    small = [file for file, size in files.items() if "/" not in file and size <= LARGEST_POINTER]
-    pointers = [file for file in small if is_pointer(storage.read_text(file) or "")]
-    refuse_pointers(pointers, where, source)
+    _refuse_pointers(storage, files, where)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
     storage.download(
@@ -168,6 +167,18 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
         target,
     )
     return target
+
+
+def _refuse_pointers(storage: Storage, files: dict[str, int], where: str) -> None:
+    """Also those of weights that are not downloaded yet."""
+    problems = []
+    for file, size in files.items():
+        if "/" not in file and size <= LARGEST_POINTER and _fits(file, _patterns(weights=True)):
+            problem = pointer((storage.read_text(file) or "").encode())
+            if problem is not None:
+                problems.append(f"{where}: {storage.path}/{file} {problem}")
+    if problems:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, *problems)
 
 
 def _patterns(*, weights: bool) -> list[str]:

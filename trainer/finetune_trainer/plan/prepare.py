@@ -86,7 +86,7 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
     tokenized = _all_or_every_problem(reader.read, paths)
     warnings = [*model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
-    largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max()) for rows in tokenized))
+    largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (
             f"its tokenizer gives token {largest_token}, and the model knows {model_shape.vocabulary}; they"

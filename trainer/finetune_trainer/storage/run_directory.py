@@ -202,7 +202,13 @@ class RunDirectory:
     def result(self) -> ProgressRecord | None:
         """The last progress record of a finished run; None when it has not finished."""
         text = self._storage.read_text(RESULT)
-        return None if text is None else ProgressRecord.model_validate_json(text)
+        try:
+            return None if text is None else ProgressRecord.model_validate_json(text)
+        except ValidationError as error:
+            damaged = "is not what a finished run writes; delete it, and the run goes on from its checkpoints"
+            raise FineTuneError(
+                FailureClass.STORAGE_ERROR, f"{self._storage.child(RESULT).path}: {damaged}"
+            ) from error
 
     def delete(self) -> None:
         """Deletes the run directory with all its content."""
@@ -278,8 +284,9 @@ def _stays(line: str, step: int, complete: set[str]) -> bool:
         return False
     try:
         entry = json.loads(line)
-    except ValueError:
+        done = int(entry["step"])
+    except (ValueError, TypeError, KeyError):
         return False
-    if entry["step"] == step:
+    if done == step:
         return entry.get("checkpoint") is None or entry["checkpoint"] in complete
-    return bool(entry["step"] < step)
+    return done < step

@@ -46,8 +46,9 @@ class ChatReader:
         Raises FineTuneError (InvalidData) with a problem `path:line: what` for every row that is wrong.
         """
         rows, remarks = read_rows(path, self._spec.trained_task)
-        self.warnings += remarks
-        return tokenize_rows(rows, self._chat, path)
+        tokenized = tokenize_rows(rows, self._chat, path)
+        self.warnings += [*remarks, *self._chat.remarks(rows, path)]
+        return tokenized
 
 
 class LanguageTask:

@@ -16,6 +16,7 @@ from finetune_trainer.checkpoint.state import (
     restore_weights,
 )
 from finetune_trainer.data.layout import Padded
+from finetune_trainer.model.files import reading
 from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id, saved_dtype
 from finetune_trainer.parallel.parallel import Parallel
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -41,10 +42,13 @@ class Loaded:
 def load(start: Start, device: torch.device) -> Loaded:
     """Loads all that a worker needs besides the rows, on the CPU; `device` is the one that will train.
 
-    Raises FineTuneError as `load_model` and `load_tokenizer` do.
+    Raises FineTuneError as `load_model` and `load_tokenizer` do, and where the checkpoint is damaged.
     """
     run, name = RunDirectory.open(start.run_directory), start.resume_from
-    with run.local_copy(name) if name is not None else nullcontext() as resumed:
+    with (
+        run.local_copy(name) if name is not None else nullcontext() as resumed,
+        reading(resumed, "the checkpoint to resume from") if resumed is not None else nullcontext(),
+    ):
         model = load_model(start.spec, dtype=start.dtype, on_gpu=device.type == "cuda", resumed=resumed)
         saved = read_state(resumed) if resumed is not None else None
         if resumed is not None:

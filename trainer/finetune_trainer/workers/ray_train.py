@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 SECONDS_TO_SAVE = 120
 """For a snapshot, on the nodes that stay, after another is gone."""
 
-TAKEN_AWAY = "a node is being taken away; a snapshot was saved, and another attempt resumes from it"
+TAKEN_AWAY = "a node is being taken away; a snapshot was saved"
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,124 @@
+"""Which namespaces are watched, from what the API server says of each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+
+import pytest
+
+from finetune_operator.cluster.kubernetes_api import WATCHED, ApiRefusedError
+from finetune_operator.cluster.namespaces import WatchedNamespaces
+
+
+class ApiServer:
+    """Says why each kind of a namespace may not be watched, or fails."""
+
+    def __init__(self) -> None:
+        self.closed: dict[str, tuple[str, ...]] = {}
+        """Kinds that may not be watched, by namespace."""
+        self.failures: dict[str, Exception] = {}
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+
+    async def refusals(self, namespace: str, kinds: Sequence[str]) -> list[str]:
+        self.asked.append((namespace, tuple(kinds)))
+        if namespace in self.failures:
+            raise self.failures[namespace]
+        return [f"no {kind} in {namespace}" for kind in kinds if kind in self.closed.get(namespace, ())]
+
+
+class Scene:
+    """Three namespaces, and what was turned off and on."""
+
+    def __init__(self) -> None:
+        self.server = ApiServer()
+        self.turns: list[tuple[str, bool]] = []
+        self.namespaces = WatchedNamespaces(["a", "b", "c"], self.server, self._turn)
+
+    async def _turn(self, namespace: str, watched: bool) -> None:
+        self.turns.append((namespace, watched))
+
+    async def looks(self, times: int = len(WATCHED)) -> None:
+        for _ in range(times):
+            await self.namespaces.check()
+
+
+def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(*arguments: object, **named: object) -> None:
+        asyncio.run(_awaited(test(*arguments, **named)))
+
+    return run
+
+
+async def _awaited(test: Awaitable[None]) -> None:
+    await test
+
+
+@in_a_loop
+async def test_a_namespace_that_is_gone_is_left_alone_at_the_next_look_and_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    await scene.looks()
+    assert scene.turns == []
+
+    scene.server.closed["b"] = WATCHED
+    await scene.looks(1)
+
+    assert scene.turns == [("b", False)]
+    assert [scene.namespaces.is_left_alone(each) for each in "abc"] == [False, True, False]
+    await scene.looks()
+    assert scene.turns == [("b", False)]
+    assert scene.namespaces.count_left_alone() == 1
+    [told] = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert "namespace b is left alone" in told
+    assert "in b" in told
+
+
+@in_a_loop
+async def test_one_kind_that_may_not_be_watched_is_found_within_a_round_of_looks() -> None:
+    scene = Scene()
+    scene.server.closed["c"] = ("Pod",)
+
+    await scene.looks()
+
+    assert scene.turns == [("c", False)]
+    asked = [kinds for namespace, kinds in scene.server.asked if namespace == "a"]
+    assert sorted(asked) == sorted((kind,) for kind in WATCHED), "one call a look"
+
+
+@in_a_loop
+async def test_a_namespace_is_taken_up_when_it_is_open_for_every_kind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    scene = Scene()
+    await scene.namespaces.leave_alone("b", ["no right"])
+    scene.server.closed["b"] = ("ConfigMap",)
+    await scene.looks()
+    assert scene.turns == [("b", False)]
+
+    del scene.server.closed["b"]
+    await scene.looks(1)
+
+    assert scene.turns == [("b", False), ("b", True)]
+    assert scene.namespaces.count_left_alone() == 0
+    assert caplog.messages[-1] == "namespace b is watched again"
+
+
+@pytest.mark.parametrize(
+    "failure", [ApiRefusedError(503, "busy"), ApiRefusedError(404, "no"), OSError("gone")]
+)
+@in_a_loop
+async def test_an_api_server_that_fails_says_nothing_of_a_namespace(failure: Exception) -> None:
+    scene = Scene()
+    await scene.namespaces.leave_alone("b", ["no right"])
+    scene.server.failures = dict.fromkeys("ab", failure)
+    scene.server.closed["c"] = WATCHED
+
+    await scene.looks(1)
+
+    assert scene.turns == [("b", False), ("c", False)], "and the next one is asked for all the same"
