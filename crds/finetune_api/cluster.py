@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune_api.fields import VALIDATIONS, Integer, JsonObject, ShortText, SpecModel, StoragePath
+from finetune_api.names import AnnotationKey, LabelKey, LabelValue
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(n|u|m|k|Ki|[MGTPE]i?|[eE][-+]?[0-9]{1,2})?$"
 _QUANTITY_WORDS = "must be a quantity such as 2, 500m or 16Gi"
@@ -49,12 +50,8 @@ Quantity = Annotated[
         }
     ),
 ]
-Labels = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=64)
-]
-Annotations = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=16384)]], Field(max_length=64)
-]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+Annotations = Annotated[dict[AnnotationKey, Annotated[str, Field(max_length=16384)]], Field(max_length=64)]
 Seconds = Annotated[Integer, Field(ge=1, le=10 * 366 * 86400)]
 
 

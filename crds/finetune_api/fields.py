@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from finetune_api.explain import models_in
+
 VALIDATIONS = "x-kubernetes-validations"
 """Where a schema keeps its CEL rules: what the API server checks besides types and ranges."""
 OPEN = "x-kubernetes-preserve-unknown-fields"
@@ -115,6 +117,17 @@ UnbuiltBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
 not see a map of open values."""
 
 
+def _without_null(value: object) -> object:
+    """A value without the keys of maps whose value is null, however deep; items of lists stay."""
+    match value:
+        case dict():
+            return {key: _without_null(part) for key, part in value.items() if part is not None}
+        case list():
+            return [_without_null(part) for part in value]
+        case _:
+            return value
+
+
 class SpecModel(BaseModel):
     """Base of all spec models.
 
@@ -132,7 +145,11 @@ class SpecModel(BaseModel):
         if not isinstance(document, dict):
             return document
         return {
-            key: value for key, value in document.items() if value is not None or key not in cls.model_fields
+            key: _without_null(value)
+            if key in cls.model_fields and not any(models_in(cls.model_fields[key].annotation))
+            else value
+            for key, value in document.items()
+            if value is not None or key not in cls.model_fields
         }
 
 

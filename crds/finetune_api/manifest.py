@@ -6,16 +6,25 @@ Every mistake is reported at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from finetune_api.consistency import contradictions, warnings
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.names import DOMAIN, AnnotationKey, LabelKey, LabelValue, ObjectName
 from finetune_api.other_tools import HINTS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.yaml_text import dump, parse
@@ -26,15 +35,24 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "FineTuneJob"
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_LONGEST_PREFIX = 58
+"""Characters of `generateName` that the API server uses: five random ones more are a label's 63."""
+_MOST_ANNOTATIONS = 2**18
+"""Bytes, by apimachinery's validation."""
+_OTHER_METADATA = (
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+)
+"""Fields of metav1.ObjectMeta that a manifest may have, and that do not matter here."""
 _PARTS = ("apiVersion", "kind", "metadata", "spec", "status")
-
-
-def _object_name(name: str) -> str:
-    if not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name):
-        raise PydanticCustomError(
-            "name", "must be lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
-        )
-    return name
 
 
 def _namespace(name: str) -> str:
@@ -45,15 +63,59 @@ def _namespace(name: str) -> str:
     return name
 
 
+def _name_prefix(prefix: str) -> str:
+    # What follows is made by the server: a hyphen at the end is no end.
+    if not re.fullmatch(DOMAIN, re.sub("(?<=.)-$", "a", prefix)):
+        raise PydanticCustomError(
+            "name", "must be lower-case letters, digits, `-` and `.`, with a letter or digit first"
+        )
+    return prefix
+
+
+def _not_too_much(annotations: dict[str, str]) -> dict[str, str]:
+    size = sum(len(text.encode()) for pair in annotations.items() for text in pair)
+    if size > _MOST_ANNOTATIONS:
+        raise PydanticCustomError(
+            "size",
+            "must have at most {most} bytes, names and values together, has {size}",
+            {"most": _MOST_ANNOTATIONS, "size": size},
+        )
+    return annotations
+
+
 class Metadata(BaseModel):
     """The parts of a Kubernetes object's metadata that matter here."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_object_name)]
+    name: Annotated[ObjectName, Field(min_length=1)]
+    """Of an object with `generateName` alone, that without the hyphen: the API server adds the rest."""
+    generate_name: Annotated[str, Field(max_length=253), AfterValidator(_name_prefix)] | None = Field(
+        default=None, alias="generateName"
+    )
+    """What the name begins with that the API server makes; None where there is a name."""
     namespace: Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_namespace)] | None = None
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
+    labels: dict[LabelKey, LabelValue] | None = None
+    annotations: Annotated[dict[AnnotationKey, str], AfterValidator(_not_too_much)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_name(cls, document: object) -> object:
+        # As the API server has it: an empty name is none, and beside a name the prefix means nothing.
+        if not isinstance(document, dict):
+            return document
+        document = {key: value for key, value in document.items() if key not in _OTHER_METADATA}
+        prefix = document.get("generateName")
+        if document.get("name") or not prefix:
+            return {key: value for key, value in document.items() if key != "generateName"}
+        stem = re.sub("[-.]+$", "", prefix[:_LONGEST_PREFIX]) if isinstance(prefix, str) else ""
+        return {**document, "name": stem if re.fullmatch(DOMAIN, stem) else "unnamed"}
+
+    @property
+    def document(self) -> dict[str, JsonValue]:
+        """The metadata as they were written."""
+        made_by_the_server = {"name"} if self.generate_name is not None else set()
+        return self.model_dump(exclude_none=True, by_alias=True, exclude=made_by_the_server)
 
 
 class Manifest(BaseModel):
@@ -71,7 +133,7 @@ class Manifest(BaseModel):
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": self.metadata.model_dump(exclude_none=True),
+            "metadata": self.metadata.document,
             "spec": self.spec.model_dump(mode="json", exclude_unset=True),
         }
 
@@ -153,11 +215,33 @@ def _read_object(document: dict[str, JsonValue], remarks: list[str]) -> Manifest
             spec = read_spec(raw_spec)
         except FineTuneError as error:
             problems += error.problems
+        problems += _quoted_numbers(raw_spec, problems)
     else:
         problems.append("spec: is required, a map of fields")
     if problems:
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
     return Manifest(metadata=metadata, spec=spec, warnings=(*remarks, *warnings(spec)))
+
+
+def _quoted_numbers(document: Mapping[str, JsonValue], told: Sequence[str]) -> list[str]:
+    """Numbers that are written as texts, which the API server refuses; those that are told of are left out.
+
+    LLMForge takes them, so a bare YAML of its kind may have them.
+    """
+    try:
+        FineTuneJobSpec.model_validate(document, strict=True)
+    except ValidationError as error:
+        known = {problem.partition(": ")[0] for problem in told}
+        details = error.errors(include_url=False)
+        lines = explain(error, FineTuneJobSpec, document, "spec")
+        return [
+            f"{line}; take it out of the quotes"
+            for line, detail in zip(lines, details, strict=True)
+            if detail["type"] in ("int_type", "float_type")
+            and isinstance(detail["input"], str)
+            and line.partition(": ")[0] not in known
+        ]
+    return []
 
 
 def _frame_problems(document: dict[str, JsonValue]) -> Iterator[str]:

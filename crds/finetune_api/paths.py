@@ -8,6 +8,8 @@ from finetune_api.fields import scheme
 
 MOUNTS = PurePosixPath("/finetune")
 """Everything that the operator mounts is below it."""
+LONGEST_FILE_NAME = 255
+"""Bytes of one part of a path, in all common file systems; a job's name may have 253, and is ASCII."""
 JOB_DIRECTORY = MOUNTS / "job"
 """On the head: the directory with `JOB_FILE`."""
 JOB_FILE = "job.yaml"
@@ -48,8 +50,11 @@ def mounted(path: str) -> PurePosixPath | None:
 
 
 def run_directory_name(namespace: str, name: str, uid: str) -> str:
-    """A job's run directory, relative to the storage."""
-    return f"{namespace}/{name}-{uid}"
+    """A job's run directory, relative to the storage.
+
+    Of a name that is too long for a file system the end is left out; the UID tells jobs apart.
+    """
+    return f"{namespace}/{name[: LONGEST_FILE_NAME - 1 - len(uid)]}-{uid}"
 
 
 def child(path: str, name: str) -> str:

@@ -7,7 +7,7 @@ from finetune_api.status import FineTuneJobStatus, ProgressRecord
 
 
 def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJobStatus:
-    """The status with the plan, progress, evaluation and checkpoints of the record.
+    """The status with the plan, progress, evaluation, checkpoints and warnings of the record.
 
     What the record does not have yet stays as an earlier attempt left it. Phase, message and failure are not
     changed: whether a failure ends the job is not the trainer's to decide.
@@ -23,6 +23,7 @@ def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJo
             "progress": record.progress or status.progress,
             "evaluation": record.evaluation or status.evaluation,
             "checkpoints": checkpoints,
+            "warnings": record.warnings or status.warnings,
             "best_checkpoint": chosen,
             "latest_checkpoint": next((each for each in checkpoints if each.latest), None),
             "model_path": chosen.path if chosen else None,

@@ -25,8 +25,8 @@ This page is generated from the models; do not edit it.
 """
 OF_THE_SPEC = """\
 Names, types and meanings are those of LLMForge's training YAML where it has the field. Numbers may be written
-as `1e-4`, `"8"` or `150_323_855_360`. How fields that are left out get their value is in
-[numbers.md](numbers.md).
+as `1e-4` or `150_323_855_360`, and in a bare LLMForge YAML, which no API server reads, also in quotes. How
+fields that are left out get their value is in [numbers.md](numbers.md).
 """
 OF_THE_STATUS = """\
 A field is absent until it is known. What phases, conditions and events mean is in

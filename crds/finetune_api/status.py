@@ -221,6 +221,9 @@ class Checkpoint(StatusModel):
     """It is the newest."""
 
 
+Warnings = Annotated[list[Text], Field(max_length=16, exclude_if=lambda warnings: not warnings)]
+"""For people. Left out of what is written when there are none."""
+
 Checkpoints = Annotated[list[Checkpoint], Field(max_length=MOST_KEPT_CHECKPOINTS + 1)]
 """The ones that are kept, and the newest."""
 
@@ -277,6 +280,8 @@ class FineTuneJobStatus(StatusModel):
     """The one with the lowest validation loss; without `valid_path` the newest."""
     latest_checkpoint: Checkpoint | None = None
     """The newest one."""
+    warnings: Warnings = []
+    """What was lost without harm to the training, such as numbers that an experiment tracker did not get."""
     run_directory: Path | None = None
     """Where checkpoints and metrics.jsonl are."""
     model_path: Path | None = None
@@ -301,6 +306,7 @@ class ProgressRecord(StatusModel):
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     checkpoints: Checkpoints = []
+    warnings: Warnings = []
     failure: Failure | None = None
     finished: bool = False
     """Whether the run is over, and all that was to be saved is saved."""

@@ -203,8 +203,11 @@ def lost(wanted: JsonValue, stored: JsonValue, path: str = "") -> Iterator[str]:
             yield f"{path}: {wanted!r} is stored as {stored!r}"
 
 
-@pytest.mark.parametrize("options", [("--server-side",), ()], ids=["by the server", "by kubectl"])
-@pytest.mark.parametrize("values", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [*((values, ("--server-side",)) for values in SWITCHES.values()), (SWITCHES["everything"], ())],
+    ids=[*SWITCHES, "everything, merged by kubectl"],
+)
 def test_what_is_applied_again_changes_nothing(
     kubectl: Kubectl, values: Manifest, options: tuple[str, ...]
 ) -> None:

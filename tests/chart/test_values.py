@@ -102,8 +102,7 @@ def test_without_a_condition_nothing_is_switched_off_and_that_is_said() -> None:
 
 
 def test_a_section_may_be_empty_in_an_umbrella_chart_too(tmp_path: Path) -> None:
-    empty: dict[str, JsonValue] = {section: None for section in DEFAULTS if section != "config"}
-    chart = umbrella(tmp_path, {"finetune-operator": empty})
+    chart = umbrella(tmp_path, {"finetune-operator": dict.fromkeys(DEFAULTS)})
     assert ours(manifests(chart=chart)) == ours(manifests())
 
 

@@ -38,6 +38,44 @@ def test_all_mistakes_of_all_files_are_shown_each_with_its_file_and_field(tmp_pa
     ]
 
 
+JOB = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {generateName: tune-}
+spec:
+  model_id: m
+  train_path: t.jsonl
+  lora_config: {}
+"""
+
+
+def test_a_job_whose_name_the_api_server_makes_is_right(finetune: Command, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+
+    ended = finetune("validate", "job.yaml")
+
+    assert (ended.code, ended.out, ended.err) == (0, "job.yaml: ok\n", "")
+
+
+def test_what_the_api_server_would_refuse_of_a_job_is_an_error(finetune: Command, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        JOB.replace("generateName: tune-", "name: tune, labels: {team: blue team}")
+        + "  num_devices: '2'\n  cluster: {head: {resources: {limits: {cpu: 0.5}}}}\n"
+    )
+
+    ended = finetune("validate", "job.yaml")
+
+    assert ended.code == 1
+    assert ended.err.splitlines() == [
+        (
+            "error: job.yaml: metadata.labels.team: must be a label's value: at most 63 letters, digits, `-`,"
+            " `_` and `.`; numbers in quotes, is 'blue team'"
+        ),
+        'error: job.yaml: spec.cluster.head.resources.limits.cpu: must be in quotes, "0.5", is 0.5',
+        "error: job.yaml: spec.num_devices: must be a whole number, is '2'; take it out of the quotes",
+    ]
+
+
 def test_warnings_are_shown_and_change_nothing(finetune: Command, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(RIGHT + "output_dir: /mnt\nnum_epochs: 2\nnum_epochs: 2\n")
 

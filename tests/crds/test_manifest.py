@@ -58,6 +58,89 @@ def test_a_finetunejob_keeps_its_name_and_place(file: Path) -> None:
     assert manifest.warnings == ()
 
 
+GENERATED = JOB.replace("  name: my-job\n", "  generateName: my-job-\n")
+
+
+def test_a_name_may_be_left_to_the_api_server(file: Path) -> None:
+    manifest = read(file, GENERATED)
+
+    assert manifest.metadata.name == "my-job"
+    assert manifest.document["metadata"] == {
+        "generateName": "my-job-",
+        "namespace": "team-a",
+        "labels": {"team": "a"},
+    }
+    assert read(file, manifest.to_yaml()) == manifest
+
+
+def test_beside_a_name_a_prefix_means_nothing(file: Path) -> None:
+    both = read(file, JOB.replace("  name: my-job\n", "  name: my-job\n  generateName: Other_\n"))
+
+    assert both == read(file, JOB)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "problem"),
+    [
+        (
+            "My_Job-",
+            "must be lower-case letters, digits, `-` and `.`, with a letter or digit first, is 'My_Job-'",
+        ),
+        ("job.", "must be lower-case letters, digits, `-` and `.`, with a letter or digit first, is 'job.'"),
+        ("8", "must be a text, is 8; put it in quotes"),
+        ("x" * 254, "must have at most 253 characters"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_wrong_prefix_of_a_name_is_told(file: Path, prefix: str, problem: str) -> None:
+    assert problems_of(file, GENERATED.replace("my-job-", prefix)) == [f"metadata.generateName: {problem}"]
+
+
+@pytest.mark.parametrize("name", ["generateName: ''", "name: ''", "name:"])
+def test_an_empty_name_is_none(file: Path, name: str) -> None:
+    [problem] = problems_of(file, JOB.replace("name: my-job", name))
+
+    assert problem.startswith("metadata.name: ")
+
+
+QUOTED = {
+    "num_devices: '8'": ("spec.num_devices", "8"),
+    "learning_rate: '1e-4'": ("spec.learning_rate", "1e-4"),
+    "min_update_steps: '1_000'": ("spec.min_update_steps", "1_000"),
+    "trainer_resources: {memory: '150323855360'}": ("spec.trainer_resources.memory", "150323855360"),
+    "worker_resources: {'accelerator_type:A10G': '0.001'}": (
+        "spec.worker_resources[accelerator_type:A10G]",
+        "0.001",
+    ),
+    "run_policy: {backoff_limit: '0'}": ("spec.run_policy.backoff_limit", "0"),
+    "lora_config: {r: '8'}": ("spec.lora_config.r", "8"),
+}
+"""Numbers in quotes: in what field, and what is in the quotes."""
+
+
+@pytest.mark.parametrize(("text", "told"), QUOTED.items(), ids=QUOTED)
+def test_a_number_in_quotes_is_llmforges_and_not_a_finetunejobs(
+    file: Path, text: str, told: tuple[str, str]
+) -> None:
+    assert read(file, RIGHT + text).warnings == read(file, RIGHT + text.replace("'", "")).warnings
+    job = JOB.replace("  lora_config: {}\n", f"  {text}\n")
+
+    [problem] = problems_of(file, job)
+
+    field, given = told
+    assert problem.startswith(f"{field}: must be a ")
+    assert problem.endswith(f"number, is '{given}'; take it out of the quotes")
+
+
+def test_a_text_that_is_no_number_is_told_once(file: Path) -> None:
+    job = JOB.replace("  lora_config: {}", "  num_devices: many\n  num_epochs: '2'")
+
+    assert problems_of(file, job) == [
+        "spec.num_devices: must be a whole number, is 'many'",
+        "spec.num_epochs: must be a whole number, is '2'; take it out of the quotes",
+    ]
+
+
 def test_a_finetunejob_that_kubectl_shows_is_read_again(file: Path) -> None:
     shown = JOB.replace(
         "  name: my-job",
@@ -179,6 +262,12 @@ def test_a_file_that_cannot_be_read_is_one_problem_with_its_place(
             "metadata.labels.team: must be a text, is 1; put it in quotes",
         ),
         ("labels: {team: a}", "labels: [team]", "metadata.labels: must be a map of fields, is a list"),
+        (
+            "labels: {team: a}",
+            "label: {team: a}",
+            "metadata.label: is not a known field; did you mean labels?",
+        ),
+        ("name: my-job", "nmae: my-job", "metadata.nmae: is not a known field; did you mean name?"),
         (
             "spec:",
             "specs:",
@@ -303,7 +392,11 @@ fields: dict[str, st.SearchStrategy[Any]] = {
         optional={
             "env": st.lists(maps, max_size=2),
             "affinity": maps,
-            "labels": st.dictionaries(texts, st.text(max_size=10), max_size=2),
+            "labels": st.dictionaries(
+                st.from_regex(r"([a-z]{1,3}\.[a-z]{2}/)?[A-Za-z]{1,9}", fullmatch=True),
+                st.from_regex(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,9}[A-Za-z0-9])?)?", fullmatch=True),
+                max_size=2,
+            ),
             "worker": st.fixed_dictionaries(
                 {
                     "resources": st.fixed_dictionaries(
@@ -317,11 +410,22 @@ fields: dict[str, st.SearchStrategy[Any]] = {
 specs = st.fixed_dictionaries({"model_id": texts, "train_path": texts}, optional=fields)
 
 
+def without_null(value: JsonValue) -> JsonValue:
+    """Without the keys of maps that are null, which is how absence is written."""
+    match value:
+        case dict():
+            return {key: without_null(part) for key, part in value.items() if part is not None}
+        case list():
+            return [without_null(part) for part in value]
+        case _:
+            return value
+
+
 @given(document=specs)
 def test_every_spec_is_the_same_when_it_is_written_and_read_again(document: dict[str, JsonValue]) -> None:
     spec = read_spec(document)
     manifest = Manifest.model_validate({"metadata": {"name": "job"}, "spec": spec})
     written, _ = parse(manifest.to_yaml(), "job.yaml")
 
-    assert written["spec"] == document
+    assert written["spec"] == without_null(document)
     assert read_spec(document) == spec

@@ -18,7 +18,7 @@ from kubernetes.dynamic.resource import Resource
 from pydantic import JsonValue
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.test_crd import keys_of
-from tests.crds.test_manifest import EXAMPLES, specs
+from tests.crds.test_manifest import EXAMPLES, QUOTED, specs
 from tests.crds.test_status import FULL, MOST, WRONG_METRICS
 from tests.crds.wrong_specs import CONTRADICTIONS, RIGHT, WRONG_ACCELERATORS, WRONG_FIELDS
 
@@ -26,11 +26,12 @@ from devcluster.control_plane import ControlPlane
 from devcluster.waiting import wait_for
 from finetune_api.consistency import warnings
 from finetune_api.crd import MUTABLE, PLURAL, UNSEEN, crd, unchecked_fields
+from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND, Manifest, read_manifest, read_spec
 from finetune_api.rules import TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation, FineTuneJobStatus
-from finetune_api.yaml_text import parse
+from finetune_api.yaml_text import dump, parse
 
 Object = dict[str, Any]
 
@@ -195,6 +196,8 @@ LEFT_TO_THE_OPERATOR = {
     ),
     # Sizes of keys, which no schema bounds.
     f"cluster: {{labels: {{{'k' * 318}: v}}}}": "spec.cluster.labels",
+    "cluster: {labels: {my team: v}}": "spec.cluster.labels",
+    "cluster: {annotations: {/note: v}}": "spec.cluster.annotations",
     "lora_config: {rank_pattern: {'': 8}}": "spec.lora_config.rank_pattern",
     # Templates in Python's syntax.
     templates(assistant="{{instruction}}"): "spec.generation_config.prompt_format",
@@ -419,6 +422,14 @@ REFUSED = [
         "spec.cluster.worker.resource_claims[0]",
         "must have either resourceClaimName or resourceClaimTemplateName",
     ),
+    # What pods would be refused for
+    ("cluster: {labels: {team: blue team}}", "spec.cluster.labels.team", "should match"),
+    (
+        "cluster: {worker: {node_selector: {pool: -a}}}",
+        "spec.cluster.worker.node_selector.pool",
+        "should match",
+    ),
+    (f"cluster: {{node_selector: {{pool: {'x' * 64}}}}}", "spec.cluster.node_selector.pool", "63"),
     # More than a list or a map may hold
     (
         f"logger: {{provider: wandb, provider_config: {{tags: {['t'] * 4097}}}}}",
@@ -744,14 +755,15 @@ def test_an_example_is_kept_as_it_is_and_applying_it_again_changes_nothing(
     manifest = read_manifest(example)
     # Two examples may have one name.
     document = job(manifest.document["spec"], a_name())
-    first = server.apply(document)
+    server.apply(document)
     stored = server.read(document["metadata"]["name"])
-    again = server.apply(document)
+    # The API server keeps the status by default of a job that nobody has seen with the first update.
+    again, once_more = server.apply(document), server.apply(document)
 
     assert read_spec(stored["spec"]) == manifest.spec
     assert list(warnings(read_spec(stored["spec"]))) == list(warnings(manifest.spec))
     assert again["metadata"]["generation"] == 1
-    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    assert once_more["metadata"]["resourceVersion"] == again["metadata"]["resourceVersion"]
 
 
 @pytest.mark.parametrize(
@@ -821,14 +833,103 @@ def test_what_only_the_models_read_leniently_is_refused_until_they_have_written_
     )
 
 
-def test_null_in_a_map_is_absence_to_the_server_and_a_value_to_the_models(server: Server) -> None:
-    assert server.try_out(job_of("worker_resources: {memory: null}"))["spec"]["worker_resources"] == {}
-    assert problems_of("worker_resources: {memory: null}") == (
-        "spec.worker_resources.memory: must be a number, is empty",
-    )
-    assert (
-        server.try_out(job_of("liger_kernel: {kwargs: {rope: null}}"))["spec"]["liger_kernel"]["kwargs"] == {}
-    )
+@pytest.mark.parametrize("text", QUOTED)
+def test_a_number_in_quotes_is_refused_in_a_finetunejob_by_both(
+    server: Server, text: str, tmp_path: Path
+) -> None:
+    document = job_of(text)
+    with pytest.raises(ApiException) as refused:
+        server.try_out(document)
+    file = tmp_path / "job.yaml"
+    file.write_text(dump(document))
+    with pytest.raises(FineTuneError) as told:
+        read_manifest(file)
+
+    [problem] = told.value.problems
+    assert about(problem.partition(": ")[0], problems(refused)), problems(refused)
+
+
+def readers(server: Server, metadata: Object, tmp_path: Path) -> tuple[bool, bool]:
+    """Whether the server takes a job with these metadata, and whether `finetune validate` does."""
+    document = {**job(SMALLEST), "metadata": metadata}
+    file = tmp_path / "job.yaml"
+    file.write_text(dump(document))
+    try:
+        server.try_out(document)
+        by_the_server = True
+    except (ApiException, ValueError):
+        by_the_server = False
+    try:
+        read_manifest(file)
+    except FineTuneError:
+        return by_the_server, False
+    return by_the_server, True
+
+
+@pytest.mark.parametrize(
+    ("metadata", "right"),
+    [
+        ({"generateName": "job-"}, True),
+        ({"generateName": "job"}, True),
+        ({"generateName": f"{'x' * 200}-"}, True),
+        ({"generateName": "a.b-"}, True),
+        ({"generateName": "a" + "-" * 5}, True),
+        ({"generateName": "Job-"}, False),
+        ({"generateName": "job."}, False),
+        ({"generateName": "-"}, False),
+        ({"generateName": ""}, False),
+        ({}, False),
+        ({"name": "a" * 253}, True),
+        ({"name": "a" * 254}, False),
+        ({"name": "0.1-a.b"}, True),
+        ({"name": "a..b"}, False),
+        ({"name": "a-"}, False),
+        ({"name": "job", "finalizers": ["example.com/a"], "creationTimestamp": None}, True),
+        ({"name": "job", "label": {"a": "b"}}, False),
+        ({"name": "job", "namespaces": "a"}, False),
+        ({"name": "job", "labels": {"example.com/a": "b", "c": ""}}, True),
+        ({"name": "job", "labels": {"a": "x" * 63}}, True),
+        ({"name": "job", "labels": {"a": "x" * 64}}, False),
+        ({"name": "job", "labels": {"a": "b c"}}, False),
+        ({"name": "job", "labels": {"a": "-b"}}, False),
+        ({"name": "job", "labels": {"a/b/c": "d"}}, False),
+        ({"name": "job", "labels": {"Example.com/a": "d"}}, False),
+        ({"name": "job", "labels": {"x" * 64: "d"}}, False),
+        ({"name": "job", "annotations": {"example.com/A_b.c": "any thing\n"}}, True),
+        ({"name": "job", "annotations": {"a b": "c"}}, False),
+        ({"name": "job", "annotations": {"a": "x" * 2**18}}, False),
+        ({"name": "job", "annotations": {"a": "x" * (2**18 - 1)}}, True),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_metadata_are_right_or_wrong_for_both(
+    server: Server, metadata: Object, right: bool, tmp_path: Path
+) -> None:
+    assert readers(server, metadata, tmp_path) == (right, right)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "worker_resources: {memory: null}",
+        "trainer_resources: {memory: null}",
+        "liger_kernel: {kwargs: {rope: null}}",
+        "lora_config: {rank_pattern: {q_proj: null}}",
+        "cluster: {labels: {team: null}, node_selector: {pool: null}}",
+        "cluster: {env: [{name: A, value: null}]}",
+        "cluster: {affinity: {nodeAffinity: {a: [{b: null}], c: null}}}",
+        "cluster: {head: {resources: {limits: {cpu: null}}, tolerations: [{key: null}]}}",
+    ],
+)
+def test_null_in_a_map_is_absence_to_both(server: Server, text: str) -> None:
+    assert read_spec(server.try_out(job_of(text))["spec"]) == spec_of(text)
+
+
+@pytest.mark.parametrize("text", ["cluster: {tolerations: [null]}", "cluster: {env: [null]}"])
+def test_null_in_a_list_is_right_for_nobody(server: Server, text: str) -> None:
+    assert problems_of(text)
+    with pytest.raises(ApiException):
+        server.try_out(job_of(text))
 
 
 WRITTEN: Object = json.loads(FULL.model_dump_json(by_alias=True, exclude_none=True))

@@ -118,3 +118,18 @@ def test_phase_message_and_failure_are_not_the_records_to_change() -> None:
     status = FineTuneJobStatus(phase=Phase.RUNNING, message="training")
     after = with_record(status, ProgressRecord(plan=PLAN, failure=FAILURE, finished=True))
     assert (after.phase, after.message, after.failure) == (Phase.RUNNING, "training", None)
+
+
+def test_what_was_lost_is_told_and_stays_when_a_later_attempt_has_lost_nothing() -> None:
+    lost = "mlflow did not get 2 of 3 points of this run (metrics.jsonl has them): no answer"
+    told = with_record(FineTuneJobStatus(), ProgressRecord(warnings=[lost]))
+
+    assert told.warnings == [lost]
+    assert with_record(told, ProgressRecord()).warnings == [lost]
+
+
+def test_without_a_loss_nothing_is_written_of_it() -> None:
+    status = with_record(FineTuneJobStatus(), ProgressRecord())
+
+    assert "warnings" not in status.model_dump(mode="json", by_alias=True)
+    assert "warnings" not in ProgressRecord().model_dump_json(by_alias=True)

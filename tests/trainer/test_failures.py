@@ -72,5 +72,37 @@ def test_an_unknown_error_is_reported_with_its_own_message() -> None:
     assert failure.message == "KeyError: 'q_proj'"
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ModuleNotFoundError("No module named 'bitsandbytes'", name="bitsandbytes"),
+            "bitsandbytes cannot be imported: No module named 'bitsandbytes'",
+        ),
+        (
+            ImportError(
+                "cannot import name 'x' from 'peft' (/job/peft.py)", name="peft", path="/job/peft.py"
+            ),
+            "peft cannot be imported: cannot import name 'x' from 'peft' (/job/peft.py)",
+        ),
+        (
+            ImportError("bad magic number", name="peft", path="/job/peft.py"),
+            "peft cannot be imported: bad magic number; it was read from /job/peft.py",
+        ),
+        (
+            ImportError("libcudart.so.12: no such file"),
+            "a library cannot be imported: libcudart.so.12: no such file",
+        ),
+    ],
+    ids=["missing", "another-one", "path", "shared-object"],
+)
+def test_a_library_that_cannot_be_imported_is_named(error: ImportError, message: str) -> None:
+    failure = failure_of(error)
+    assert failure.failure_class is FailureClass.UNKNOWN
+    assert failure.message == (
+        f"{message}; install what is missing, or rename a file of yours that has a library's name"
+    )
+
+
 def test_words_without_end_are_cut() -> None:
     assert len(failure_of(ValueError("x" * 100_000)).message) == 8192

@@ -15,6 +15,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
 from finetune_trainer.stop_signals import stop_signals
+from finetune_trainer.storage.open import digest
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.workers import Ended, Workers
@@ -53,10 +54,18 @@ def attempt(
     written, for what is wrong before training; what goes wrong in training is in what is returned.
     """
     with stop_signals(observer.say) as signals:
+        warned = False
+
+        def warn(record: ProgressRecord) -> None:
+            nonlocal warned
+            if record.warnings and not warned:
+                warned = True
+                observer.say(f"warning: {record.warnings[0]}")
 
         def reported(record: ProgressRecord) -> None:
             signals.begun()
             observer.progress(record)
+            warn(record)
 
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
@@ -73,13 +82,19 @@ def attempt(
                     if run.newest() != start.resume_from:
                         changed = f"{run.path}: another process has trained there meanwhile; run again"
                         raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
+                    if start.resume_from is None:
+                        run.note_inputs(
+                            {path: digest(path) for path in (spec.train_path, spec.valid_path) if path}
+                        )
                     observer.prepared(prepared)
                     observer.progress(ProgressRecord(plan=prepared.plan, checkpoints=run.checkpoints()))
                     if start.resume_from is not None:
                         observer.say(f"resuming from {run.checkpoint_path(start.resume_from)}")
                     job = TrainingJob(manifest.metadata.name, start, prepared)
                     began = datetime.now(UTC)
-                    return replace(group.train(job, reported, signals.requested), began=began)
+                    ended = replace(group.train(job, reported, signals.requested), began=began)
+                    warn(ended.record or ProgressRecord())
+                    return ended
         except KeyboardInterrupt:
             if signals.can_save:
                 raise

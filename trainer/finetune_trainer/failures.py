@@ -36,6 +36,8 @@ def failure_of(error: BaseException) -> Failure:
             failure_class=FailureClass.STORAGE_ERROR,
             message=f"{error.filename or 'storage'}: {error.strerror}",
         )
+    if isinstance(error, ImportError):
+        return _not_imported(error)
     if isinstance(error, dist.DistError) or any(words in str(error) for words in PEER_GONE):
         return worker_died()
     return Failure(failure_class=FailureClass.UNKNOWN, message=f"{type(error).__name__}: {error}"[:8192])
@@ -47,7 +49,27 @@ def out_of_memory() -> Failure:
     return Failure(failure_class=FailureClass.OUT_OF_MEMORY, message=message)
 
 
-def worker_died() -> Failure:
-    """The failure of a worker that died without giving a reason."""
-    message = f"a worker died; if the machine was short of memory, {LESS_MEMORY}"
+def worker_died(*, short_of_memory: bool | None = None) -> Failure:
+    """The failure of a worker that died without giving a reason.
+
+    `short_of_memory` is False where the machine is known to have ended no process for want of memory.
+    """
+    memory = f"if the machine was short of memory, {LESS_MEMORY}"
+    enough = "it was not for want of memory; its last words may be in Ray's logs"
+    message = f"a worker died; {enough if short_of_memory is False else memory}"
     return Failure(failure_class=FailureClass.NODE_LOST, message=message)
+
+
+def could_not_start(said: str) -> Failure:
+    """The failure of a worker that raised an exception before it could train; `said` ends with it."""
+    last = (said.strip().splitlines() or ["no reason is given"])[-1].strip()
+    return Failure(failure_class=FailureClass.UNKNOWN, message=f"a worker could not start: {last}"[:8192])
+
+
+def _not_imported(error: ImportError) -> Failure:
+    read = f"; it was read from {error.path}" if error.path and error.path not in str(error) else ""
+    message = (
+        f"{error.name or 'a library'} cannot be imported: {error}{read}; install what is missing, or rename a"
+        " file of yours that has a library's name"
+    )
+    return Failure(failure_class=FailureClass.UNKNOWN, message=message)

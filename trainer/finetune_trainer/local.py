@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from finetune_api.failure import FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.paths import run_directory_name
 from finetune_api.record import with_record
@@ -19,11 +21,11 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_trainer.attempt import Observer, attempt
 from finetune_trainer.storage.lock import locked
-from finetune_trainer.storage.open import open_storage
+from finetune_trainer.storage.open import digest, open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
-from finetune_trainer.workers.environment import ARITHMETIC, RAY, set_defaults
-from finetune_trainer.workers.workers import Ended, Workers
+from finetune_trainer.workers.environment import ARITHMETIC, RAY, set_defaults, short_ray_directory
+from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.machine import Machine
@@ -33,6 +35,11 @@ DEFAULT_NAMESPACE = "default"
 
 NOT_TRAINING = ("suspend", "run_policy", "storage", "cluster", "logger", "custom_model_tag")
 """Fields that do not change what is trained: a run that differs in nothing else resumes the earlier one."""
+
+OTHER_ROWS = (
+    "has changed since this run began, and what is shown was trained on the earlier rows; to train on these,"
+    " delete the run's directory, or give the job another name or another --storage"
+)
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Ray's shared memory, through which workers get the rows: taken as it fills, and more rows than that go to
@@ -62,6 +69,16 @@ def local_run_directory(manifest: Manifest, storage: str, devices: int | None) -
     )
 
 
+def _changed(run: RunDirectory) -> list[str]:
+    """The files of rows that are not what they were when the run began; one that is gone is none of them."""
+    changed = []
+    for path, before in run.inputs().items():
+        with suppress(FineTuneError):
+            if digest(path) != before:
+                changed.append(path)
+    return changed
+
+
 def _asked(spec: FineTuneJobSpec, devices: int | None) -> FineTuneJobSpec:
     return spec if devices is None else spec.model_copy(update={"num_devices": devices})
 
@@ -77,6 +94,8 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
     result = run.result()
     if result is not None:
         observer.say(f"{run.path}: this run has already finished; delete it to train again")
+        for path in _changed(run):
+            observer.say(f"warning: {path} {OTHER_ROWS}")
         return LocalRun(_status(Ended(result, Outcome.FINISHED), "training had finished before"), run.path)
 
     set_defaults(ARITHMETIC)
@@ -118,6 +137,7 @@ def _workers(machine: Machine, spec: FineTuneJobSpec) -> Workers:
         on_gpu=on_gpu,
         resources={"CPU": 1},
         threads=max(1, machine.cpus // devices),
+        on_this_machine=True,
     )
 
 
@@ -130,7 +150,10 @@ def _message(ended: Ended) -> str:
         if record.progress is None:
             return "stopped before a step was trained; run again to train"
         steps = record.plan.total_steps if record.plan else 0
-        return f"stopped after step {record.progress.step} of {steps}; run again to resume"
+        stopped = f"stopped after step {record.progress.step} of {steps}"
+        if not ended.saved:
+            return f"{stopped}; {NOT_SAVED}; run again to resume from the newest checkpoint"
+        return f"{stopped}; run again to resume"
     return f"trained {record.plan.total_steps if record.plan else 0} steps"
 
 
@@ -151,9 +174,13 @@ def _ray(machine: Machine, devices: int) -> Iterator[None]:
     # Nobody takes a laptop away; it would be one more process.
     set_defaults({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"})
     import ray
+    from ray.job_config import JobConfig
 
     ray.init(
         address="local",
+        # Else the working directory is on the workers' import path, and any peft.py in it is taken for peft.
+        job_config=JobConfig(_client_job=True),
+        _temp_dir=short_ray_directory(os.environ),
         num_cpus=max(machine.cpus, devices),
         num_gpus=machine.gpus,
         include_dashboard=False,

@@ -32,7 +32,7 @@ from finetune_trainer.storage.open import open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
 from finetune_trainer.workers.environment import RAY, set_defaults
-from finetune_trainer.workers.workers import Ended, Workers
+from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
@@ -134,8 +134,11 @@ class AttemptReports:
         if progress is None:
             self.say("stopped before a step was trained")
         else:
-            self._put(self._record.model_copy(update={"interrupted": True}))
-            self.say(f"stopped after step {progress.step}; a snapshot is saved")
+            if ended.saved:
+                self._put(self._record.model_copy(update={"interrupted": True}))
+            self.say(
+                f"stopped after step {progress.step}; {'a snapshot is saved' if ended.saved else NOT_SAVED}"
+            )
 
     def failed(self, failure: Failure, *, interrupted: bool = False) -> None:
         """The attempt has failed; or it was `interrupted`, and what it had trained is saved."""
@@ -160,7 +163,7 @@ def _train(
     ended = attempt(manifest, manifest.spec, run, workers, reports, on_gpu=assignment.on_gpu)
     stopped = ended.outcome is Outcome.STOPPED
     if ended.failure is not None:
-        reports.failed(ended.failure, interrupted=stopped)
+        reports.failed(ended.failure, interrupted=stopped and ended.saved)
         return STOPPED if stopped else FAILED
     if stopped:
         reports.stopped(ended)

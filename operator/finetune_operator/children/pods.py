@@ -253,9 +253,9 @@ def _pod(
 
 
 def _group(cluster: Cluster, role: str) -> NodeGroup:
-    """What the spec says of one kind of pod, in the field of its name."""
-    group: NodeGroup | None = getattr(cluster, role, None)
-    return group or NodeGroup()
+    """What the spec says of one kind of pod."""
+    groups = {"head": cluster.head, "worker": cluster.worker, "submitter": cluster.submitter}
+    return groups[role] or NodeGroup()
 
 
 def _placed(cluster: Cluster, role: str) -> JsonObject:

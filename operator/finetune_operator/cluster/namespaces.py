@@ -28,6 +28,9 @@ async def turn(insights: Insights, namespace: str, watched: bool) -> None:
     """Has kopf watch a namespace from now on, or no more."""
     async with insights.revised:
         if watched:
+            # For kinds that are in here kopf would hold all namespaces up until it has listed this one. At
+            # the start, when that is right, they are not in here yet.
+            insights.indexed_resources.clear()
             insights.namespaces.add(NamespaceName(namespace))
         else:
             insights.namespaces.discard(NamespaceName(namespace))

@@ -6,7 +6,6 @@ their labels are alternatives.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
@@ -15,60 +14,14 @@ from pydantic_core import PydanticCustomError
 
 from finetune_api.cluster import Quantity
 from finetune_api.fields import Integer, JsonObject
+from finetune_api.names import WORD, Form, LabelKey, LabelValue, ObjectName, ResourceName
 
 NO_DEVICE = "CPU"
 """The type of workers that have no device."""
 
-_LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
-_DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-
-
-class _Form:
-    """A validator of texts: a pattern, and what to say of a text that does not match it."""
-
-    def __init__(self, pattern: str, words: str) -> None:
-        self._pattern = pattern
-        self._words = words
-
-    def check(self, text: str) -> str:
-        if not re.fullmatch(self._pattern, text):
-            raise PydanticCustomError("form", "{words}", {"words": self._words})
-        return text
-
-
-LabelKey = Annotated[
-    str,
-    Field(max_length=317),
-    AfterValidator(
-        _Form(
-            rf"({_DOMAIN}/)?{_LABEL}", "must be a label's name, such as cloud.google.com/gke-accelerator"
-        ).check
-    ),
-]
-LabelValue = Annotated[
-    str,
-    AfterValidator(
-        _Form(
-            f"{_LABEL}?",
-            "must be a label's value: at most 63 letters, digits, `-`, `_` and `.`; numbers in quotes",
-        ).check
-    ),
-]
-ResourceName = Annotated[
-    str,
-    Field(max_length=317),
-    AfterValidator(
-        _Form(rf"{_DOMAIN}/{_LABEL}", "must be an extended resource, such as nvidia.com/gpu").check
-    ),
-]
-ObjectName = Annotated[
-    str,
-    Field(max_length=253),
-    AfterValidator(_Form(_DOMAIN, "must be an object's name: lower-case letters, digits, `-` and `.`").check),
-]
 AcceleratorType = Annotated[
     str,
-    AfterValidator(_Form(_LABEL, "must be a type's name, letters, digits and `-`, such as A100-80G").check),
+    AfterValidator(Form(WORD, "must be a type's name, letters, digits and `-`, such as A100-80G").check),
 ]
 NodeLabels = Annotated[dict[LabelKey, Annotated[list[LabelValue], Field(min_length=1)]], Field(min_length=1)]
 

@@ -35,12 +35,12 @@ from finetune_api.cluster import Quantity, Reference
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import Integer, StoragePath
+from finetune_api.names import LabelKey
 from finetune_api.yaml_text import parse
 from finetune_operator.settings.accelerator_profiles import (
     NO_DEVICE,
     AcceleratorProfile,
     AcceleratorType,
-    LabelKey,
     effective_profiles,
 )
 

@@ -549,6 +549,17 @@ def test_head_workers_and_the_rest_each_go_where_the_job_says() -> None:
     }
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_each_kind_of_pod_can_be_sent_somewhere_else_than_the_others(role: Role) -> None:
+    own: Json = {"node_selector": {"only": "mine"}, "runtime_class_name": "mine", "tolerations": []}
+    cluster: Json = {"node_selector": {"pool": "a"}, role.__name__: own}
+    others = [other for other in ROLES if other is not role]
+    assert placed(role, cluster)["runtimeClassName"] == "mine"
+    assert cast("Json", placed(role, cluster)["nodeSelector"])["only"] == "mine"
+    assert not any("runtimeClassName" in placed(other, cluster) for other in others)
+    assert all(cast("Json", placed(other, cluster)["nodeSelector"])["pool"] == "a" for other in others)
+
+
 def test_one_kind_of_pod_can_be_left_out_of_what_is_said_of_all() -> None:
     none: Json = {"node_selector": {}, "tolerations": []}
     cluster: Json = {"node_selector": {"pool": "a"}, "tolerations": [{"operator": "Exists"}], "head": none}

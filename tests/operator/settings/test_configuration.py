@@ -342,7 +342,7 @@ def test_a_wrong_variable_is_named_with_what_would_be_right(name: str, value: st
         ),
         (
             "accelerators: {X: {cpu: 1, memory: 1Gi, resource_claim_template: One GPU}}",
-            "accelerators.X.resource_claim_template: must be an object's name: lower-case letters, digits,",
+            "accelerators.X.resource_claim_template: must be lower-case letters, digits, `-` and `.`, with a",
         ),
         ("log_levle: INFO", "log_levle: is not a known field; did you mean log_level?"),
         ("accelerators: {CPU: null}", "default_accelerator: must be one of T4, "),

@@ -83,6 +83,16 @@ def test_a_local_model_is_used_where_it_is(tiny_model: Path, monkeypatch: pytest
     assert fetch_model("tiny", FIELD) == tiny_model
 
 
+@pytest.mark.parametrize("name", ["my model", "50% model", "model#2"])
+def test_a_file_url_of_a_model_has_the_escapes_of_all_file_urls(
+    tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    model = copy_of(tiny_model, tmp_path / name)
+
+    assert fetch_model(model.as_uri(), FIELD) == model
+    assert source_name(model.as_uri()) == str(model)
+
+
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     failed = failure_of(f"{tmp_path}/llama")
     assert failed.failure_class is FailureClass.MODEL_NOT_FOUND

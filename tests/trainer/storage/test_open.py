@@ -24,7 +24,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.storage import objects
 from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.objects import connect
-from finetune_trainer.storage.open import open_input, open_storage
+from finetune_trainer.storage.open import digest, local_path, open_input, open_storage
 
 ROWS = b'{"messages": []}\n{"messages": [1]}\n'
 
@@ -54,6 +54,40 @@ def test_a_file_url_may_have_escapes(tmp_path: Path) -> None:
     (tmp_path / "my rows.jsonl").write_bytes(ROWS)
 
     assert lines_of(f"file://{tmp_path}/my%20rows.jsonl") == ROWS.splitlines(keepends=True)
+
+
+ODD = ["100%.jsonl", "a#b.jsonl", "a?b.jsonl", "a%20b.jsonl", "größe.jsonl"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_name_can_be_written_as_a_file_url_and_as_a_plain_path(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(ROWS)
+
+    assert local_path(file.as_uri()) == local_path(str(file)) == file
+    assert local_path(f"file://localhost{file.as_uri().removeprefix('file://')}") == file
+    assert lines_of(file.as_uri()) == ROWS.splitlines(keepends=True)
+    assert open_storage(file.as_uri()).path == str(file)
+
+
+def test_a_file_url_of_another_machine_is_refused() -> None:
+    with pytest.raises(FineTuneError, match="must be file:///PATH, with three slashes") as raised:
+        open_storage("file://rows/train.jsonl")
+
+    assert raised.value.failure_class is FailureClass.INVALID_SPEC
+    assert str(failure_of("file://rows/train.jsonl")) == str(raised.value)
+
+
+def test_a_digest_is_of_what_is_in_the_file(storage_path: str) -> None:
+    storage = open_storage(storage_path)
+    path = storage_path.replace("/runs", "/runs/train.jsonl")
+    storage.write_text("train.jsonl", "one")
+    before = digest(path)
+
+    storage.write_text("train.jsonl", "two")
+
+    assert before == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    assert digest(path) != before
 
 
 def test_an_input_is_read_from_an_object_store(object_path: str) -> None:

@@ -23,7 +23,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
 from finetune_trainer.model.files import LARGEST_POINTER, check_files, pointer
 from finetune_trainer.storage.mounts import mounted_here
-from finetune_trainer.storage.open import Storage, open_storage
+from finetune_trainer.storage.open import Storage, local_path, open_storage
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -48,7 +48,9 @@ def source_name(source: str | HubRepository) -> str:
     name = hub_name(source)
     if name is not None:
         return name.partition("@")[0]
-    return source if scheme(source) in ("s3", "gs", "pvc", "configmap") else str(_local(source))
+    return (
+        source if scheme(source) in ("s3", "gs", "pvc", "configmap") else str(local_path(source).absolute())
+    )
 
 
 def source_revision(source: str | HubRepository) -> str | None:
@@ -84,7 +86,7 @@ def _fetched(source: str | HubRepository, where: str, *, weights: bool) -> Path:
             FailureClass.MODEL_NOT_FOUND,
             f"{where}: {source} is mounted on a cluster only; give a path on this machine",
         )
-    path = on_mount or _local(source)
+    path = on_mount or local_path(source).absolute()
     if not path.is_dir():
         what = (
             "is a file, not a model's directory"
@@ -99,10 +101,6 @@ def _fetched(source: str | HubRepository, where: str, *, weights: bool) -> Path:
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
     return path
-
-
-def _local(source: str) -> Path:
-    return Path(source.removeprefix("file://")).expanduser().absolute()
 
 
 def _from_hub(name: str, where: str, *, weights: bool) -> Path:

@@ -98,6 +98,8 @@ class RankZeroReporter:
         self._report = report
         self._checkpoints = run.checkpoints()
         self._last_step: StepLine | None = None
+        self._last: ProgressRecord | None = None
+        self._finished = False
         self._pace = Pace(numbers.total_steps)
 
     def try_saving(self, write: Callable[[Path], None]) -> None:
@@ -153,12 +155,12 @@ class RankZeroReporter:
         keep = kept(complete, self._to_keep, finished=False)
         self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]
         if len(keep) < len(complete):
-            self._report(self._progress_record(step, evaluation))
+            self._told(self._progress_record(step, evaluation))
         self._run.prune(keep)
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Reports a progress record."""
-        self._report(self._progress_record(step, evaluation))
+        self._told(self._progress_record(step, evaluation))
         self._pace.resume()
 
     def finish(self, step: int, evaluation: Evaluation | None) -> None:
@@ -170,8 +172,24 @@ class RankZeroReporter:
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
         self._run.finish(self._progress_record(step, evaluation))
+        self._finished = True
         self.progress(step, evaluation)
         self._run.prune(keep)
+
+    def closed(self) -> None:
+        """The tracker is closed: reports what has turned out meanwhile that it did not get."""
+        if self._last is None or self._last.warnings == self._warnings():
+            return
+        self._told(self._last.model_copy(update={"warnings": self._warnings()}))
+        if self._finished:
+            self._run.finish(self._last)
+
+    def _told(self, record: ProgressRecord) -> None:
+        self._last = record
+        self._report(record)
+
+    def _warnings(self) -> list[str]:
+        return [self._tracker.lost] if self._tracker.lost is not None else []
 
     def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:
         return Checkpoint(
@@ -200,7 +218,11 @@ class RankZeroReporter:
             last_update_time=datetime.now(UTC),
         )
         return ProgressRecord(
-            plan=self._plan, progress=progress, evaluation=evaluation, checkpoints=flagged(self._checkpoints)
+            plan=self._plan,
+            progress=progress,
+            evaluation=evaluation,
+            checkpoints=flagged(self._checkpoints),
+            warnings=self._warnings(),
         )
 
     def _write(self, line: StepLine | EvaluationLine) -> None:

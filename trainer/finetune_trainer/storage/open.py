@@ -6,6 +6,7 @@ They are local paths, `s3://` and `gs://`, and for inputs also `hf://`; in a clu
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -99,7 +100,7 @@ def open_storage(path: str) -> Storage:
     cannot be found.
     """
     if _is_local(path):
-        return LocalStorage(_local(path).absolute())
+        return LocalStorage(local_path(path).absolute())
     directory = mounted_here(path)
     if directory is not None:
         return LocalStorage(directory, shown=path.rstrip("/"))
@@ -155,7 +156,7 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 
 def _open(path: str) -> BinaryIO:
     if _is_local(path):
-        return _local(path).open("rb")
+        return local_path(path).open("rb")
     file = mounted_here(path)
     if file is not None:
         return file.open("rb")
@@ -184,5 +185,23 @@ def _is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
 
-def _local(path: str) -> Path:
-    return Path(unquote(urlsplit(path).path)) if path.startswith("file://") else Path(path).expanduser()
+def local_path(path: str) -> Path:
+    """A plain path or a `file://` URL, whose `%` escapes are read, as a path of this machine.
+
+    Raises FineTuneError (InvalidSpec) when the URL names another machine.
+    """
+    if not path.startswith("file://"):
+        return Path(path).expanduser()
+    host, _, inside = path.removeprefix("file://").partition("/")
+    if host not in ("", "localhost"):
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: must be file:///PATH, with three slashes")
+    return Path("/", unquote(inside))
+
+
+def digest(path: str) -> str:
+    """The SHA-256 of the file at a path that `open_input` takes, as hexadecimal digits."""
+    content = hashlib.sha256()
+    with open_input(path) as stream:
+        while chunk := stream.read(2**20):
+            content.update(chunk)
+    return content.hexdigest()

@@ -2,6 +2,7 @@
 
     <storage>/<namespace>/<name>-<uid>/
         job.yaml            the manifest; its first line says whose run this is
+        inputs.json         the SHA-256 of each file of rows when the run began
         epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, complete.json written last
         snapshot-1234/      the same files, to resume from between checkpoints; at most one
         checkpoints.json    the complete checkpoints, the best and the latest marked
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.retention import flagged
@@ -29,12 +30,14 @@ from finetune_api.status import Checkpoint, ProgressRecord
 from finetune_trainer.storage.open import Storage, open_storage
 
 JOB = "job.yaml"
+INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 COMPLETE = "complete.json"
 
 _TRIAL = ".trial"
+_DIGESTS = TypeAdapter(dict[str, str])
 _SAVED = re.compile(r"(epoch|snapshot)-\d+")
 
 _log = logging.getLogger(__name__)
@@ -94,6 +97,17 @@ class RunDirectory:
         self._storage.clear_partial()
         self._clear_incomplete()
         self._write_index()
+
+    def note_inputs(self, digests: dict[str, str]) -> None:
+        """Keeps the SHA-256 of each file of rows, by its path, for `inputs`."""
+        self._storage.write_text(INPUTS, json.dumps(digests, indent=2) + "\n")
+
+    def inputs(self) -> dict[str, str]:
+        """What `note_inputs` has kept; empty where there is nothing that can be read."""
+        try:
+            return _DIGESTS.validate_json(self._storage.read_text(INPUTS) or "{}")
+        except ValidationError:
+            return {}
 
     def checkpoints(self) -> list[Checkpoint]:
         """The complete checkpoints in the order they were saved in. The best and the latest are marked."""

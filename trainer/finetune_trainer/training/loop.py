@@ -117,7 +117,7 @@ def _reporter(job: TrainingJob, worker: Worker, step: int) -> Iterator[Reporter]
     run = RunDirectory.open(job.start.run_directory)
     run.truncate_metrics(step if job.start.resume_from else -1)
     with open_tracker(prepared.spec, job.name) as tracker:
-        yield RankZeroReporter(
+        reporter = RankZeroReporter(
             prepared.plan,
             prepared.numbers,
             run,
@@ -126,6 +126,8 @@ def _reporter(job: TrainingJob, worker: Worker, step: int) -> Iterator[Reporter]
             tracker=tracker,
             report=worker.report,
         )
+        yield reporter
+    reporter.closed()
 
 
 def _steps(prepared: Prepared) -> Iterator[Indices]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 ARITHMETIC = {
     # Threads that spin while they wait slow training down tenfold when anything else needs the processor.
@@ -28,3 +30,35 @@ def set_defaults(settings: dict[str, str]) -> None:
     """Puts settings into the environment, where a person has not set them."""
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+LONGEST_RAY_DIRECTORY = 39
+"""The longest directory for temporary files, in bytes, below which Ray's sockets have paths of the 107 bytes
+that Linux allows: Ray appends `/ray/session_<date and time>_<process>/sockets/plasma_store`."""
+SHORT_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def _writable(directory: str) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def short_ray_directory(
+    environment: Mapping[str, str], writable: Callable[[str], bool] = _writable
+) -> str | None:
+    """Where Ray is to keep its sockets; None where its own choice is short enough, or none is shorter.
+
+    Its own choice is RAY_TMPDIR, else TMPDIR, else `/tmp`.
+    """
+    chosen = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or SHORT_DIRECTORIES[0]
+    if len(os.fsencode(Path(chosen))) <= LONGEST_RAY_DIRECTORY:
+        return None
+    return next((f"{directory}/ray" for directory in SHORT_DIRECTORIES if writable(directory)), None)
+
+
+def kills_for_memory(vmstat: Path = Path("/proc/vmstat")) -> int | None:
+    """How many processes this machine's kernel has ended for want of memory; None where that is unknown."""
+    try:
+        counts = dict(line.split() for line in vmstat.read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return None

@@ -23,8 +23,9 @@ from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.drain import Drain
+from finetune_trainer.workers.environment import kills_for_memory
 from finetune_trainer.workers.progress_board import Notice, open_board, put_job, read_board
-from finetune_trainer.workers.ray_failures import failure_of_run
+from finetune_trainer.workers.ray_failures import failure_of_run, lost_worker
 from finetune_trainer.workers.ray_worker import WorkerConfig, train_worker
 from finetune_trainer.workers.workers import Ended
 
@@ -49,6 +50,8 @@ class RayWorkers:
     """What Ray must give each worker."""
     threads: int
     """Of each worker's arithmetic."""
+    on_this_machine: bool = False
+    """Whether all workers are processes of this machine."""
 
     @contextmanager
     def started(self, start: Start) -> Iterator[RayGroup]:
@@ -65,6 +68,7 @@ class RayGroup:
     def __init__(self, workers: RayWorkers, start: Start) -> None:
         self._board = open_board()
         self._error: BaseException | None = None
+        self._kills = kills_for_memory() if workers.on_this_machine else None
         # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a
         # snapshot can be saved.
         self._fitting = threading.Thread(
@@ -97,20 +101,17 @@ class RayGroup:
                     ray.get(self._board.stop.remote())
             notice = read_board(self._board) or notice
         except RayError as lost:
-            return self._ended(notice, lost, taken_away=False)
-        return self._ended(notice, self._error, taken_away=taken_away)
+            return self._ended(notice, lost, taken_away=False, stopped=stop_requested())
+        return self._ended(notice, self._error, taken_away=taken_away, stopped=stop_requested())
 
-    def _ended(self, notice: Notice, error: BaseException | None, *, taken_away: bool) -> Ended:
-        outcome = Outcome(notice.outcome) if notice.outcome is not None else None
-        if taken_away and outcome is Outcome.STOPPED:
-            lost = Failure(failure_class=FailureClass.NODE_LOST, message=TAKEN_AWAY)
-            return Ended(notice.record, outcome, lost)
-        if error is None:
-            return Ended(notice.record, outcome)
-        failure = notice.failure or failure_of_run(error)
-        if failure.failure_class is FailureClass.UNKNOWN:
+    def _ended(
+        self, notice: Notice, error: BaseException | None, *, taken_away: bool, stopped: bool
+    ) -> Ended:
+        kills = (self._kills, kills_for_memory() if self._kills is not None else None)
+        ended = how_it_ended(notice, error, taken_away=taken_away, stopped=stopped, kills=kills)
+        if ended.failure is not None and ended.failure.failure_class is FailureClass.UNKNOWN:
             _log.error("%s", error)
-        return Ended(notice.record, outcome, failure)
+        return ended
 
     def _fit(self, workers: RayWorkers, start: Start) -> None:
         try:
@@ -134,3 +135,32 @@ class RayGroup:
                 ).fit()
         except BaseException as error:  # noqa: BLE001 - it crosses to the thread that follows, which names it
             self._error = error
+
+
+def how_it_ended(
+    notice: Notice,
+    error: BaseException | None,
+    *,
+    taken_away: bool,
+    stopped: bool,
+    kills: tuple[int | None, int | None],
+) -> Ended:
+    """How training ended, by what is on the board at last and what Ray Train raised, if it raised anything.
+
+    `taken_away` says whether it was to stop because a node goes, `stopped` whether somebody asked for it.
+    `kills` are those of `kills_for_memory` before training and now.
+    """
+    outcome = Outcome(notice.outcome) if notice.outcome is not None else None
+    if taken_away and outcome is Outcome.STOPPED:
+        return Ended(
+            notice.record, outcome, Failure(failure_class=FailureClass.NODE_LOST, message=TAKEN_AWAY)
+        )
+    if error is None:
+        return Ended(notice.record, outcome)
+    failure = notice.failure or failure_of_run(error)
+    if failure.failure_class is FailureClass.NODE_LOST:
+        if stopped:
+            # Who ends a unit of systemd or a step of SLURM signals every process of it.
+            return Ended(notice.record, Outcome.STOPPED, saved=outcome is Outcome.STOPPED)
+        failure = lost_worker(failure, before=kills[0], after=kills[1])
+    return Ended(notice.record, outcome, failure)

@@ -11,6 +11,8 @@ from typing import Protocol
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 
+NOT_SAVED = "the workers were ended at the same time, without a snapshot"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -23,6 +25,8 @@ class Ended:
     failure: Failure | None = None
     began: datetime | None = None
     """When workers were asked to train; None when the run had finished before."""
+    saved: bool = True
+    """Of a run that was stopped: whether its workers saved a snapshot."""
 
 
 class Group(Protocol):

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -276,22 +275,43 @@ def test_an_address_that_mlflow_does_not_take_is_an_error_of_the_spec() -> None:
     assert "nonsense" in str(error)
 
 
-def test_a_tracker_that_fails_in_the_middle_warns_once_and_training_goes_on(
-    database: Path, experiment: str, caplog: pytest.LogCaptureFixture
+def test_a_tracker_that_fails_in_the_middle_says_how_much_it_did_not_get_and_training_goes_on(
+    database: Path, experiment: str
 ) -> None:
     with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        tracker.log(step_line(1))
+        until(lambda: len(history(database, only_run(database, experiment), "loss")) == 1)
         # MLflow takes no numbers for a run that was deleted.
         client(database).delete_run(only_run(database, experiment).info.run_id)
-        for step in (1, 2, 3):
+        for step in (2, 3):
             tracker.log(step_line(step))
-            time.sleep(0.1)
+        until(lambda: tracker.lost is not None)
 
-    assert [
-        record.levelno
-        for record in caplog.records
-        if record.name == "finetune_trainer.report.trackers.tracker"
-    ] == [logging.WARNING]
-    assert "mlflow does not get all numbers of this run (metrics.jsonl does)" in caplog.text
+    assert tracker.lost is not None
+    assert tracker.lost.startswith("mlflow did not get 2 of 3 points of this run (metrics.jsonl has them): ")
+    assert len(tracker.lost.splitlines()) == 1
+
+
+def test_a_tracker_that_gets_all_has_lost_nothing(database: Path, experiment: str) -> None:
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        tracker.log(step_line(1))
+
+    assert tracker.lost is None
+
+
+def test_where_there_is_no_tracker_nothing_is_lost() -> None:
+    with open_tracker(read_spec({"model_id": "org/base", "train_path": "rows.jsonl"}), "job") as tracker:
+        tracker.log(step_line(1))
+
+    assert tracker.lost is None
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits until something holds, for 20 s at most."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -324,18 +344,20 @@ def test_all_lines_that_waited_arrive(database: Path, experiment: str) -> None:
 
 
 def test_the_end_of_training_waits_only_so_long(
-    database: Path, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Path, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_trainer.report.trackers.tracker.CLOSING_SECONDS", 0.2)
     with ExitStack() as training:
-        training.enter_context(open_tracker(mlflow_spec(database, experiment), "job"))
+        tracker = training.enter_context(open_tracker(mlflow_spec(database, experiment), "job"))
         with locked(database):
             began = time.monotonic()
             training.close()
             passed = time.monotonic() - began
 
     assert passed < 2
-    assert "no answer within 0.2 s" in caplog.text
+    assert tracker.lost == (
+        "mlflow did not get all numbers of this run (metrics.jsonl has them): no answer within 0.2 s"
+    )
 
 
 # wandb

@@ -20,6 +20,9 @@ from finetune_trainer.report.trackers.wandb_run import start_wandb_run
 CLOSING_SECONDS = 60.0
 """How long the end of training waits for a tracker that is slow or does not answer."""
 
+LONGEST_REASON = 500
+"""The most characters of what a service says that are passed on."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -28,6 +31,10 @@ class Tracker(Protocol):
 
     def log(self, line: StepLine | EvaluationLine) -> None:
         """Sends a line in the background. Returns at once, and never raises."""
+
+    @property
+    def lost(self) -> str | None:
+        """What the service did not get so far, for people; None when it may have got all."""
 
 
 class TrackedRun(Protocol):
@@ -90,6 +97,8 @@ def open_tracker(spec: FineTuneJobSpec, name: str) -> Iterator[Tracker]:
 
 
 class _NoTracker:
+    lost = None
+
     def log(self, line: StepLine | EvaluationLine) -> None:
         pass
 
@@ -101,13 +110,21 @@ class _BackgroundTracker:
         self._run = run
         self._provider = provider
         self._failed = False
-        self._warned = False
+        self._reason: str | None = None
+        self._sent = self._missing = 0
         self._lines: SimpleQueue[StepLine | EvaluationLine | None] = SimpleQueue()
         self._thread = Thread(target=self._deliver, name=f"{provider} tracker", daemon=True)
         self._thread.start()
 
     def log(self, line: StepLine | EvaluationLine) -> None:
         self._lines.put(line)
+
+    @property
+    def lost(self) -> str | None:
+        if self._reason is None:
+            return None
+        points = f"{self._missing} of {self._sent} points" if self._missing else "all numbers"
+        return f"{self._provider} did not get {points} of this run (metrics.jsonl has them): {self._reason}"
 
     def close(self, *, failed: bool) -> None:
         self._failed = failed
@@ -123,21 +140,22 @@ class _BackgroundTracker:
             while not self._lines.empty():
                 taken.append(self._lines.get())
             closed = taken[-1] is None
-            with self._warning():
-                self._run.send([line for line in taken if line is not None])
-        with self._warning():
+            lines = [line for line in taken if line is not None]
+            self._sent += len(lines)
+            with self._warning(len(lines)):
+                self._run.send(lines)
+        with self._warning(0):
             self._run.end(failed=self._failed)
 
     @contextmanager
-    def _warning(self) -> Iterator[None]:
+    def _warning(self, lines: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - no error of a tracker may stop training
+            self._missing += lines
             self._warn(str(error))
 
     def _warn(self, reason: str) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "%s does not get all numbers of this run (metrics.jsonl does): %s", self._provider, reason
-            )
+        if self._reason is None:
+            self._reason = " ".join(reason.split())[:LONGEST_REASON]
+            _log.info("%s fails: %s", self._provider, reason)

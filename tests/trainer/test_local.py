@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune_api.manifest import Manifest, read_manifest
+from finetune_api.status import Phase, ProgressRecord
+from finetune_trainer.local import OTHER_ROWS, LocalRun, local_run_directory, run_locally
+
+if TYPE_CHECKING:
+    from finetune_trainer.plan.prepare import Prepared
+
+
+@dataclass
+class Listener:
+    """Keeps what it is told."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def prepared(self, prepared: Prepared) -> None:
+        raise AssertionError(f"nothing may be prepared: {prepared}")
+
+    def progress(self, record: ProgressRecord) -> None:
+        raise AssertionError(f"nothing may be trained: {record}")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Manifest:
+    """A job with rows for training and for validation."""
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{name}\n")
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        f"model_id: tiny\ntrain_path: {tmp_path}/train.jsonl\nvalid_path: {tmp_path}/validation.jsonl\n"
+    )
+    return read_manifest(file)
+
+
+def finish(job: Manifest, tmp_path: Path, *names: str) -> Path:
+    """Makes the job's run one that has finished, on the rows that these files have now."""
+    run = local_run_directory(job, str(tmp_path / "runs"), None)
+    files = [tmp_path / f"{name}.jsonl" for name in names]
+    run.note_inputs({str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
+    run.finish(ProgressRecord(finished=True))
+    return Path(run.path)
+
+
+def again(job: Manifest, tmp_path: Path) -> tuple[LocalRun, list[str]]:
+    listener = Listener()
+    ended = run_locally(job, storage=str(tmp_path / "runs"), devices=None, observer=listener)
+    return ended, listener.lines
+
+
+def test_a_finished_run_is_shown_again(job: Manifest, tmp_path: Path) -> None:
+    run = finish(job, tmp_path, "train", "validation")
+
+    ended, lines = again(job, tmp_path)
+
+    assert ended.status.phase is Phase.SUCCEEDED
+    assert lines == [f"{run}: this run has already finished; delete it to train again"]
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_a_finished_run_whose_rows_have_changed_says_so_and_how_to_train_anew(
+    job: Manifest, tmp_path: Path, name: str
+) -> None:
+    finish(job, tmp_path, "train", "validation")
+    (tmp_path / f"{name}.jsonl").write_text("other rows\n")
+
+    ended, lines = again(job, tmp_path)
+
+    assert ended.status.phase is Phase.SUCCEEDED
+    assert lines[1:] == [f"warning: {tmp_path}/{name}.jsonl {OTHER_ROWS}"]
+    assert "delete the run's directory" in OTHER_ROWS
+
+
+def test_rows_that_are_written_anew_without_a_change_are_the_same(job: Manifest, tmp_path: Path) -> None:
+    finish(job, tmp_path, "train", "validation")
+    (tmp_path / "train.jsonl").write_text("train\n")
+
+    assert len(again(job, tmp_path)[1]) == 1
+
+
+def test_rows_that_are_gone_are_no_others(job: Manifest, tmp_path: Path) -> None:
+    finish(job, tmp_path, "train", "validation")
+    (tmp_path / "train.jsonl").unlink()
+
+    assert len(again(job, tmp_path)[1]) == 1
+
+
+@pytest.mark.parametrize("kept", [None, "{", '["train.jsonl"]', '{"train.jsonl": 5}'])
+def test_a_run_that_kept_nothing_of_its_rows_is_shown_without_a_word(
+    job: Manifest, tmp_path: Path, kept: str | None
+) -> None:
+    run = finish(job, tmp_path, "train")
+    (run / "inputs.json").unlink()
+    if kept is not None:
+        (run / "inputs.json").write_text(kept)
+
+    assert len(again(job, tmp_path)[1]) == 1
