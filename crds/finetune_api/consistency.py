@@ -63,6 +63,8 @@ def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
             yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"
     if spec.eval_first and spec.valid_path is None:
         yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
+    if spec.export_dtype != "auto" and spec.lora_config is not None:
+        yield "spec.export_dtype has no effect: adapters are saved in fp32, as they are trained"
     if spec.lora_config is None:
         yield (
             "spec.lora_config is absent: every parameter of the model is trained;"

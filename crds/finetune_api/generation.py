@@ -105,4 +105,4 @@ class GenerationConfig(SpecModel):
     stopping_sequences: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=64)] | None
     ) = None
-    """Texts that end an answer; kept in the checkpoint's generation config."""
+    """Texts that end an answer; those of one token end generation with the checkpoint."""

@@ -191,6 +191,8 @@ class FineTuneJobSpec(SpecModel):
     """Train low-rank adapters. Without it every parameter is trained."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the arithmetic; `auto` is bf16 on GPUs and fp32 on CPUs."""
+    export_dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the weights in a full model's checkpoints; `auto` is the base model's."""
     parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
     gradient_checkpointing: Flag | None = None

@@ -264,6 +264,7 @@ def test_all_other_defaults_are_those_of_the_models() -> None:
         "num_checkpoints_to_keep": 1,
         "eval_first": False,
         "dtype": "auto",
+        "export_dtype": "auto",
         "parallelism": "auto",
         "suspend": False,
         "run_policy": {},

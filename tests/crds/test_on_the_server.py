@@ -607,6 +607,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "eval_first": (True, False),
     "lora_config": ({"r": 8}, {"r": 16}),
     "dtype": ("bf16", "fp32"),
+    "export_dtype": ("bf16", "fp32"),
     "parallelism": ("ddp", "auto"),
     "gradient_checkpointing": (True, False),
     "no_gradient_checkpoint": (True, False),

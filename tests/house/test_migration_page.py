@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs/migration.md").read_text()
 OURS = {
     "cluster",
     "dtype",
+    "export_dtype",
     "max_grad_norm",
     "packing",
     "parallelism",

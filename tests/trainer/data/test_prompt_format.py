@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_api.generation import PromptFormat
 from finetune_trainer.data.prompt_format import FormatRendering
@@ -232,3 +237,89 @@ def test_every_answer_is_its_content_and_the_end_of_its_turn(
     end_of_turn = prompt_format.assistant.partition("{instruction}")[2]
 
     assert answers(prompt_format, *messages) == [answer.strip() + end_of_turn for _, answer in turns]
+
+
+# As a chat template
+
+
+def by_chat_template(prompt_format: PromptFormat, messages: Sequence[Message], *, ask: bool = False) -> str:
+    """What transformers writes with the format's chat template."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    rendered = render_jinja_template(
+        conversations=[turns],
+        chat_template=FormatRendering(prompt_format).chat_template,
+        add_generation_prompt=ask,
+    )
+    texts, _ = cast("tuple[list[str], object]", rendered)
+    return texts[0]
+
+
+LITERALS = st.text(
+    st.characters(exclude_characters="{}\0", exclude_categories=["Cs"]), max_size=8
+) | st.sampled_from(
+    [
+        "'",
+        '"',
+        "\\",
+        "\n",
+        "\r\n",
+        "{{",
+        "}}",
+        "{{%",
+        "%}}",
+        "-%}}",
+        "{{#",
+        "#}}",
+        "{{{{ x }}}}",
+        "CONTENT",
+        "BOS",
+        "ns",
+    ]
+)
+
+
+@st.composite
+def formats(draw: st.DrawFn) -> PromptFormat:
+    """Prompt formats of any text."""
+    in_user = draw(st.booleans())
+    return PromptFormat(
+        system=f"{draw(LITERALS)}{{instruction}}{draw(LITERALS)}",
+        user=draw(LITERALS)
+        + ("{system}" if in_user else "")
+        + draw(LITERALS)
+        + "{instruction}"
+        + draw(LITERALS),
+        assistant=f"{draw(LITERALS)}{{instruction}}{draw(LITERALS)}",
+        trailing_assistant=draw(LITERALS),
+        bos=draw(LITERALS),
+        default_system_message=draw(LITERALS),
+        add_system_tags_even_if_message_is_empty=draw(st.booleans()),
+        system_in_user=in_user,
+        system_in_last_user=in_user and draw(st.booleans()),
+        strip_whitespace=draw(st.booleans()),
+    )
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    """Conversations with or without a system message, of turns in any order."""
+    contents = st.text(max_size=6) | st.sampled_from(["{instruction}", "{{ x }}", "\r\n x \u3000", "'"])
+    turns = st.builds(Message, st.sampled_from(["user", "assistant"]), contents)
+    system = st.lists(st.builds(Message, st.just("system"), contents), max_size=1)
+    return [*draw(system), *draw(st.lists(turns, min_size=1, max_size=4))]
+
+
+@given(formats() | st.sampled_from([LLAMA_3, MISTRAL, LLAMA_2, PASS_THROUGH]), conversations())
+def test_its_chat_template_writes_the_same_texts(
+    prompt_format: PromptFormat, messages: list[Message]
+) -> None:
+    rendering = FormatRendering(prompt_format)
+    try:
+        text = rendering.text(messages)
+    except RenderingError:
+        with pytest.raises(TemplateError, match="There is no user message to put the system message into"):
+            by_chat_template(prompt_format, messages)
+        return
+
+    assert by_chat_template(prompt_format, messages) == text
+    assert by_chat_template(prompt_format, messages, ask=True) == rendering.prompt(messages)

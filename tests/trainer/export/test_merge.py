@@ -136,7 +136,7 @@ def test_so_it_does_where_one_matrix_is_embedding_and_head(
 def test_a_plain_model_with_its_tokenizer_and_how_to_generate_is_written(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    stop: list[JsonValue] = ["END"]
+    stop: list[JsonValue] = ["\n\n"]
     adapter = trained_adapter(
         tiny_model, tmp_path / "run", {}, generation_config={"stopping_sequences": stop}
     )
@@ -152,7 +152,11 @@ def test_a_plain_model_with_its_tokenizer_and_how_to_generate_is_written(
         "tokenizer_config.json",
     }
     assert chat_tokens(tmp_path / "merged") == chat_tokens(tiny_model)
-    assert GenerationConfig.from_pretrained(tmp_path / "merged").stop_strings == ["END"]
+    ends = GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").convert_ids_to_tokens(ends) == [
+        "<|im_end|>",
+        "ĊĊ",
+    ]
 
 
 def test_embeddings_stay_tied_when_they_were_not_trained(tied_tiny_model: Path, tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 from peft import PeftModel
 from pydantic import JsonValue
 from tests.trainer.model_directories import copy_of, set_keys
-from tests.trainer.training_jobs import FULL, column, job_of, spec_of, train_here
+from tests.trainer.training_jobs import FULL, Fields, column, job_of, spec_of, train_here
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.lora import LoraConfig
 from finetune_api.manifest import read_spec
-from finetune_trainer.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.adapters import peft_remarks
+from finetune_trainer.model.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.load import load_config, load_model, shape
 
 NAMES = "this model has down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
@@ -231,3 +234,154 @@ def test_an_adapter_that_says_nothing_of_its_scale_has_pefts_defaults(
         tiny_model, FULL, lora_config={"r": 4, "lora_alpha": 8}, initial_adapter_model_ckpt_path=str(old)
     )
     assert shape(spec, load_config(spec)).trainable_parameters > 0
+
+
+# What matches nothing
+
+NOTHING: dict[str, tuple[Fields, str]] = {
+    "ranks": (
+        {"rank_pattern": {"q_prj": 64}},
+        "rank_pattern: no module with an adapter is called q_prj; adapters are on down_proj, gate_proj,",
+    ),
+    "alphas": (
+        {"alpha_pattern": {"query": 64}, "target_modules": ["q_proj", "k_proj"]},
+        "alpha_pattern: no module with an adapter is called query; adapters are on k_proj, q_proj",
+    ),
+    "ranks of modules without adapters": (
+        {"rank_pattern": {"v_proj": 64}, "target_modules": ["q_proj"]},
+        "rank_pattern: no module with an adapter is called v_proj; adapters are on q_proj",
+    ),
+    "exclusions": (
+        {"exclude_modules": ["v_prj"]},
+        f"exclude_modules: no module is called v_prj; {NAMES}",
+    ),
+    "an expression that excludes": (
+        {"exclude_modules": "v_proj"},
+        f"exclude_modules: 'v_proj' matches no module; {NAMES}",
+    ),
+    "tokens": (
+        {"trainable_token_indices": [5, 5000]},
+        "trainable_token_indices: there is no token 5000; this model has tokens 0 to 1023",
+    ),
+    "tokens of a module": (
+        {"trainable_token_indices": {"embed_tokens": [1024]}},
+        "trainable_token_indices: there is no token 1024; this model has tokens 0 to 1023",
+    ),
+    "a module of tokens": (
+        {"trainable_token_indices": {"wte": [1]}},
+        f"trainable_token_indices: no module is called wte; {NAMES}",
+    ),
+    "layers": (
+        {"layers_to_transform": [2, 7], "target_modules": ["q_proj"]},
+        "layers_to_transform: this model has no layer 2, 7; its layers are 0 to 1",
+    ),
+    "parameters": (
+        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        "target_parameters: no parameter is called mlp.experts.gate_up_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lora", "problem"), NOTHING.values(), ids=NOTHING)
+def test_what_matches_nothing_is_an_error_before_a_device_is_used(
+    tiny_model: Path, lora: Fields, problem: str
+) -> None:
+    assert problem_of(tiny_model, lora_config=lora).startswith(f"spec.lora_config.{problem}")
+
+
+PARTLY: dict[str, tuple[Fields, str]] = {
+    "ranks": (
+        {"rank_pattern": {"q_prj": 64, "q_proj": 4}},
+        "rank_pattern: no module with an adapter is called q_prj; ",
+    ),
+    "exclusions": (
+        {"exclude_modules": ["v_prj", "v_proj"]},
+        "exclude_modules: no module is called v_prj; it excludes nothing",
+    ),
+    "layers": (
+        {"layers_to_transform": [1, 2], "target_modules": ["q_proj"]},
+        "layers_to_transform: this model has no layer 2; its layers are 0 to 1",
+    ),
+    "parameters": (
+        {"target_modules": [], "target_parameters": ["q_proj.weight", "q_prj.weight"]},
+        "target_parameters: no parameter is called q_prj.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lora", "warning"), PARTLY.values(), ids=PARTLY)
+def test_what_matches_only_partly_is_a_warning(tiny_model: Path, lora: Fields, warning: str) -> None:
+    assert [each for each in warnings_of(tiny_model, lora) if each.startswith(f"spec.lora_config.{warning}")]
+
+
+MATCHING: dict[str, Fields] = {
+    "ranks by expression": {
+        "rank_pattern": {r"layers\.1\..*_proj": 4},
+        "alpha_pattern": {"mlp.down_proj": 3},
+    },
+    "exclusions": {"exclude_modules": ["v_proj"]},
+    "tokens": {"trainable_token_indices": {"embed_tokens": [0, 1023]}},
+    "one layer": {"layers_to_transform": 1, "target_modules": ["q_proj"]},
+    "replicated layers": {
+        "layer_replication": [[0, 2], [0, 2]],
+        "layers_to_transform": [3],
+        "target_modules": ["q_proj"],
+    },
+}
+
+
+@pytest.mark.parametrize("lora", MATCHING.values(), ids=MATCHING)
+def test_what_matches_needs_no_remark(tiny_model: Path, lora: Fields) -> None:
+    assert warnings_of(tiny_model, lora) == ()
+
+
+# What PEFT remarks, and the command silences
+
+REMARKED: dict[str, tuple[Fields, str]] = {
+    "layers that are stored otherwise": (
+        {"fan_in_fan_out": True},
+        "fan_in_fan_out: this model's layers are not stored so; taken as false",
+    ),
+    "a bias that is not there": (
+        {"lora_bias": True},
+        "lora_bias: this model's layers have no bias, so that finetune merge cannot merge the adapter",
+    ),
+    "nothing that is tied": (
+        {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
+        "ensure_weight_tying has no effect: this model does not tie its embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lora", "remark"), REMARKED.values(), ids=REMARKED)
+def test_what_peft_remarks_is_passed_on_as_a_remark_about_our_field(
+    tiny_model: Path, lora: Fields, remark: str
+) -> None:
+    assert warnings_of(tiny_model, lora) == (f"spec.lora_config.{remark}",)
+
+
+def test_embeddings_that_are_trained_apart_are_remarked(tied_tiny_model: Path) -> None:
+    [warning] = warnings_of(tied_tiny_model, {"modules_to_save": ["embed_tokens", "lm_head"]})
+    assert warning == (
+        "spec.lora_config.modules_to_save: this model ties embed_tokens to lm_head; in full they are trained"
+        " apart, unless ensure_weight_tying is true"
+    )
+    kept: Fields = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    assert warnings_of(tied_tiny_model, kept) == ()
+
+
+def test_weight_tying_that_ties_nothing_is_remarked(tied_tiny_model: Path) -> None:
+    [warning] = warnings_of(tied_tiny_model, {"ensure_weight_tying": True})
+    assert warning == (
+        "spec.lora_config.ensure_weight_tying has no effect: neither modules_to_save nor target_modules names"
+        " the embeddings"
+    )
+
+
+def test_a_remark_without_words_of_ours_is_passed_on_as_it_is() -> None:
+    lora = LoraConfig()
+    remarks: list[str] = []
+    with peft_remarks(lora, remarks):
+        warnings.warn("Something\n new.", UserWarning, stacklevel=1)
+        warnings.warn("for developers", FutureWarning, stacklevel=1)
+    assert remarks == ["spec.lora_config: PEFT remarks: Something new."]

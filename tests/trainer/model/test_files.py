@@ -15,6 +15,7 @@ from tests.trainer.training_jobs import FULL, LORA, Fields, job_of, spec_of, tra
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.data.chat import chat_format
 from finetune_trainer.model.load import load_config, load_model, load_tokenizer, shape
+from finetune_trainer.storage.open import open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n".encode()
@@ -159,6 +160,38 @@ def test_all_damaged_files_are_named_at_once(tiny_model: Path, tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_is_seen_before_weights_are_read(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    model = damaged(tiny_model, tmp_path / "model", name, DAMAGES["pointer"])
+
+    with pytest.raises(FineTuneError) as raised:
+        load_config(spec_of(model, LORA))
+
+    assert str(raised.value) == (
+        f"spec.model_id: {model / name} is a pointer of git-lfs, not the file itself; fetch it with"
+        " `git lfs pull`"
+    )
+
+
+def test_one_in_object_storage_is_seen_before_weights_are_downloaded(
+    tiny_model: Path, tmp_path: Path, s3_bucket: str
+) -> None:
+    storage = open_storage(f"s3://{s3_bucket}/models")
+    with storage.staging("tiny") as staging:
+        shutil.copytree(tiny_model, staging, dirs_exist_ok=True)
+        (staging / "model.safetensors").write_bytes(POINTER)
+        storage.publish(staging, "tiny", last="config.json")
+    model = f"s3://{s3_bucket}/models/tiny"
+
+    with pytest.raises(FineTuneError) as raised:
+        load_config(spec_of(tmp_path, LORA, model_id=model))
+
+    assert str(raised.value) == (
+        f"spec.model_id: {model}/model.safetensors is a pointer of git-lfs, not the file itself; fetch it"
+        " with `git lfs pull`"
+    )
+
+
 def test_files_that_are_nobodys_business_may_hold_anything(tiny_model: Path, tmp_path: Path) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     (model / "notes.json").write_text("no JSON")
@@ -168,6 +201,9 @@ def test_files_that_are_nobodys_business_may_hold_anything(tiny_model: Path, tmp
 
 
 # Checkpoints
+
+IN_BF16: Fields = {**FULL, "export_dtype": "bf16"}
+"""Its checkpoints have the weights in fp32 as well, for resuming."""
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +215,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fully_trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a full model of one epoch."""
-    return run_of(tiny_model, tmp_path_factory.mktemp("full") / "run", FULL)
+    return run_of(tiny_model, tmp_path_factory.mktemp("full") / "run", IN_BF16)
 
 
 def run_of(model: Path, run: Path, way: Fields) -> Path:
@@ -195,9 +231,9 @@ LORA_STATE = [
     "state/optimizer.pt",
     "state/random.pt",
 ]
-FULL_STATE = ["config.json", "model.safetensors", "state/optimizer.pt"]
+FULL_STATE = ["config.json", "model.safetensors", "state/optimizer.pt", "state/weights.pt"]
 READ_AGAIN = [(LORA, name) for name in LORA_STATE if name != "adapter_config.json"] + [
-    (FULL, name) for name in FULL_STATE
+    (IN_BF16, name) for name in FULL_STATE
 ]
 
 

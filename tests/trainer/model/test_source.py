@@ -281,7 +281,7 @@ def test_without_a_hub_a_name_is_explained_and_asked_for_again_unless_it_must_no
 @pytest.mark.usefixtures("hub")
 def test_an_adapter_names_the_revision_of_its_base(tmp_path: Path) -> None:
     spec = spec_of(Path(), LORA, model_id="hf://someone/model@v1")
-    save_weights(load_model(spec, dtype="fp32", on_gpu=False), tmp_path, spec)
+    save_weights(load_model(spec, dtype="fp32", on_gpu=False), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("someone/model", "v1")
 

@@ -34,7 +34,11 @@ from finetune_trainer.training.job import TrainingJob, Worker
 from finetune_trainer.training.loop import train
 from make_tiny_model import make_tiny_model
 
-WAYS: dict[str, Fields] = {"lora": LORA | {"lora_config": {"r": 8, "lora_dropout": 0.1}}, "full": FULL}
+WAYS: dict[str, Fields] = {
+    "lora": LORA | {"lora_config": {"r": 8, "lora_dropout": 0.1}},
+    "full": FULL,
+    "full, saved in bf16": {"export_dtype": "bf16"},
+}
 ACCUMULATED: Fields = {"train_batch_size_per_device": 2, "gradient_accumulation_steps": 4, "eval_first": True}
 """Three steps an epoch, nine in all."""
 
@@ -48,7 +52,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+@pytest.fixture(scope="module", params=WAYS)
 def way(request: pytest.FixtureRequest) -> Fields:
     return WAYS[request.param] | ACCUMULATED
 
@@ -180,7 +184,7 @@ def test_other_training_rows_are_refused_and_nothing_changes(model: Path, tmp_pa
     assert (lines_of(tmp_path), files_of(tmp_path / "snapshot-2")) == before
 
 
-@pytest.mark.parametrize("way", ["lora", "full"])
+@pytest.mark.parametrize("way", WAYS)
 def test_two_workers_resume_bit_for_bit(model: Path, tmp_path: Path, way: str) -> None:
     fields = WAYS[way] | {
         "num_devices": 2,

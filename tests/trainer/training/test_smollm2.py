@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import peft
@@ -9,9 +11,19 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from pydantic import JsonValue
+from tests.trainer.model_directories import set_keys
 from tests.trainer.training_jobs import column
 from tests.trainer.trl_settings import settings
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BatchEncoding,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_api.manifest import read_spec
@@ -24,6 +36,8 @@ from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
 from finetune_trainer.training.loop import train
 
 ROWS, STEPS = 16, 2
+LONGEST = 60
+QUESTION = "What is the capital of France? Answer in one short sentence."
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +51,17 @@ def rows(stdlib_train: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """A finished job: two steps of all rows, each in four micro-batches."""
+    return finished_job(smollm2, rows, tmp_path_factory.mktemp("smollm2") / "run", {"r": 8})
+
+
+def finished_job(model: Path, rows: Path, run_directory: Path, lora: JsonValue) -> TrainingJob:
     spec = read_spec(
         {
-            "model_id": str(smollm2),
+            "model_id": str(model),
             "train_path": str(rows),
             "task": "instruction_tuning",
-            "lora_config": {"r": 8},
-            "learning_rate": 1e-3,
+            "lora_config": lora,
+            "learning_rate": 1e-3 if lora is not None else 1e-5,
             "lr_scheduler_type": "constant",
             "num_warmup_steps": 0,
             "num_epochs": STEPS,
@@ -53,7 +71,7 @@ def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         }
     )
     prepared = prepare(spec)
-    run = RunDirectory.open(str(tmp_path_factory.mktemp("smollm2") / "run"))
+    run = RunDirectory.open(str(run_directory))
     run.claim("kind: FineTuneJob", "a test")
     job = TrainingJob(
         name="smollm2",
@@ -139,3 +157,51 @@ def test_its_adapter_loads_with_plain_peft_and_the_merged_model_answers_as_it_do
     assert float((untuned - expected).abs().max()) > 1e-1
     assert float((merged(**asked).logits[text] - expected).abs().max()) < 1e-3
     assert answers(merged) == answers(tuned)
+
+
+@pytest.fixture(scope="module")
+def endless(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with the generation config of its base model, which never stops at the end of a turn."""
+    base = tmp_path_factory.mktemp("endless") / "base"
+    shutil.copytree(smollm2, base, copy_function=os.symlink)
+    (base / "generation_config.json").unlink()
+    shutil.copy(smollm2 / "generation_config.json", base)
+    set_keys(base / "generation_config.json", eos_token_id=0, pad_token_id=None)
+    return base
+
+
+def test_without_what_a_checkpoint_says_its_answers_do_not_end(endless: Path) -> None:
+    assert not ends(load(endless), endless, max_new_tokens=LONGEST)
+
+
+@pytest.mark.parametrize("way", ["adapter and merged", "full"])
+def test_its_answers_end_by_themselves(endless: Path, rows: Path, tmp_path: Path, way: str) -> None:
+    finished_job(endless, rows, tmp_path / "run", None if way == "full" else {"r": 8})
+    checkpoint = tmp_path / "run" / f"epoch-{STEPS - 1}"
+    if way == "adapter and merged":
+        generation = GenerationConfig.from_pretrained(checkpoint, max_new_tokens=LONGEST)
+        adapted = PeftModel.from_pretrained(load(endless), str(checkpoint))
+        assert ends(adapted, checkpoint, generation_config=generation)
+        merge(str(checkpoint), tmp_path / "merged")
+        checkpoint = tmp_path / "merged"
+
+    assert ends(load(checkpoint), checkpoint, max_new_tokens=LONGEST)
+    pipe = pipeline("text-generation", model=str(checkpoint), device="cpu")
+    [said] = pipe([{"role": "user", "content": QUESTION}], max_new_tokens=LONGEST, do_sample=False)
+    answer = said["generated_text"][-1]["content"]
+    assert answer
+    assert "<|im_" not in answer
+
+
+def ends(model: PreTrainedModel | PeftModel, checkpoint: Path, **arguments: object) -> bool:
+    """Whether an answer of plain `generate` ends before it has as many tokens as it may."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    assert isinstance(prompt, BatchEncoding)
+    answer = model.generate(**prompt, do_sample=False, **arguments)[0, prompt["input_ids"].shape[1] :]  # type: ignore[operator]
+    return len(answer) < LONGEST

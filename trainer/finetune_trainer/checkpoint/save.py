@@ -7,9 +7,8 @@ from pathlib import Path
 
 import peft
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.checkpoint.inference import Inference
 from finetune_trainer.checkpoint.state import Collected, Position, save_state
 from finetune_trainer.tasks.objective import Model
 
@@ -18,24 +17,40 @@ def write_checkpoint(
     directory: Path,
     *,
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: FineTuneJobSpec,
+    dtype: torch.dtype,
+    inference: Inference,
     position: Position,
     collected: Collected,
 ) -> None:
-    """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them."""
-    save_weights(model, directory, spec, collected.weights)
-    tokenizer.save_pretrained(directory)
-    save_state(directory, position, collected)
+    """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them.
+
+    `dtype` is the precision of a full model's weights (see `save_weights`).
+    """
+    save_weights(model, directory, dtype, collected.weights)
+    inference.save(directory)
+    exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
+    save_state(directory, position, collected, weights=not exact)
+
+
+def write_description(directory: Path, *, model: Model, dtype: torch.dtype, inference: Inference) -> None:
+    """Writes the small files of a checkpoint, to see before training that they can be written."""
+    if isinstance(model, peft.PeftModel):
+        model.peft_config["default"].save_pretrained(str(directory))
+    else:
+        _save_config(model, directory, dtype)
+    inference.save(directory)
 
 
 def save_weights(
-    model: Model, directory: Path, spec: FineTuneJobSpec, weights: dict[str, torch.Tensor] | None = None
+    model: Model,
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes the trained weights, and the configuration to generate text with.
+    """Writes the trained weights and the model's configuration.
 
-    A PEFT model's adapter is written, or a full model in shards of 5 GB. `weights` default to
-    the model's own.
+    A PEFT model's adapter is written, as it is, or a full model in `dtype` and in shards of 5 GB. `weights`
+    default to the model's own.
     """
     if isinstance(model, peft.PeftModel):
         # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.
@@ -43,9 +58,28 @@ def save_weights(
             str(directory), safe_serialization=True, save_embedding_layers=False, state_dict=weights
         )
     else:
-        model.save_pretrained(directory, max_shard_size="5GB", state_dict=weights)
-    generation = copy.deepcopy(model.generation_config)
-    if generation is not None:
-        if spec.generation_config is not None and spec.generation_config.stopping_sequences:
-            generation.stop_strings = spec.generation_config.stopping_sequences
-        generation.save_pretrained(directory)
+        weights = model.state_dict() if weights is None else weights
+        model.save_pretrained(directory, max_shard_size="5GB", state_dict=_converted(weights, dtype))
+        _save_config(model, directory, dtype)
+
+
+def _save_config(model: Model, directory: Path, dtype: torch.dtype) -> None:
+    """Writes config.json with the precision of the saved weights; transformers writes that of the model."""
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(directory)
+
+
+def _converted(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights in this precision. Those that share memory still do, so that tied ones are written once."""
+    if dtype == torch.float32:
+        return weights
+    converted: dict[object, torch.Tensor] = {}
+    result = {}
+    for name, weight in weights.items():
+        key = weight.data_ptr(), weight.shape, weight.stride()
+        if key not in converted:
+            converted[key] = weight.to("cpu", dtype) if weight.is_floating_point() else weight
+        result[name] = converted[key]
+    return result

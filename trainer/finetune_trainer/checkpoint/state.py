@@ -1,6 +1,7 @@
-"""The state that a run needs besides its weights to resume exactly: optimizer, position, random generators.
+"""The state that a run needs besides a checkpoint's weights to resume exactly.
 
-It is saved in `state/` of every checkpoint and snapshot.
+That is the optimizer, the position, the random generators, and the weights in fp32 where the checkpoint has
+them in less. It is saved in `state/` of every checkpoint and snapshot.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ STATE = "state"
 _POSITION = "position.json"
 _OPTIMIZER = "optimizer.pt"
 _RANDOM = "random.pt"
+_WEIGHTS = "weights.pt"
 
 
 class RandomState(TypedDict):
@@ -73,12 +75,19 @@ def random_state(device: torch.device) -> RandomState:
     return RandomState(cpu=torch.get_rng_state(), device=torch.cuda.get_rng_state(device) if on_gpu else None)
 
 
-def save_state(directory: Path, position: Position, collected: Collected) -> None:
-    """Writes `state/` into a checkpoint's directory."""
+def save_state(directory: Path, position: Position, collected: Collected, *, weights: bool = False) -> None:
+    """Writes `state/` into a checkpoint's directory.
+
+    With `weights` it holds the weights as they are trained, in fp32: the checkpoint's own have less
+    precision, and a run that resumed from those would not be the same.
+    """
     state = directory / STATE
     state.mkdir()
     (state / _POSITION).write_text(position.model_dump_json())
-    for name, content in ((_OPTIMIZER, collected.optimizer), (_RANDOM, collected.random)):
+    contents = {_OPTIMIZER: collected.optimizer, _RANDOM: collected.random}
+    if weights:
+        contents[_WEIGHTS] = collected.weights
+    for name, content in contents.items():
         # Given a path, torch.save would not say why it cannot write.
         with (state / name).open("wb") as file:
             torch.save(content, file)
@@ -97,6 +106,13 @@ def read_state(directory: Path) -> SavedState:
         optimizer=torch.load(state / _OPTIMIZER, map_location="cpu", weights_only=True),
         random=torch.load(state / _RANDOM, map_location="cpu", weights_only=True),
     )
+
+
+def restore_weights(directory: Path, model: torch.nn.Module) -> None:
+    """Gives a model that was loaded from a checkpoint the weights as they were trained, if they are kept."""
+    file = directory / STATE / _WEIGHTS
+    if file.is_file():
+        model.load_state_dict(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
 
 
 def restore_state(

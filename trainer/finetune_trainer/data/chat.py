@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.generation import GenerationConfig
+from finetune_trainer.data.answer_ends import stops, token_that_ends, tokens_after_an_answer
 from finetune_trainer.data.chat_template import TemplateRendering
 from finetune_trainer.data.prompt_format import FormatRendering
 from finetune_trainer.data.rendering import Rendering, RenderingError, Span
@@ -39,7 +40,10 @@ class Encoded:
 
 
 class ChatFormat:
-    """Tokenizes rows for one model and task."""
+    """Tokenizes rows for one model and task.
+
+    `ends` are the tokens at which generation must stop.
+    """
 
     def __init__(
         self,
@@ -47,15 +51,23 @@ class ChatFormat:
         rendering: Rendering,
         task: Task,
         source: str,
-        warnings: tuple[str, ...] = (),
+        *,
+        ends: Sequence[int] = (),
+        warnings: Sequence[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._rendering = rendering
         self._task = task
         self._source = source
-        self.warnings = warnings
+        self.ends = tuple(ends)
+        self.warnings = tuple(warnings)
         self.shortened: list[int] = []
         """The lines of the rows encoded so far of whose answers something is not in the text."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template of a model trained on this format; None when it is the tokenizer's own."""
+        return self._rendering.chat_template
 
     def encode(self, row: Row) -> Encoded:
         """Tokenizes a row, and marks the tokens that count in the loss.
@@ -170,20 +182,39 @@ def chat_format(
         if prompt_format is None
         else "spec.generation_config.prompt_format.assistant"
     )
-    if task == "causal_lm":
-        if not _writes_questions(rendering):
-            what = f"is needed, since {source} cannot be read or leaves out what is said"
-            raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {what}")
-        return ChatFormat(tokenizer, rendering, task, source)
+    if task == "causal_lm" and not _writes_questions(rendering):
+        what = f"is needed, since {source} cannot be read or leaves out what is said"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {what}")
     try:
-        ends = bool(rendering.end_of_turn)
+        end_of_turn = rendering.end_of_turn
     except RenderingError as error:
-        needed = f"is needed, since a question and an answer cannot be written without it; {error}"
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {needed}"
-        ) from error
-    endless = f"{source}: nothing ends an answer, so the model does not learn where to stop"
-    return ChatFormat(tokenizer, rendering, task, source, () if ends else (endless,))
+        if task == "causal_lm":
+            end_of_turn = ""
+        else:
+            needed = f"is needed, since a question and an answer cannot be written without it; {error}"
+            raise FineTuneError(
+                FailureClass.INVALID_SPEC, f"spec.generation_config.prompt_format: {needed}"
+            ) from error
+    warnings = []
+    if not end_of_turn and task == "instruction_tuning":
+        warnings.append(f"{source}: nothing ends an answer, so the model does not learn where to stop")
+    sequences = (generation_config.stopping_sequences if generation_config is not None else None) or []
+    ends, unending = stops(tokenizer, sequences)
+    warnings += [_no_end(tokenizer, each, "spec.generation_config.stopping_sequences") for each in unending]
+    end = token_that_ends(tokenizer, end_of_turn)
+    if end is not None:
+        ends = [end, *ends]
+    elif end_of_turn:
+        warnings.append(_no_end(tokenizer, end_of_turn, source))
+    return ChatFormat(tokenizer, rendering, task, source, ends=list(dict.fromkeys(ends)), warnings=warnings)
+
+
+def _no_end(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> str:
+    count = len(tokens_after_an_answer(tokenizer, text))
+    return (
+        f"{where}: {text!r} is {count} tokens, and generation stops at single ones: give `generate`"
+        f" stop_strings=[{text!r}] and the tokenizer, or end answers with a token of the tokenizer"
+    )
 
 
 def inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

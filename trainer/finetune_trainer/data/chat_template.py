@@ -49,6 +49,8 @@ class TemplateRendering:
     Raises ValueError when the tokenizer has no default chat template.
     """
 
+    chat_template = None
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
         template = tokenizer.get_chat_template()
         self._tokenizer = tokenizer

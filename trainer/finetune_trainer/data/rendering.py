@@ -19,6 +19,10 @@ class Rendering(Protocol):
     """A way to write conversations for a model. All methods may raise RenderingError."""
 
     @property
+    def chat_template(self) -> str | None:
+        """The chat template of a trained model; None when it is its tokenizer's own."""
+
+    @property
     def end_of_turn(self) -> str:
         """The text that follows every answer, without trailing white space; may be empty."""
 

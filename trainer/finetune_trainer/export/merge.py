@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from pathlib import Path
 from typing import cast
@@ -11,9 +10,24 @@ import peft
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.checkpoint.inference import generation_config
+from finetune_trainer.model.contents import (
+    ADAPTER_CONFIG,
+    check_is_model,
+    check_not_quantized,
+    without_leftovers,
+)
 from finetune_trainer.model.source import fetch_model
 from finetune_trainer.storage.open import Storage, open_storage
 
@@ -49,9 +63,12 @@ def merge(checkpoint: str, out: Path) -> None:
         )
     source = open_storage(checkpoint)
     config = _adapter_config(source)
-    base = fetch_model(
-        config.base_model_name_or_path, f"{source.path}/adapter_config.json: base_model_name_or_path"
+    name, where = (
+        config.base_model_name_or_path,
+        f"{source.path}/{ADAPTER_CONFIG}: base_model_name_or_path",
     )
+    base = fetch_model(name, where)
+    check_is_model(base, where, name)
     target = open_storage(str(out.absolute().parent))
     with warnings.catch_warnings(), source.local_copy() as adapter, target.staging(out.name) as staging:
         # peft advises to untie embeddings, which is done here. It only warns when weights are missing, and
@@ -112,23 +129,35 @@ def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -
     if tied:
         _tie_if_equal(merged)
     _convert(merged, dtype)
-    merged.save_pretrained(directory, max_shard_size="5GB")
-    if (adapter / "generation_config.json").is_file():
-        shutil.copy(adapter / "generation_config.json", directory)
     tokenizer = AutoTokenizer.from_pretrained(
         adapter if (adapter / "tokenizer_config.json").is_file() else base, trust_remote_code=False
     )
+    merged.generation_config = _generation_config(merged, adapter, tokenizer)
+    merged.save_pretrained(directory, max_shard_size="5GB")
     tokenizer.save_pretrained(directory)
     return _probe(merged)
+
+
+def _generation_config(
+    model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """The adapter's generation config if it has one, else the base's, without what cannot be used plainly."""
+    there = (adapter / GENERATION_CONFIG_NAME).is_file()
+    base = GenerationConfig.from_pretrained(adapter) if there else model.generation_config
+    generation, _ = generation_config(base, tokenizer)
+    return generation
 
 
 def _load(directory: Path) -> PreTrainedModel:
     """Loads a model in the precision that it was saved in."""
     try:
-        return cast(
-            "PreTrainedModel",
-            AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=False),
-        )
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        check_not_quantized(config, "base_model_name_or_path", str(directory))
+        with without_leftovers(directory) as model:
+            return cast(
+                "PreTrainedModel",
+                AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False),
+            )
     except (ValueError, OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FineTuneError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -15,10 +18,32 @@ from transformers import PreTrainedModel
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.lora import ALL_LINEAR, LoraConfig
+from finetune_trainer.model.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.reach import unreached
 
 SHOWN_MODULES = 12
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_PEFT_REMARKS: dict[str, str | None] = {
+    "fan_in_fan_out is set to True": "fan_in_fan_out: this model's layers are not stored so; taken as false",
+    "fan_in_fan_out is set to False": None,
+    "`lora_bias=True` was passed": (
+        "lora_bias: this model's layers have no bias, so that finetune merge cannot merge the adapter"
+    ),
+    "no tied modules were found": "ensure_weight_tying has no effect: this model does not tie its embeddings",
+    "no tied modules are added": (
+        "ensure_weight_tying has no effect: neither modules_to_save nor target_modules names the embeddings"
+    ),
+    "ties embeddings in full": (
+        "modules_to_save: this model ties embed_tokens to lm_head; in full they are trained apart, unless"
+        " ensure_weight_tying is true"
+    ),
+    "`tie_word_embeddings=True`": None,
+    "keys did not match any targeted module": None,
+    "You have passed exclude_modules": None,
+    "no parameter was matched": None,
+    "path_initial_model_for_weight_conversion": None,
+}
+"""For a part of a remark of PEFT's, what it means for `lora_config`; None where another check says it."""
 
 
 def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
@@ -39,13 +64,37 @@ def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
 def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = False) -> peft.PeftModel:
     """Adds new adapters to the model; with `on_meta`, without allocating their weights.
 
+    Parts of the model that text does not reach get none.
     Raises FineTuneError (InvalidSpec) with PEFT's message when PEFT refuses the configuration.
     """
     config = _peft_config(lora)
+    config.exclude_modules = _excluded(lora.exclude_modules, unreached(model))
     try:
         return cast("peft.PeftModel", peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta))
-    except (ValueError, TypeError, KeyError, IndexError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, ImportError, re.error) as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config: {error}") from error
+
+
+@contextmanager
+def peft_remarks(lora: LoraConfig, remarks: list[str]) -> Iterator[None]:
+    """Adds to `remarks` what PEFT warns about in the `with` block, in our words where there are some."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning | RuntimeWarning):
+            remark = _in_our_words(lora, str(warning.message))
+            if remark is not None and remark not in remarks:
+                remarks.append(remark)
+
+
+def _in_our_words(lora: LoraConfig, message: str) -> str | None:
+    if "a tied layer is part of the adapter" in message and lora.modules_to_save:
+        message = "ties embeddings in full"
+    for part, words in _PEFT_REMARKS.items():
+        if part in message:
+            return words and f"spec.lora_config.{words}"
+    return f"spec.lora_config: PEFT remarks: {' '.join(message.split())[:300]}"
 
 
 def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
@@ -56,33 +105,133 @@ def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> li
     Raises FineTuneError (InvalidSpec), with the names that do exist, when none of a field does.
     """
     targets = lora.target_modules
-    warnings = _check_names("modules_to_save", lora.modules_to_save or [], model)
+    remarks = _check_names("modules_to_save", lora.modules_to_save or [], model)
+    excluded = lora.exclude_modules
+    if isinstance(excluded, str):
+        _check_expression("exclude_modules", excluded, model)
+    else:
+        remarks += _check_names("exclude_modules", excluded or [], model, instead="it excludes nothing")
+    remarks += _check_parameters(lora.target_parameters or [], model)
+    remarks += _check_layers(lora, model)
+    _check_tokens(lora, model)
     if isinstance(targets, str):
         if targets != ALL_LINEAR:
-            _check_expression(targets, model)
-        return warnings
-    warnings += _check_names("target_modules", targets, model)
+            _check_expression("target_modules", targets, model)
+        return remarks
+    remarks += _check_names("target_modules", targets, model)
     if tied and {"embed_tokens", "lm_head"} & set(targets):
-        warnings.append(
+        remarks.append(
             "spec.lora_config.target_modules: this model ties embed_tokens to lm_head; finetune merge unties"
             " them, and the model grows"
         )
-    return warnings
+    return remarks
 
 
-def _check_names(field: str, wanted: list[str], model: PreTrainedModel) -> list[str]:
+def check_patterns(lora: LoraConfig, model: peft.PeftModel) -> list[str]:
+    """Checks that the keys of `rank_pattern` and `alpha_pattern` name modules that have an adapter.
+
+    `model` has the adapters. Returns a warning for each key that names none. Raises FineTuneError
+    (InvalidSpec) when none of a field's does.
+    """
+    tuner = cast("peft.LoraModel", model.base_model)
+    adapted = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
+    remarks = []
+    for field in ("rank_pattern", "alpha_pattern"):
+        keys = list(getattr(lora, field))
+        absent = [key for key in keys if not any(_names(key, name) for name in adapted)]
+        ends = sorted({name.rpartition(".")[2] for name in adapted})
+        what = f"no module with an adapter is called {', '.join(absent)}; adapters are on {', '.join(ends)}"
+        if keys and len(absent) == len(keys):
+            raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config.{field}: {what}")
+        if absent:
+            remarks.append(f"spec.lora_config.{field}: {what}")
+    return remarks
+
+
+def _names(key: str, name: str) -> bool:
+    """Whether a key of a pattern names a module, by PEFT's rule."""
+    return re.match(rf"(.*\.)?({key})$", name) is not None
+
+
+def _excluded(excluded: str | list[str] | None, unreached_parts: list[str]) -> str | list[str] | None:
+    """PEFT's `exclude_modules` that also leaves out these parts: a regular expression for the whole name."""
+    if not unreached_parts:
+        return excluded
+    parts = "|".join(re.escape(part) for part in unreached_parts)
+    expressions = [rf"(?:{parts})(?:\..*)?"]
+    if isinstance(excluded, str):
+        expressions.append(f"(?:{excluded})")
+    elif excluded:
+        expressions.append(rf"(?:.*\.)?(?:{'|'.join(re.escape(name) for name in excluded)})")
+    return "|".join(expressions)
+
+
+def _check_names(
+    field: str, wanted: list[str], model: PreTrainedModel, *, instead: str = "the others are trained"
+) -> list[str]:
     names = [name for name, _ in model.named_modules()]
-    absent = [each for each in wanted if not any(name == each or name.endswith(f".{each}") for name in names)]
+    absent = [each for each in wanted if not _is_last_part(each, names)]
     if wanted and len(absent) == len(wanted):
         what = f"no module is called {', '.join(absent)}; {_existing(model)}"
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config.{field}: {what}")
-    return [
-        f"spec.lora_config.{field}: no module is called {each}; the others are trained" for each in absent
-    ]
+    return [f"spec.lora_config.{field}: no module is called {each}; {instead}" for each in absent]
 
 
-def _check_expression(expression: str, model: PreTrainedModel) -> None:
-    where = "spec.lora_config.target_modules"
+def _check_parameters(wanted: list[str], model: PreTrainedModel) -> list[str]:
+    names = [name for name, _ in model.named_parameters()]
+    absent = [each for each in wanted if not _is_last_part(each, names)]
+    problems = [f"spec.lora_config.target_parameters: no parameter is called {each}" for each in absent]
+    if wanted and len(absent) == len(wanted):
+        raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
+    return problems
+
+
+def _is_last_part(wanted: str, names: list[str]) -> bool:
+    return any(name == wanted or name.endswith(f".{wanted}") for name in names)
+
+
+def _check_layers(lora: LoraConfig, model: PreTrainedModel) -> list[str]:
+    layers = model.config.get_text_config().num_hidden_layers
+    wanted = lora.layers_to_transform
+    indices = [wanted] if isinstance(wanted, int) else wanted or []
+    absent = [str(index) for index in indices if not 0 <= index < layers]
+    if not absent or lora.layer_replication:
+        return []
+    what = (
+        f"spec.lora_config.layers_to_transform: this model has no layer {', '.join(absent)};"
+        f" its layers are 0 to {layers - 1}"
+    )
+    if len(absent) == len(indices):
+        raise FineTuneError(FailureClass.INVALID_SPEC, what)
+    return [what]
+
+
+def _check_tokens(lora: LoraConfig, model: PreTrainedModel) -> None:
+    where = "spec.lora_config.trainable_token_indices"
+    wanted = lora.trainable_token_indices
+    modules = dict(model.named_modules())
+    embeddings = {"": model.get_input_embeddings()}
+    if isinstance(wanted, dict):
+        for name in wanted:
+            found = next((each for full, each in modules.items() if _is_last_part(name, [full])), None)
+            if found is None:
+                raise FineTuneError(
+                    FailureClass.INVALID_SPEC,
+                    f"{where}: no module is called {name}; {_existing(model)}",
+                )
+            embeddings[name] = found
+    for name, indices in (wanted if isinstance(wanted, dict) else {"": wanted or []}).items():
+        known = len(cast("torch.nn.Embedding | torch.nn.Linear", embeddings[name]).weight)
+        absent = [str(index) for index in indices if not 0 <= index < known]
+        if absent:
+            raise FineTuneError(
+                FailureClass.INVALID_SPEC,
+                f"{where}: there is no token {', '.join(absent)}; this model has tokens 0 to {known - 1}",
+            )
+
+
+def _check_expression(field: str, expression: str, model: PreTrainedModel) -> None:
+    where = f"spec.lora_config.{field}"
     try:
         pattern = re.compile(expression)
     except re.error as error:

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 
 from finetune_api.failure import FailureClass, FineTuneError
 
-POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the small file begins that git-lfs leaves in the place of one that it has not fetched."""
+LARGEST_POINTER = 1024
+"""The most bytes that a pointer of git-lfs may have, by its specification."""
 OBJECTS = (
     "config.json",
     "generation_config.json",
@@ -38,6 +38,7 @@ READ = ("*.json", "*.jinja", "*.safetensors", "*.model")
 Look = Callable[[Path], str | None]
 """Looks at a file, and says what is wrong with it, if anything is."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _AGAIN = "copy it there again"
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,13 @@ def check_files(directory: Path, where: str) -> None:
     one that is not the JSON that it must be; each begins with `where`, the field that names the directory.
     """
     _refuse(directory, where, _quick)
+
+
+def pointer(start: bytes) -> str | None:
+    """What is wrong with a file that begins so, if it is one that git-lfs leaves where it has not fetched."""
+    if not start.startswith(_POINTER):
+        return None
+    return "is a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`"
 
 
 @contextmanager
@@ -86,12 +94,11 @@ def _quick(file: Path) -> str | None:
     if not file.is_file():
         return "is a directory, not a file" if file.name in (*OBJECTS, *LARGE) else None
     with file.open("rb") as stream:
-        start = stream.read(len(POINTER))
+        start = stream.read(len(_POINTER))
     if not start:
         return f"is empty; {_AGAIN}"
-    if start == POINTER:
-        return "is a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`"
-    return _not_an_object(file) if file.name in OBJECTS else None
+    problem = pointer(start)
+    return _not_an_object(file) if problem is None and file.name in OBJECTS else problem
 
 
 def _problem(file: Path) -> str | None:

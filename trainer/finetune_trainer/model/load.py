@@ -8,26 +8,48 @@ from typing import TypedDict, cast
 
 import peft
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.model.adapters import check_adapter, check_targets, load_adapter, with_adapters
+from finetune_trainer.model.adapters import (
+    check_adapter,
+    check_patterns,
+    check_targets,
+    load_adapter,
+    peft_remarks,
+    with_adapters,
+)
 from finetune_trainer.model.attention import uses_flash_attention
+from finetune_trainer.model.contents import (
+    check_ends,
+    check_is_model,
+    check_not_quantized,
+    check_shards,
+    leftover_adapter,
+    without_leftovers,
+)
 from finetune_trainer.model.files import one_line, reading
+from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
 from finetune_trainer.model.source import fetch_model, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -56,12 +78,31 @@ class LoadingInfo(TypedDict):
 def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     """Loads the model's configuration.
 
-    Raises FineTuneError (ModelNotFound) when there is none, or when its architecture is unknown.
+    Raises FineTuneError: ModelNotFound when there is none, when its architecture is unknown, or when the
+    directory is an adapter's; InvalidSpec when the weights are quantized.
+    """
+    source, where = _base(spec)
+    path, name = fetch_model(source, where, weights=False), source_name(source)
+    check_is_model(path, where, name)
+    with reading(path, where):
+        config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
+        check_not_quantized(config, where, name)
+    return config
+
+
+def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
+    """Loads the base model's generation config, or makes it of its configuration, as transformers does.
+
+    Raises FineTuneError as `load_config` does.
     """
     source, where = _base(spec)
     path = fetch_model(source, where, weights=False)
     with reading(path, where):
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
+        if (path / GENERATION_CONFIG_NAME).is_file():
+            generation = GenerationConfig.from_pretrained(path)
+            check_ends(generation, where, source_name(source))
+            return generation
+        return GenerationConfig.from_model_config(load_config(spec))
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
@@ -108,12 +149,16 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
             name = source if isinstance(source, str) else source.repo_id
             what = f"{name} has a config.json of which no model can be made: {one_line(error)}"
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}") from error
+    if sees_later_tokens(task_of(spec).model_class, config):
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {_not_causal(config)}")
     text = config.get_text_config()
-    warnings: list[str] = []
+    warnings = _remarks(spec, freeze_unreached(model))
     trained: torch.nn.Module = model
     if spec.lora_config is not None:
-        warnings = check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
-        trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
+        warnings += check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
+        with peft_remarks(spec.lora_config, warnings):
+            trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
+        warnings += check_patterns(spec.lora_config, adapted)
         if spec.initial_adapter_model_ckpt_path is not None:
             where = "spec.initial_adapter_model_ckpt_path"
             adapter = fetch_model(spec.initial_adapter_model_ckpt_path, where)
@@ -128,6 +173,29 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         context_length=getattr(text, "max_position_embeddings", None),
         warnings=tuple(warnings),
     )
+
+
+def _not_causal(config: PreTrainedConfig) -> str:
+    cure = (
+        "set is_decoder: true in its config.json, or give a causal language model"
+        if getattr(config, "is_decoder", None) is False
+        else "give a causal language model"
+    )
+    return f"this {config.model_type} sees the tokens that it is to predict, and would only copy them; {cure}"
+
+
+def _remarks(spec: FineTuneJobSpec, frozen: list[str]) -> list[str]:
+    source, where = _base(spec)
+    remarks = []
+    if frozen:
+        parts = ", ".join(name.rpartition(".")[2] for name in frozen)
+        remarks.append(f"{where}: text does not reach {parts}; they stay as they are, and get no adapters")
+    if leftover_adapter(fetch_model(source, where, weights=False)):
+        remarks.append(
+            f"{where}: {source_name(source)} has an adapter_config.json beside a full model's weights, and is"
+            " trained without that adapter; delete it, since transformers loads it with the model"
+        )
+    return remarks
 
 
 def load_model(
@@ -146,6 +214,7 @@ def load_model(
     model_class = task_of(spec).model_class
     where = where if weights != resumed else "the checkpoint to resume from"
     model = _read_weights(weights, where, model_class, dtype=held, attention=attention)
+    freeze_unreached(model)
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
     if spec.lora_config is None:
@@ -161,6 +230,38 @@ def load_model(
             load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
+
+
+def saved_dtype(spec: FineTuneJobSpec) -> torch.dtype:
+    """The precision of a full model's checkpoints: `export_dtype`, by default the base model's.
+
+    Adapters are saved in fp32, as they are trained.
+
+    Raises FineTuneError as `load_config` does.
+    """
+    if spec.lora_config is not None:
+        return torch.float32
+    if spec.export_dtype != "auto":
+        return _DTYPES[spec.export_dtype]
+    config = load_config(spec)
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if isinstance(named, torch.dtype):
+        return named
+    source, where = _base(spec)
+    path = fetch_model(source, where)
+    with reading(path, where):
+        return _precision_of_weights(path)
+
+
+def _precision_of_weights(directory: Path) -> torch.dtype:
+    """The precision of the first weight, as transformers takes it where config.json names none."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - the file itself cannot be iterated over
+                dtype = _SAFETENSORS_DTYPES.get(weights.get_slice(name).get_dtype())
+                if dtype is not None:
+                    return dtype
+    return torch.float32
 
 
 def _base(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
@@ -179,9 +280,10 @@ def _read_weights(
     attention: str | None,
 ) -> PreTrainedModel:
     """Loads a model, and fails when weights are missing, which transformers itself fills at random."""
-    with reading(path, where):
+    with reading(path, where), without_leftovers(path) as directory:
+        check_shards(path, where, str(path))
         loaded = model_class.from_pretrained(
-            path,
+            directory,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,

@@ -21,9 +21,9 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
-from finetune_trainer.model.files import check_files
+from finetune_trainer.model.files import LARGEST_POINTER, check_files, pointer
 from finetune_trainer.storage.mounts import mounted_here
-from finetune_trainer.storage.open import local_path, open_storage
+from finetune_trainer.storage.open import Storage, local_path, open_storage
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -153,6 +153,7 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
                 FailureClass.MODEL_NOT_FOUND,
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
+    _refuse_pointers(storage, files, where)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
     storage.download(
@@ -164,6 +165,18 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
         target,
     )
     return target
+
+
+def _refuse_pointers(storage: Storage, files: dict[str, int], where: str) -> None:
+    """Also those of weights that are not downloaded yet."""
+    problems = []
+    for file, size in files.items():
+        if "/" not in file and size <= LARGEST_POINTER and _fits(file, _patterns(weights=True)):
+            problem = pointer((storage.read_text(file) or "").encode())
+            if problem is not None:
+                problems.append(f"{where}: {storage.path}/{file} {problem}")
+    if problems:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, *problems)
 
 
 def _patterns(*, weights: bool) -> list[str]:

@@ -9,13 +9,23 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
+from finetune_trainer.checkpoint.inference import end_tokens, inference
+from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.tokens import TokenizedRows, trained_tokens, truncate
-from finetune_trainer.model.load import Shape, load_config, load_tokenizer, pad_token_id, shape
+from finetune_trainer.model.load import (
+    Shape,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+    pad_token_id,
+    shape,
+)
 from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.tasks.task import task_of
 
@@ -69,11 +79,13 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     config = load_config(spec)
     tokenizer = load_tokenizer(spec)
     model_shape = shape(spec, config)
-    reader = task_of(spec).reader(tokenizer)
+    task = task_of(spec)
+    chat = task.chat(tokenizer)
+    reader = task.reader(chat)
 
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
     tokenized = _all_or_every_problem(reader.read, paths)
-    warnings = [*model_shape.warnings, *reader.warnings]
+    warnings = [*model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (
@@ -111,6 +123,24 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
         token_statistics=statistics_of(tokenized[0], train),
         warnings=(*computed.warnings, *warnings),
     )
+
+
+def _inference_remarks(
+    spec: FineTuneJobSpec, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat
+) -> list[str]:
+    """What to know about generating with the checkpoints."""
+    base = load_generation_config(spec)
+    ready, remarks = inference(tokenizer, chat, base)
+    warnings = [f"spec.model_id: {spec.model_id}: its generation_config.json {remark}" for remark in remarks]
+    new = set(end_tokens(ready.generation)) - set(end_tokens(base))
+    if spec.lora_config is not None and new:
+        ends = ", ".join(repr(tokenizer.decode(token)) for token in sorted(new))
+        warnings.append(
+            f"answers end with {ends}, and plain peft generates with the base's generation config, which does"
+            " not stop there: give `generate` generation_config=GenerationConfig.from_pretrained(CHECKPOINT),"
+            " or use finetune merge"
+        )
+    return warnings
 
 
 def plan_of(

@@ -20,6 +20,12 @@ from finetune_trainer.tasks.objective import Mean
 class Reporter(Protocol):
     """Takes note of what happens in training. Every rank has one, so that the loop is the same on all."""
 
+    def try_saving(self, write: Callable[[Path], None]) -> None:
+        """Before the first step: tries whether checkpoints can be saved, so that none is lost to a writer.
+
+        `write` is called with an empty directory, and writes the small files of a checkpoint into it.
+        """
+
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
         """Optimizer step `step`, counted from 1, is done. It had `tokens` tokens, without padding."""
 
@@ -43,6 +49,9 @@ class Reporter(Protocol):
 
 class SilentReporter:
     """The reporter of ranks other than 0: writes and reports nothing."""
+
+    def try_saving(self, write: Callable[[Path], None]) -> None:
+        """Does nothing."""
 
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
         """Does nothing."""
@@ -92,6 +101,10 @@ class RankZeroReporter:
         self._last: ProgressRecord | None = None
         self._finished = False
         self._pace = Pace(numbers.total_steps)
+
+    def try_saving(self, write: Callable[[Path], None]) -> None:
+        """Writes the files, and a file into storage, and deletes them again."""
+        self._run.try_writing(write)
 
     def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
         """Writes a line to metrics.jsonl and to the tracker."""

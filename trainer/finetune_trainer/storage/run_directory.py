@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,6 +36,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 COMPLETE = "complete.json"
 
+_TRIAL = ".trial"
 _DIGESTS = TypeAdapter(dict[str, str])
 _SAVED = re.compile(r"(epoch|snapshot)-\d+")
 
@@ -142,6 +144,13 @@ class RunDirectory:
         Commit it inside the `with` block; afterwards it is deleted.
         """
         return self._storage.staging(name)
+
+    def try_writing(self, write: Callable[[Path], None]) -> None:
+        """Has `write` write into an empty directory, writes a file into storage, and deletes all of it."""
+        with self._storage.staging(_TRIAL) as staging:
+            write(staging)
+        self._storage.write_text(_TRIAL, "")
+        self._storage.delete(_TRIAL)
 
     def commit(self, name: str, staging: Path, record: Checkpoint) -> None:
         """Makes the files in `staging` the checkpoint `name`, and deletes snapshots, which are now older.

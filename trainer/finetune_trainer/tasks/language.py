@@ -59,15 +59,17 @@ class LanguageTask:
     def __init__(self, spec: FineTuneJobSpec) -> None:
         self._spec = spec
 
-    def reader(self, tokenizer: PreTrainedTokenizerBase) -> ChatReader:
-        """A reader of conversations.
+    def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+        """How conversations are written.
 
         Raises FineTuneError (InvalidSpec) when neither the tokenizer nor the spec can write conversations.
         """
         spec = self._spec
-        return ChatReader(
-            spec, chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
-        )
+        return chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
+
+    def reader(self, chat: ChatFormat) -> ChatReader:
+        """A reader of conversations."""
+        return ChatReader(self._spec, chat)
 
     def objective(self, model: Model) -> Objective:
         """The model with the cross-entropy of the tokens that count."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.tasks.language import LanguageTask
 from finetune_trainer.tasks.objective import Model, Objective
@@ -31,11 +32,14 @@ class Task(Protocol):
     model_class: type[AutoModelForCausalLM]
     """The class of transformers that loads the model."""
 
-    def reader(self, tokenizer: PreTrainedTokenizerBase) -> Reader:
-        """A reader of the task's files.
+    def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+        """How conversations are written, in training and afterwards.
 
         Raises FineTuneError (InvalidSpec) when the tokenizer cannot write them.
         """
+
+    def reader(self, chat: ChatFormat) -> Reader:
+        """A reader of the task's files."""
 
     def objective(self, model: Model) -> Objective:
         """The model with the task's loss."""

@@ -18,7 +18,7 @@ from functools import partial
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, checkpoint_name
 from finetune_api.status import Evaluation
-from finetune_trainer.checkpoint.save import write_checkpoint
+from finetune_trainer.checkpoint.save import write_checkpoint, write_description
 from finetune_trainer.data.batches import Indices, row_order, step_rows
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
@@ -57,11 +57,14 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     loaded = loaded or load(job.start, worker.device)
     parallel = parallel_of(worker.rank, worker.num_devices, worker.device)
     forward, optimizer, position = set_up(job, loaded, parallel)
-    write = partial(write_checkpoint, model=loaded.model, tokenizer=loaded.tokenizer, spec=spec)
+    model, dtype, inference = loaded.model, loaded.dtype, loaded.inference
+    describe = partial(write_description, model=model, dtype=dtype, inference=inference)
+    write = partial(write_checkpoint, model=model, dtype=dtype, inference=inference)
     step, evaluation = position.step, position.evaluation
     saved_at = time.monotonic()
 
     with _reporter(job, worker, step) as reporter:
+        reporter.try_saving(describe)
         if step == 0 and spec.eval_first and validation_rows is not None:
             evaluation = _validate(forward, job.prepared, step)
             reporter.evaluated(step, evaluation, checkpoint=None)

@@ -6,12 +6,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.checkpoint.state import Position, SavedState, read_state, restore_state
+from finetune_trainer.checkpoint.inference import Inference, inference
+from finetune_trainer.checkpoint.state import (
+    Position,
+    SavedState,
+    read_state,
+    restore_state,
+    restore_weights,
+)
 from finetune_trainer.data.layout import Padded
 from finetune_trainer.model.files import reading
-from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id
+from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id, saved_dtype
 from finetune_trainer.parallel.parallel import Parallel
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Model
@@ -26,7 +32,9 @@ class Loaded:
     """The model, and the state of the checkpoint to resume from, if any; on the CPU."""
 
     model: Model
-    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    """The precision of the weights in a full model's checkpoints."""
+    inference: Inference
     saved: SavedState | None
     """None once it was restored: it may be twice as large as the model, and is of no more use."""
 
@@ -43,7 +51,13 @@ def load(start: Start, device: torch.device) -> Loaded:
     ):
         model = load_model(start.spec, dtype=start.dtype, on_gpu=device.type == "cuda", resumed=resumed)
         saved = read_state(resumed) if resumed is not None else None
-    return Loaded(model, load_tokenizer(start.spec), saved)
+        if resumed is not None:
+            restore_weights(resumed, model)
+    tokenizer = load_tokenizer(start.spec)
+    chat = task_of(start.spec).chat(tokenizer)
+    ready, _ = inference(tokenizer, chat, model.generation_config)
+    model.generation_config = ready.generation
+    return Loaded(model, saved_dtype(start.spec), ready, saved)
 
 
 def set_up(
@@ -60,7 +74,7 @@ def set_up(
     forward = Forward(
         module=parallel.place(objective),
         parallel=parallel,
-        layout=Padded(pad_token_id(loaded.tokenizer), job.padded_length),
+        layout=Padded(pad_token_id(loaded.inference.tokenizer), job.padded_length),
         dtype=job.start.dtype,
     )
     optimizer = adamw(objective, spec, fused=parallel.device.type == "cuda")
