@@ -17,6 +17,8 @@ UNCHECKED_SPEC = f"{GROUP}/unchecked-spec"
 """An annotation of RayJobs: a hash of those fields whose change the API server cannot refuse."""
 STORAGE = f"{GROUP}/storage"
 """An annotation of RayJobs: the folder below which the run is saved, should the job's status be lost."""
+NODE_TYPE = "ray.io/node-type"
+"""KubeRay's label of pods, which tells heads and workers apart."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "finetune-operator"}
 
 QUEUE = "kueue.x-k8s.io/queue-name"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from pydantic.alias_generators import to_camel
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.names import ATTEMPT
+from finetune_operator.names import ATTEMPT, NODE_TYPE
 
 KubernetesObject = dict[str, JsonValue]
 """A Kubernetes object as the API server reads and writes it."""
@@ -118,7 +118,7 @@ class Pod(ObservedPart):
     @property
     def role(self) -> Literal["worker", "head", "submitter"]:
         """What it is in the job, which is also the name of the container that the operator has asked for."""
-        match self.metadata.labels.get("ray.io/node-type"):
+        match self.metadata.labels.get(NODE_TYPE):
             case "worker":
                 return "worker"
             case "head":

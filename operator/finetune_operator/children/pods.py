@@ -25,7 +25,7 @@ from finetune_api.paths import (
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.children.placement import Placement
 from finetune_operator.children.quantities import in_bytes, times, whole_processors
-from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY
+from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY, NODE_TYPE
 from finetune_operator.observed import ObjectMeta
 from finetune_operator.settings.configuration import Configuration, JsonObject
 
@@ -278,7 +278,7 @@ def _spread(source: PodSource, constraint: JsonObject) -> JsonObject:
 
     Kubernetes would count nothing.
     """
-    workers: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid, "ray.io/node-type": "worker"}}
+    workers: JsonObject = {"matchLabels": {JOB_UID: source.metadata.uid, NODE_TYPE: "worker"}}
     return {"labelSelector": workers, **constraint}
 
 

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_trainer.data.answer_ends import stops
 from finetune_trainer.data.chat import ChatFormat
+from finetune_trainer.model.files import one_line
 from finetune_trainer.model.load import pad_token_id
 
 _SAMPLING: dict[str, tuple[float | None, ...]] = {
@@ -87,8 +88,7 @@ def generation_config(
     try:
         generation.validate(strict=True)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:300]
-        remarks.append(f"contradicts itself, so checkpoints keep only its special tokens: {reason}")
+        remarks.append(f"contradicts itself, so checkpoints keep only its special tokens: {one_line(error)}")
         generation = GenerationConfig(  # type: ignore[no-untyped-call]
             bos_token_id=generation.bos_token_id,
             eos_token_id=generation.eos_token_id,
