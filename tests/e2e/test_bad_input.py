@@ -80,11 +80,7 @@ def test_a_pod_that_a_quota_refuses_and_one_that_is_evicted(
         ),
         ("evicted", "InvalidSpec", "raise spec.cluster.worker.resources.limits.ephemeral-storage"),
     ):
-        failed = wait_for_phase(kubectl, namespace, name, "Failed", seconds=240)
-        say(f"{name}: {at(failed, 'status', 'message')}")
-        assert at(failed, "status", "failure", "class") == expected
-        assert words in str(at(failed, "status", "message"))
-        assert at(failed, "status", "attempts") == 1
+        _check_that_it_fails(kubectl, namespace, name, expected, words, say)
 
 
 def test_data_that_is_not_there_and_a_model_that_is_none(
@@ -98,8 +94,15 @@ def test_data_that_is_not_there_and_a_model_that_is_none(
         ("data", "InvalidData", "data/absent.jsonl"),
         ("model", "ModelNotFound", "models/absent"),
     ):
-        failed = wait_for_phase(kubectl, namespace, name, "Failed", seconds=240)
-        say(f"{name}: {at(failed, 'status', 'message')}")
-        assert at(failed, "status", "failure", "class") == expected
-        assert words in str(at(failed, "status", "message"))
-        assert at(failed, "status", "attempts") == 1
+        _check_that_it_fails(kubectl, namespace, name, expected, words, say)
+
+
+def _check_that_it_fails(
+    kubectl: Kubectl, namespace: str, name: str, expected: str, words: str, say: Say
+) -> None:
+    """In its first attempt, with this class of failure and these words."""
+    failed = wait_for_phase(kubectl, namespace, name, "Failed", seconds=240)
+    say(f"{name}: {at(failed, 'status', 'message')}")
+    assert at(failed, "status", "failure", "class") == expected
+    assert words in str(at(failed, "status", "message"))
+    assert at(failed, "status", "attempts") == 1
