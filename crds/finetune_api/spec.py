@@ -194,7 +194,12 @@ class FineTuneJobSpec(SpecModel):
     export_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the weights in a full model's checkpoints; `auto` is the base model's."""
     parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several devices share the work."""
+    """How several devices share the work: a copy of the model on each (`ddp`), or a part of it (`fsdp`); `auto`
+    takes copies where they fit."""
+    cpu_offload: Flag | None = None
+    """With fsdp: keep weights and optimizer state in the host's memory."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen base model in 4 bits (QLoRA)."""
     gradient_checkpointing: Flag | None = None
     """Recompute activations instead of keeping them; default: true."""
     no_gradient_checkpoint: Flag | None = None
