@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
+from finetune_api.sharding import Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
@@ -46,12 +47,14 @@ def attempt(
     *,
     on_gpu: bool,
     locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
+    sharding: Sharding | None = None,
 ) -> Ended:
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
 
     `manifest` is kept in the run directory, `spec` is what is trained here, and `locked` keeps others away
-    from the run. A signal before the first step ends the attempt at once. Raises FineTuneError, with nothing
-    written, for what is wrong before training; what goes wrong in training is in what is returned.
+    from the run. `sharding` is by default what the spec asks for. A signal before the first step ends the
+    attempt at once. Raises FineTuneError, with nothing written, for what is wrong before training; what goes
+    wrong in training is in what is returned.
     """
     with stop_signals(observer.say) as signals:
         warned = False
@@ -69,11 +72,15 @@ def attempt(
 
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
-            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest())
+            shared = asked_sharding(spec) if sharding is None else sharding
+            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), shared)
             with workers.started(start) as group:
                 # It imports what takes seconds, which the workers do meanwhile.
+                from finetune_trainer.model.adapters import check_shardable
                 from finetune_trainer.plan.prepare import prepare
 
+                if spec.lora_config is not None:
+                    check_shardable(spec.lora_config, in_parts=shared.kind == "fsdp")
                 prepared = prepare(spec)
                 for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
                     observer.say(f"warning: {remark}")
@@ -99,6 +106,12 @@ def attempt(
             if signals.can_save:
                 raise
             return Ended(None, Outcome.STOPPED)
+
+
+def asked_sharding(spec: FineTuneJobSpec) -> Sharding:
+    """How the devices hold the model, as far as the spec says it; else a copy on each."""
+    shared = spec.parallelism == "fsdp" or bool(spec.cpu_offload)
+    return Sharding(kind="fsdp", cpu_offload=bool(spec.cpu_offload)) if shared else Sharding()
 
 
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:

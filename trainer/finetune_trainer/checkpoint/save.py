@@ -7,9 +7,11 @@ from pathlib import Path
 
 import peft
 import torch
+import torch.distributed as dist
 
 from finetune_trainer.checkpoint.inference import Inference
-from finetune_trainer.checkpoint.state import Collected, Position, save_state
+from finetune_trainer.checkpoint.state import Collected, Position, save_parts, save_state
+from finetune_trainer.checkpoint.streamed import adapter_weights, write_gathered
 from finetune_trainer.tasks.objective import Model
 
 
@@ -24,12 +26,42 @@ def write_checkpoint(
 ) -> None:
     """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them.
 
-    `dtype` is the precision of a full model's weights (see `save_weights`).
+    `dtype` is the precision of a full model's weights (see `save_weights`). What was collected in parts, all
+    ranks must write together: each its parts of the state, and rank 0 all else.
     """
+    exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
+    if collected.in_parts:
+        _write_together(directory, model, dtype, inference, position, collected, exact=exact)
+        return
     save_weights(model, directory, dtype, collected.weights)
     inference.save(directory)
-    exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
     save_state(directory, position, collected, weights=not exact)
+
+
+def _write_together(
+    directory: Path,
+    model: Model,
+    dtype: torch.dtype,
+    inference: Inference,
+    position: Position,
+    collected: Collected,
+    *,
+    exact: bool,
+) -> None:
+    dist.barrier()  # the directory is there, and empty
+    first = dist.get_rank() == 0
+    if isinstance(model, peft.PeftModel):
+        weights = adapter_weights(model, collected.weights)
+        if first:
+            save_weights(model, directory, dtype, weights)
+    else:
+        write_gathered(model, directory if first else None, dtype, collected.weights)
+        if first:
+            _save_config(model, directory, dtype)
+    if first:
+        inference.save(directory)
+        save_state(directory, position, collected)
+    save_parts(directory, collected, weights=not exact)
 
 
 def write_description(directory: Path, *, model: Model, dtype: torch.dtype, inference: Inference) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -9,6 +10,8 @@ from typing import TypedDict, cast
 import peft
 import torch
 from safetensors import safe_open
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.experimental import implicit_replication
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -27,6 +31,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.model.adapters import (
     check_adapter,
     check_patterns,
+    check_shardable,
     check_targets,
     load_adapter,
     peft_remarks,
@@ -42,6 +47,7 @@ from finetune_trainer.model.contents import (
     without_leftovers,
 )
 from finetune_trainer.model.files import one_line, reading
+from finetune_trainer.model.parts import plain, read_in_parts, whole_shapes
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
 from finetune_trainer.model.source import fetch_model, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
@@ -199,13 +205,20 @@ def _remarks(spec: FineTuneJobSpec, frozen: list[str]) -> list[str]:
 
 
 def load_model(
-    spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None = None
+    spec: FineTuneJobSpec,
+    *,
+    dtype: ResolvedPrecision,
+    on_gpu: bool,
+    resumed: Path | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> PreTrainedModel | peft.PeftModel:
     """Loads the model to train, on the CPU and in train mode.
 
     With `resumed`, a checkpoint's directory, the trained weights come from there. Frozen weights are held
     in `dtype`, trained ones in fp32, because AdamW's small updates vanish in bf16. New adapters depend
-    only on the spec's seed. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
+    only on the spec's seed. With `mesh`, which is of CPUs, every rank calls this and reads its parts of the
+    base model only; adapters are whole. Raises FineTuneError (ModelNotFound) when weights are missing or
+    damaged.
     """
     source, where = _base(spec)
     weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
@@ -213,7 +226,7 @@ def load_model(
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
     model_class = task_of(spec).model_class
     where = where if weights != resumed else "the checkpoint to resume from"
-    model = _read_weights(weights, where, model_class, dtype=held, attention=attention)
+    model = _read_weights(weights, where, model_class, dtype=held, attention=attention, mesh=mesh)
     freeze_unreached(model)
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
@@ -224,9 +237,13 @@ def load_model(
     if adapter is None and spec.initial_adapter_model_ckpt_path is not None:
         adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
     torch.manual_seed(spec.seed)
-    adapted = with_adapters(model, spec.lora_config)
+    check_shardable(spec.lora_config, in_parts=mesh is not None)
+    copied = spec.lora_config.modules_to_save or []
+    with whole_shapes(model, copied) if mesh is not None else nullcontext():
+        adapted = with_adapters(model, spec.lora_config)
     if adapter is not None:
-        with reading(adapter, "the adapter"):
+        # Modules that are trained in full are parts, and what is read is whole.
+        with reading(adapter, "the adapter"), implicit_replication() if mesh is not None else nullcontext():
             load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
@@ -278,12 +295,18 @@ def _read_weights(
     *,
     dtype: torch.dtype,
     attention: str | None,
+    mesh: DeviceMesh | None,
 ) -> PreTrainedModel:
     """Loads a model, and fails when weights are missing, which transformers itself fills at random."""
     with reading(path, where), without_leftovers(path) as directory:
         check_shards(path, where, str(path))
-        loaded = model_class.from_pretrained(
+        reader: type[AutoModelForCausalLM | PreTrainedModel] = model_class
+        if mesh is not None:
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            reader = read_in_parts(model_class, config, mesh)
+        loaded = reader.from_pretrained(
             directory,
+            distributed_config=DistributedConfig() if mesh is not None else None,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
@@ -297,7 +320,7 @@ def _read_weights(
         shown = ", ".join(absent[:SHOWN_WEIGHTS]) + (", ..." if len(absent) > SHOWN_WEIGHTS else "")
         what = f"has no weights for {shown} in the sizes that its config.json says; give a complete model"
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} {what}")
-    return model
+    return plain(model) if mesh is not None else model
 
 
 def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 from pathlib import Path
@@ -156,15 +159,24 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
     _refuse_pointers(storage, files, where)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
-    storage.download(
-        [
-            file
-            for file in files
-            if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)
-        ],
-        target,
-    )
+    wanted = [
+        file for file in files if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)
+    ]
+    with _alone_in(target):
+        storage.download(wanted, target)
     return target
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keeps the other processes of this machine out, so that what one has downloaded serves all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_pointers(storage: Storage, files: dict[str, int], where: str) -> None:

@@ -16,6 +16,9 @@ from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
 
+Gather = Callable[[dict[str, int]], list[dict[str, int]]]
+"""Exchanges the sizes of files between all ranks, which must all call it."""
+
 
 class Reporter(Protocol):
     """Takes note of what happens in training. Every rank has one, so that the loop is the same on all."""
@@ -71,11 +74,29 @@ class SilentReporter:
         """Does nothing."""
 
 
+class HelpingReporter(SilentReporter):
+    """The reporter of ranks other than 0 where each holds a part of the model: they write their parts."""
+
+    def __init__(self, run: RunDirectory, gather: Gather) -> None:
+        self._run = run
+        self._gather = gather
+
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
+        """Writes this rank's files, and tells rank 0 of them, which makes the checkpoint complete."""
+        del evaluation
+        name = checkpoint or self._run.snapshot_name(step)
+        with self._run.helping(name) as staging:
+            write(staging)
+            self._gather(self._run.hand_in(name, staging))
+
+
 class RankZeroReporter:
     """The reporter of rank 0.
 
     `to_keep` is how many checkpoints are kept, `tokens_trained` how many tokens the run had trained on
-    before, and `report` takes progress records.
+    before, and `report` takes progress records. `gather` is given where other ranks write files too.
     """
 
     def __init__(
@@ -88,7 +109,9 @@ class RankZeroReporter:
         tokens_trained: int,
         tracker: Tracker,
         report: Callable[[ProgressRecord], None],
+        gather: Gather | None = None,
     ) -> None:
+        self._gather = gather
         self._plan = plan
         self._numbers = numbers
         self._run = run
@@ -147,10 +170,12 @@ class RankZeroReporter:
         """
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
             write(staging)
+            others = self._gather({})[1:] if self._gather is not None else []
+            handed_in = {name: size for files in others for name, size in files.items()}
             if checkpoint:
-                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation))
+                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation), handed_in)
             else:
-                self._run.commit_snapshot(step, staging)
+                self._run.commit_snapshot(step, staging, handed_in)
         complete = self._run.checkpoints()
         keep = kept(complete, self._to_keep, finished=False)
         self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -145,6 +145,17 @@ class RunDirectory:
         """
         return self._storage.staging(name)
 
+    def helping(self, name: str) -> AbstractContextManager[Path]:
+        """A directory on this machine for the files that another rank than the first writes of a checkpoint.
+
+        It may be that of `staging`, where both see the same storage. Hand it in inside the `with` block.
+        """
+        return self._storage.helping(name)
+
+    def hand_in(self, name: str, staging: Path) -> dict[str, int]:
+        """Hands in the files in a directory of `helping`. Returns their sizes, for the rank that commits."""
+        return self._storage.hand_in(staging, name)
+
     def try_writing(self, write: Callable[[Path], None]) -> None:
         """Has `write` write into an empty directory, writes a file into storage, and deletes all of it."""
         with self._storage.staging(_TRIAL) as staging:
@@ -152,12 +163,15 @@ class RunDirectory:
         self._storage.write_text(_TRIAL, "")
         self._storage.delete(_TRIAL)
 
-    def commit(self, name: str, staging: Path, record: Checkpoint) -> None:
+    def commit(
+        self, name: str, staging: Path, record: Checkpoint, handed_in: Mapping[str, int] | None = None
+    ) -> None:
         """Makes the files in `staging` the checkpoint `name`, and deletes snapshots, which are now older.
 
-        Raises ValueError when there is a complete checkpoint of that name.
+        `handed_in` are the sizes of files that other ranks have handed in. Raises ValueError when there is a
+        complete checkpoint of that name.
         """
-        self._commit(name, staging, step=record.step, checkpoint=record)
+        self._commit(name, staging, handed_in or {}, step=record.step, checkpoint=record)
         self._write_index()
         self._delete_snapshots(but=None)
 
@@ -165,13 +179,13 @@ class RunDirectory:
         """The name of the snapshot after `step` optimizer steps."""
         return f"snapshot-{step}"
 
-    def commit_snapshot(self, step: int, staging: Path) -> None:
+    def commit_snapshot(self, step: int, staging: Path, handed_in: Mapping[str, int] | None = None) -> None:
         """Makes the files in `staging` the snapshot after `step` optimizer steps, and deletes others.
 
         Raises ValueError when there is a complete snapshot of that step.
         """
         name = self.snapshot_name(step)
-        self._commit(name, staging, step=step, checkpoint=None)
+        self._commit(name, staging, handed_in or {}, step=step, checkpoint=None)
         self._delete_snapshots(but=name)
 
     def prune(self, keep: set[str]) -> None:
@@ -258,15 +272,32 @@ class RunDirectory:
         except ValidationError:
             return None
 
-    def _commit(self, name: str, staging: Path, *, step: int, checkpoint: Checkpoint | None) -> None:
+    def _commit(
+        self,
+        name: str,
+        staging: Path,
+        handed_in: Mapping[str, int],
+        *,
+        step: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:
         if name in self._complete():
             raise ValueError(f"{self.checkpoint_path(name)} is complete and must not change")
-        self._delete(name)
+        if not handed_in:
+            self._delete(name)
         files = {
             file.relative_to(staging).as_posix(): file.stat().st_size
             for file in sorted(staging.rglob("*"))
             if file.is_file()
         }
+        absent = sorted(handed_in.keys() - files.keys() - self._storage.child(name).files().keys())
+        if absent:
+            raise FineTuneError(
+                FailureClass.STORAGE_ERROR,
+                f"{self.path}: another worker has written {absent[0]} there, and here it is not: they do not"
+                " see the same directory; give storage that all nodes share",
+            )
+        files |= handed_in
         completion = Completion(step=step, checkpoint=checkpoint, files=files)
         (staging / COMPLETE).write_text(completion.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
         self._storage.publish(staging, name, last=COMPLETE)
