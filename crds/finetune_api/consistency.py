@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
+from finetune_api.deepspeed import asked_sharding
 from finetune_api.lora import QUANTIZES, LoraConfig, unbuilt_initialisation
 from finetune_api.rules import RULES, TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
@@ -17,7 +18,6 @@ WITHOUT_EFFECT = {
     "output_dir": "storage.path decides where runs are written",
     "num_data_blocks_per_device": "rows are tokenized once and held in memory, not streamed in blocks",
     "dataset_size_scaling_factor": "data sets have no size limit here",
-    "deepspeed": "DeepSpeed is not used; parallelism decides how devices share the work",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
@@ -49,10 +49,11 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
 
 
 def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
-    """Warnings about fields that are accepted but have no effect, with what happens instead."""
+    """Warnings about fields that are accepted but have no effect, or another, with what happens instead."""
     for field, instead in WITHOUT_EFFECT.items():
         if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"
+    yield from asked_sharding(spec).remarks
     for group, understood in _RESOURCES.items():
         for key in getattr(spec, group) or {}:
             if not key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and key not in understood:
