@@ -44,8 +44,8 @@ all labels of *one* of the alternatives, so the same profile works on GKE, with 
 Auto Mode, on AKS, and wherever GPU Feature Discovery labels nodes. All GPU profiles tolerate
 {tolerations}.
 
-| type | device | CPU | memory | nodes, by label |
-|---|---|---|---|---|
+| type | device | its memory | CPU | memory | nodes, by label |
+|---|---|---|---|---|---|
 {profiles}
 
 Elsewhere, and for nodes whose devices are shared or partitioned, give a profile of your own. These are its
@@ -70,6 +70,7 @@ accelerators:
       - {{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}}
     cpu: 6
     memory: 40Gi
+    device_memory: 47Gi
   V100: null
 default_accelerator: RTX-6000
 ```
@@ -114,6 +115,7 @@ def _profile_row(name: str, profile: AcceleratorProfile) -> str:
     cells = [
         f"`{name}`",
         f"`{profile.resource}`" if profile.resource else "none",
+        str(profile.device_memory or ""),
         str(profile.cpu),
         str(profile.memory),
         "<br>".join(alternatives) or "any",
