@@ -114,8 +114,12 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
             "spec.deepspeed: zero_3.json is ZeRO stage 3; here that is parallelism: fsdp",
         ),
         (
-            "worker_resources: {g5.4xlarge: 1}",
-            f"spec.worker_resources[g5.4xlarge] has no effect: {UNDERSTOOD}, CPU",
+            "worker_resources: {my_pool: 1}",
+            f"spec.worker_resources[my_pool] has no effect: {UNDERSTOOD}, CPU",
+        ),
+        (
+            "worker_resources: {p9.48xlarge: 1}",
+            f"spec.worker_resources[p9.48xlarge] has no effect: {UNDERSTOOD}, CPU",
         ),
         (
             "trainer_resources: {custom: 1}",

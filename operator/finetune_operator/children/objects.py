@@ -13,9 +13,9 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from finetune_api.accelerators import ACCELERATOR_TYPE
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.crd import unchecked_fields
+from finetune_api.devices import ACCELERATOR_TYPE
 from finetune_api.manifest import API_VERSION, KIND, Manifest, Metadata
 from finetune_api.paths import JOB_FILE
 from finetune_api.spec import FineTuneJobSpec

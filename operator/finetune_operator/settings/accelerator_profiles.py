@@ -13,12 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from finetune_api.cluster import Quantity
-from finetune_api.devices import MEMORY
+from finetune_api.devices import MEMORY, NO_DEVICE
 from finetune_api.fields import Integer, JsonObject
 from finetune_api.names import WORD, Form, LabelKey, LabelValue, ObjectName, ResourceName
-
-NO_DEVICE = "CPU"
-"""The type of workers that have no device."""
 
 AcceleratorType = Annotated[
     str,

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 from ray.util.accelerators import accelerators
 
-from finetune_api.devices import device_memory
+from finetune_api.devices import NO_DEVICE, device_memory
 from finetune_operator.children.quantities import amount
-from finetune_operator.settings.accelerator_profiles import NO_DEVICE, AcceleratorProfile, effective_profiles
+from finetune_operator.settings.accelerator_profiles import AcceleratorProfile, effective_profiles
 
 DEFAULTS = effective_profiles({})
 GPUS = {name: profile for name, profile in DEFAULTS.items() if name != NO_DEVICE}
