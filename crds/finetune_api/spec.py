@@ -52,7 +52,7 @@ class CheckpointFrequency(SpecModel):
 class DeepSpeed(SpecModel):
     """A DeepSpeed configuration."""
 
-    config_path: LongText
+    config_path: DataPath
     """Its JSON file. ZeRO's stage and offload in it, or in its name where it cannot be read, are taken as
     parallelism and cpu_offload."""
 
