@@ -115,6 +115,10 @@ WRONG_FIELDS = [
         "spec.checkpoint_and_evaluation_frequency.unit: must be 'epochs', is 'steps'",
     ),
     ("deepspeed: {}", "spec.deepspeed.config_path: is required"),
+    (
+        "deepspeed: {config_path: 'pvc://Claim/z.json'}",
+        f"spec.deepspeed.config_path: {DATA_PATH}, is 'pvc://Claim/z.json'",
+    ),
     ("torch_compile: true", "spec.torch_compile: must be a map of fields, is true"),
     ("liger_kernel: {kwargs: {rope: .inf}}", "spec.liger_kernel.kwargs.rope: must be a number, is inf"),
     (
@@ -303,7 +307,17 @@ CONTRADICTIONS = [
         ),
     ),
     ("packing: true", "spec.packing: is not supported yet; leave it out"),
-    ("parallelism: fsdp", "spec.parallelism: fsdp is not supported yet; auto and ddp are"),
+    (
+        "parallelism: ddp\ncpu_offload: true",
+        "spec.cpu_offload: needs spec.parallelism: fsdp or auto, is true with ddp; keep one of them",
+    ),
+    (
+        "quantization: nf4",
+        (
+            "spec.quantization: needs spec.lora_config: weights of 4 bits cannot be trained; add lora_config:"
+            " {} for LoRA"
+        ),
+    ),
     (
         "initial_adapter_model_ckpt_path: a",
         (

@@ -15,9 +15,9 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from finetune_api.accelerators import ACCELERATOR_TYPE
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.crd import unchecked_fields
+from finetune_api.devices import ACCELERATOR_TYPE
 from finetune_api.manifest import API_VERSION, KIND, Manifest, Metadata
 from finetune_api.paths import JOB_FILE
 from finetune_api.spec import FineTuneJobSpec
@@ -29,6 +29,7 @@ from finetune_operator.children.pods import (
     worker_pod,
     worker_processors,
 )
+from finetune_operator.children.quantities import in_bytes
 from finetune_operator.names import (
     ATTEMPT,
     JOB_NAME,
@@ -43,8 +44,9 @@ from finetune_operator.names import (
 from finetune_operator.observed import KubernetesObject
 from finetune_operator.settings.configuration import JsonObject
 
-ENTRYPOINT = "python -m finetune_trainer.on_cluster"
-PREPARE_COMMAND = ("/bin/bash", "-lc", "--", "exec python -m finetune_trainer.prepare_on_cluster")
+# Without the directory that the program happens to start in: a peft.py there would be taken for peft.
+ENTRYPOINT = "python -P -m finetune_trainer.on_cluster"
+PREPARE_COMMAND = ("/bin/bash", "-lc", "--", "exec python -P -m finetune_trainer.prepare_on_cluster")
 """In a login shell, as KubeRay starts Ray: path and umask are those of the trainer on the head."""
 RAY_JOB = "RayJob"
 JOB = "Job"
@@ -203,6 +205,7 @@ def _prepare_job(source: PodSource, config_map: str, account: str) -> Kubernetes
 def _told(source: PodSource, config_map: str) -> dict[str, str]:
     """The environment of the trainer's driver, and of Prepare."""
     placement, processors = source.placement, worker_processors(source)
+    memory = placement.profile.device_memory
     accelerator = f"{ACCELERATOR_TYPE}{placement.accelerator_type}"
     assignment = Assignment(
         uid=source.metadata.uid,
@@ -212,6 +215,7 @@ def _told(source: PodSource, config_map: str) -> dict[str, str]:
         on_gpu=placement.profile.has_device,
         worker_resources={"CPU": processors, accelerator: placement.amount},
         worker_threads=processors,
+        device_memory=in_bytes(memory) if memory is not None else None,
     )
     return {ASSIGNMENT: assignment.model_dump_json()}
 

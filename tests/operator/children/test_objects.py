@@ -132,7 +132,7 @@ def test_rayjob_is_tried_once_and_gives_its_devices_back() -> None:
     spec = ray_job()
     assert (spec["submissionMode"], spec["entrypoint"]) == (
         "K8sJobMode",
-        "python -m finetune_trainer.on_cluster",
+        "python -P -m finetune_trainer.on_cluster",
     )
     assert spec["shutdownAfterJobFinishes"] is True
     assert (spec["backoffLimit"], spec["submitterConfig"]) == (0, {"backoffLimit": 0})
@@ -254,6 +254,11 @@ def test_head_is_told_what_the_trainer_needs() -> None:
     )
 
 
+def test_head_is_told_how_much_memory_a_device_has() -> None:
+    assert assignment().device_memory is None
+    assert assignment(SHAPE).device_memory == 22 * 2**30
+
+
 @pytest.mark.parametrize(
     "spec",
     [{}, SHAPE, {"worker_resources": {"accelerator_type:A10G": 1, "CPU": 0.5}}],
@@ -335,7 +340,7 @@ def test_prepare_is_tried_once_and_told_what_the_head_is_told() -> None:
     assert at(job, "spec.backoffLimit") == 0
     assert assigned(at(job, "spec.template")) == assignment(SHAPE, attempt=3)
     command = at(job, "spec.template.spec.containers.0.command")
-    assert command == ["/bin/bash", "-lc", "--", "exec python -m finetune_trainer.prepare_on_cluster"]
+    assert command == ["/bin/bash", "-lc", "--", "exec python -P -m finetune_trainer.prepare_on_cluster"]
     assert at(job, "spec.template.spec.serviceAccountName") == NAME
 
 
