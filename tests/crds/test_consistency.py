@@ -48,6 +48,7 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
         "checkpoint_every_n_epochs: 1\nmax_num_checkpoints: 3",
         "task: instruction_tuning",
         "packing: false\nparallelism: ddp",
+        "quantization: nf4\nlora_config: {init_lora_weights: gaussian, use_dora: true}",
         "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://bucket/adapter",
         "logger: {provider: wandb, provider_config: {project: p, tags: [a]}}",
         "logger: {provider: mlflow, provider_config: {tracking_uri: file:///runs}}",

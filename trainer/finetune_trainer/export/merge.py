@@ -28,6 +28,7 @@ from finetune_trainer.model.contents import (
     check_not_quantized,
     without_leftovers,
 )
+from finetune_trainer.model.quantization import round_weights, saved_quantization
 from finetune_trainer.model.source import fetch_model
 from finetune_trainer.storage.open import Storage, open_storage
 
@@ -115,7 +116,10 @@ def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -
     """Writes the merged model, and returns its logits (see `_probe`)."""
     model = _load(base)
     dtype, tied = model.dtype, bool(model.config.get_text_config().tie_word_embeddings)
+    quantization = saved_quantization(adapter)
     _convert(model, torch.float32)
+    if quantization is not None:
+        round_weights(model, quantization)
     adapted = _load_adapter(model, adapter, checkpoint)
     expected = _probe(adapted)
     _unshare(adapted)
