@@ -215,8 +215,9 @@ def test_an_adapter_is_merged_into_the_values_it_was_trained_on(
     assert loss_of(loaded) == pytest.approx(trained, abs=1e-5)
     if lora.get("lora_bias"):
         return  # which peft merges into layers that have a bias alone
-    merge(str(tmp_path / "run/epoch-0"), tmp_path / "merged")
+    [remark] = merge(str(tmp_path / "run/epoch-0"), tmp_path / "merged")
 
+    assert remark.startswith("the adapter was trained on a base in 4 bits, and is merged into the values")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert loss_of(merged) == pytest.approx(trained, abs=1e-5)
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())

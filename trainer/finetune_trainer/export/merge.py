@@ -38,6 +38,11 @@ also with 30 layers; a wrong one is above 1e-2."""
 
 PROBE_TOKENS = 64
 
+_FOUR_BITS = (
+    "the adapter was trained on a base in 4 bits, and is merged into the values that those stood for: the model"
+    " has the validation loss that training showed, and with it what 4 bits cost against the full base"
+)
+
 
 class _AdapterConfig(BaseModel):
     """The fields of PEFT's adapter_config.json that merging needs."""
@@ -46,13 +51,14 @@ class _AdapterConfig(BaseModel):
     base_model_name_or_path: str
 
 
-def merge(checkpoint: str, out: Path) -> None:
-    """Merges the adapter in `checkpoint` into its base model, and writes the result to `out`.
+def merge(checkpoint: str, out: Path) -> list[str]:
+    """Merges the adapter in `checkpoint` into its base model, writes the result to `out`, and returns remarks.
 
     `checkpoint` is an adapter's directory, local or in object storage. `out` must not exist or be empty;
     it gets a plain transformers model in the base's precision. Two checks are made: in fp32 the merged
     model must give the same logits as the adapter, and the written files, loaded again, the same as the
-    merged model. On any failure nothing is left at `out`. Needs memory for the model in fp32.
+    merged model. An adapter of a base in 4 bits is merged into the values that those bits stood for, since it
+    was trained on them. On any failure nothing is left at `out`. Needs memory for the model in fp32.
 
     Raises FineTuneError: InvalidSpec when `out` is not empty or the checkpoint is not an adapter that
     can be merged, ModelNotFound when there is no checkpoint or no base model, StorageError, Unknown when
@@ -81,6 +87,7 @@ def merge(checkpoint: str, out: Path) -> None:
             _probe(_load(staging)), logits, f"{checkpoint}: the written model's logits", "the merged model's"
         )
         target.publish(staging, out.name, last="config.json")
+        return [] if saved_quantization(adapter) is None else [_FOUR_BITS]
 
 
 def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
