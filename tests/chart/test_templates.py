@@ -114,6 +114,7 @@ def test_the_configuration_is_a_file_that_the_operator_reads(tmp_path: Path) -> 
             "storage": "s3://runs",
             "network_policies": False,
             "accelerators": {"V100": None},
+            "accelerator_names": {"g5.*": None, "my-*": "A10G"},
             "head": {"cpu": 2, "memory": "6Gi"},
         },
     }
@@ -125,6 +126,7 @@ def test_the_configuration_is_a_file_that_the_operator_reads(tmp_path: Path) -> 
         "storage": "s3://runs",
         "network_policies": False,
         "accelerators": {"V100": None},
+        "accelerator_names": {"g5.*": None, "my-*": "A10G"},
         "head": {"cpu": 2, "memory": "6Gi"},
     }
 

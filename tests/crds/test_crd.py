@@ -308,6 +308,7 @@ LEFT_TO_RULES = {
     "valid_path: pvc://Claim/v.jsonl",
     "valid_path: configmap://rows",
     "storage: {path: hf://owner/name}",
+    "deepspeed: {config_path: 'pvc://Claim/z.json'}",
     "cluster: {worker: {resources: {requests: {memory: 16 GB}}}}",
     "cluster: {worker: {resources: {limits: {cpu: -1}}}}",
 }

@@ -127,6 +127,7 @@ def test_what_workers_ask_for_in_whatever_words(
         "RTX-6000",
         "rtx_4090",
         "nvidia_l99",
+        "NVIDIA-Blackwell",
         "TPU-V5",
         "accelerator_type_a10",
         "accelerator_shape:4xA10G",

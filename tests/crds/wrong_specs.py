@@ -118,6 +118,10 @@ WRONG_FIELDS = [
         "spec.checkpoint_and_evaluation_frequency.unit: must be 'epochs', is 'steps'",
     ),
     ("deepspeed: {}", "spec.deepspeed.config_path: is required"),
+    (
+        "deepspeed: {config_path: 'pvc://Claim/z.json'}",
+        f"spec.deepspeed.config_path: {DATA_PATH}, is 'pvc://Claim/z.json'",
+    ),
     ("torch_compile: true", "spec.torch_compile: must be a map of fields, is true"),
     ("liger_kernel: {kwargs: {rope: .inf}}", "spec.liger_kernel.kwargs.rope: must be a number, is inf"),
     (

@@ -54,13 +54,14 @@ def attempt(
     written, for what is wrong before training; what goes wrong in training is in what is returned.
     """
     with stop_signals(observer.say) as signals:
-        warned = False
+        warned: set[str] = set()
 
         def warn(record: ProgressRecord) -> None:
-            nonlocal warned
-            if record.warnings and not warned:
-                warned = True
-                observer.say(f"warning: {record.warnings[0]}")
+            for warning in record.warnings:
+                about = warning.partition(" ")[0]  # how much of it is missing may change with every step
+                if about not in warned:
+                    warned.add(about)
+                    observer.say(f"warning: {warning}")
 
         def reported(record: ProgressRecord) -> None:
             signals.begun()

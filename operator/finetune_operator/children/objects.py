@@ -40,7 +40,8 @@ from finetune_operator.names import (
 from finetune_operator.observed import KubernetesObject
 from finetune_operator.settings.configuration import JsonObject
 
-ENTRYPOINT = "python -m finetune_trainer.on_cluster"
+# Without the directory that the program happens to start in: a peft.py there would be taken for peft.
+ENTRYPOINT = "python -P -m finetune_trainer.on_cluster"
 RAY_JOB = "RayJob"
 CONFIG_MAP = "ConfigMap"
 SERVICE_ACCOUNT = "ServiceAccount"

@@ -346,6 +346,8 @@ def _mounted(source: PodSource) -> tuple[list[str], list[str]]:
         for path in (spec.initial_base_model_ckpt_path, spec.initial_adapter_model_ckpt_path)
         if isinstance(path, str)
     ]
+    if spec.deepspeed is not None:
+        paths.append(spec.deepspeed.config_path)
     named = [path for path in paths if path]
     return _each_once(map(claim_of, named)), _each_once(map(config_map_of, named))
 

@@ -121,7 +121,7 @@ def test_rayjob_is_tried_once_and_gives_its_devices_back() -> None:
     spec = ray_job()
     assert (spec["submissionMode"], spec["entrypoint"]) == (
         "K8sJobMode",
-        "python -m finetune_trainer.on_cluster",
+        "python -P -m finetune_trainer.on_cluster",
     )
     assert spec["shutdownAfterJobFinishes"] is True
     assert (spec["backoffLimit"], spec["submitterConfig"]) == (0, {"backoffLimit": 0})

@@ -413,6 +413,7 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
         **EVERYTHING,
         "initial_base_model_ckpt_path": "pvc://models/base",
         "initial_adapter_model_ckpt_path": "pvc://adapters/a",
+        "deepspeed": {"config_path": "configmap://zero/zero_3.json"},
     }
     pod = role(source(spec))
     claims = {
@@ -433,7 +434,7 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
         (f"/finetune/claims/{claim}", False) for claim in claims.values()
     }
     assert sorted(cast("dict[str, str]", config_maps).values()) == (
-        ["rows", "tune-11111111"] if role is head else ["rows"]
+        ["rows", "tune-11111111", "zero"] if role is head else ["rows", "zero"]
     )
     assert ("/finetune/config-maps/rows", True) in mounts.values()
     names = [each["name"] for each in maps(pod, "spec.volumes")]

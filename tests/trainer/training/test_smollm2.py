@@ -53,9 +53,20 @@ def rows(stdlib_train: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+def endless(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with the generation config of its base model, which never stops at the end of a turn."""
+    base = tmp_path_factory.mktemp("endless") / "base"
+    shutil.copytree(smollm2, base, copy_function=os.symlink)
+    (base / "generation_config.json").unlink()
+    shutil.copy(smollm2 / "generation_config.json", base)
+    set_keys(base / "generation_config.json", eos_token_id=0, pad_token_id=None)
+    return base
+
+
+@pytest.fixture(scope="module")
+def job(endless: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """A finished job: two steps of all rows, each in four micro-batches."""
-    return finished_job(smollm2, rows, tmp_path_factory.mktemp("smollm2") / "run", {"r": 8})
+    return finished_job(endless, rows, tmp_path_factory.mktemp("smollm2") / "run", {"r": 8})
 
 
 def finished_job(
@@ -166,32 +177,30 @@ def test_its_adapter_loads_with_plain_peft_and_the_merged_model_answers_as_it_do
     assert answers(merged) == answers(tuned)
 
 
-@pytest.fixture(scope="module")
-def endless(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 with the generation config of its base model, which never stops at the end of a turn."""
-    base = tmp_path_factory.mktemp("endless") / "base"
-    shutil.copytree(smollm2, base, copy_function=os.symlink)
-    (base / "generation_config.json").unlink()
-    shutil.copy(smollm2 / "generation_config.json", base)
-    set_keys(base / "generation_config.json", eos_token_id=0, pad_token_id=None)
-    return base
-
-
 def test_without_what_a_checkpoint_says_its_answers_do_not_end(endless: Path) -> None:
     assert not ends(load(endless), endless, max_new_tokens=LONGEST)
 
 
-@pytest.mark.parametrize("way", ["adapter and merged", "full"])
-def test_its_answers_end_by_themselves(endless: Path, rows: Path, tmp_path: Path, way: str) -> None:
-    finished_job(endless, rows, tmp_path / "run", None if way == "full" else {"r": 8})
-    checkpoint = tmp_path / "run" / f"epoch-{STEPS - 1}"
-    if way == "adapter and merged":
-        generation = GenerationConfig.from_pretrained(checkpoint, max_new_tokens=LONGEST)
-        adapted = PeftModel.from_pretrained(load(endless), str(checkpoint))
-        assert ends(adapted, checkpoint, generation_config=generation)
-        merge(str(checkpoint), tmp_path / "merged")
-        checkpoint = tmp_path / "merged"
+def test_its_answers_end_by_themselves_with_the_adapter_and_merged(
+    adapter: Path, endless: Path, tmp_path: Path
+) -> None:
+    generation = GenerationConfig.from_pretrained(adapter, max_new_tokens=LONGEST)
+    assert ends(PeftModel.from_pretrained(load(endless), str(adapter)), adapter, generation_config=generation)
 
+    merge(str(adapter), tmp_path / "merged")
+    check_that_answers_end(tmp_path / "merged")
+
+
+def test_its_answers_end_by_themselves_trained_in_full(endless: Path, rows: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
+    finished_job(endless, few, tmp_path / "run", None)
+
+    check_that_answers_end(tmp_path / "run" / f"epoch-{STEPS - 1}")
+
+
+def check_that_answers_end(checkpoint: Path) -> None:
+    """Of plain `generate` and of a pipeline, which are told nothing."""
     assert ends(load(checkpoint), checkpoint, max_new_tokens=LONGEST)
     pipe = pipeline("text-generation", model=str(checkpoint), device="cpu")
     [said] = pipe([{"role": "user", "content": QUESTION}], max_new_tokens=LONGEST, do_sample=False)

@@ -38,6 +38,8 @@ from finetune_trainer.model.contents import (
     check_ends,
     check_is_model,
     check_not_quantized,
+    check_numbers,
+    check_quantization,
     check_shards,
     leftover_adapter,
     without_leftovers,
@@ -95,6 +97,7 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     path, name = fetch_model(source, where, weights=False), source_name(source)
     check_is_model(path, where, name)
     with reading(path, where):
+        check_quantization(path, where, name)
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
         check_not_quantized(config, where, name)
     return config
@@ -109,6 +112,7 @@ def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
     path = fetch_model(source, where, weights=False)
     with reading(path, where):
         if (path / GENERATION_CONFIG_NAME).is_file():
+            check_numbers(path, where, source_name(source))
             generation = GenerationConfig.from_pretrained(path)
             check_ends(generation, where, source_name(source))
             return generation

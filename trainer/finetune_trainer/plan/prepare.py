@@ -26,6 +26,7 @@ from finetune_trainer.model.load import (
     pad_token_id,
     shape,
 )
+from finetune_trainer.model.remarks import transformers_remarks
 from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.tasks.task import task_of
 
@@ -76,16 +77,18 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
     both files, or with those of the numbers.
     """
     check_tracker(spec)
-    config = load_config(spec)
-    tokenizer = load_tokenizer(spec)
-    model_shape = shape(spec, config)
+    remarks: list[str] = []
+    with transformers_remarks("spec.model_id", remarks):
+        config = load_config(spec)
+        tokenizer = load_tokenizer(spec)
+        model_shape = shape(spec, config)
     task = task_of(spec)
     chat = task.chat(tokenizer)
     reader = task.reader(chat)
 
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
     tokenized = _all_or_every_problem(reader.read, paths)
-    warnings = [*model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
+    warnings = [*remarks, *model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (

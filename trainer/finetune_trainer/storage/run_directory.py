@@ -193,6 +193,11 @@ class RunDirectory:
         """Stores all lines that were added so far."""
         self._storage.flush()
 
+    @property
+    def late_metrics(self) -> str | None:
+        """For people, that lines were not stored when they should have been, and why; else None."""
+        return None if self._storage.trouble is None else f"{METRICS} {self._storage.trouble}"
+
     def truncate_metrics(self, step: int) -> None:
         """Removes the lines that will be written again when training resumes after `step` optimizer steps.
 
