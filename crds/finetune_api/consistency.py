@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
-from finetune_api.lora import QUANTIZES, LoraConfig, unbuilt_initialisation
+from finetune_api.deepspeed import asked_sharding
+from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, Devices, worker_device
+from finetune_api.lora import (
+    INITIALISATIONS_IN_FOUR_BITS,
+    NOT_IN_FOUR_BITS,
+    QUANTIZES,
+    LoraConfig,
+    unbuilt_initialisation,
+)
 from finetune_api.rules import RULES, TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
@@ -17,7 +24,6 @@ WITHOUT_EFFECT = {
     "output_dir": "storage.path decides where runs are written",
     "num_data_blocks_per_device": "rows are tokenized once and held in memory, not streamed in blocks",
     "dataset_size_scaling_factor": "data sets have no size limit here",
-    "deepspeed": "DeepSpeed is not used; parallelism decides how devices share the work",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
@@ -41,6 +47,8 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             yield rule.field, rule.problem
     if spec.lora_config is not None:
         yield from _lora(spec.lora_config)
+        if spec.quantization is not None:
+            yield from _in_four_bits(spec.lora_config)
     elif spec.initial_adapter_model_ckpt_path is not None:
         yield (
             "initial_adapter_model_ckpt_path",
@@ -48,14 +56,22 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
         )
 
 
-def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
-    """Warnings about fields that are accepted but have no effect, with what happens instead."""
+def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
+    """Warnings about fields that are accepted but have no effect, or another, with what happens instead.
+
+    `devices` are those that the names in `worker_resources` may mean.
+    """
     for field, instead in WITHOUT_EFFECT.items():
         if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"
+    yield from asked_sharding(spec).remarks
+    taken = worker_device(spec.worker_resources or {}, devices).taken
+    for key, accelerator_type in taken.items():
+        yield f"spec.worker_resources[{key}] is taken as {ACCELERATOR_TYPE}{accelerator_type}"
     for group, understood in _RESOURCES.items():
         for key in getattr(spec, group) or {}:
-            if not key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and key not in understood:
+            is_accelerator = key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) or key in taken
+            if not is_accelerator and key not in understood:
                 known = f"{ACCELERATOR_TYPE}TYPE, {ACCELERATOR_SHAPE}NxTYPE, {', '.join(understood)}"
                 yield f"spec.{group}[{key}] has no effect: what is understood there is {known}"
     for field in ("min_update_steps", "min_num_update_steps"):
@@ -91,3 +107,16 @@ def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
         yield "lora_config.layers_pattern", "needs spec.lora_config.layers_to_transform"
     if lora.lora_bias and isinstance(lora.init_lora_weights, str):
         yield "lora_config.lora_bias", "needs spec.lora_config.init_lora_weights to be true or false"
+
+
+def _in_four_bits(lora: LoraConfig) -> Iterator[tuple[str, str]]:
+    """What cannot be trained on a base in 4 bits."""
+    known, begun = INITIALISATIONS_IN_FOUR_BITS, lora.init_lora_weights
+    if isinstance(begun, str) and begun not in known and unbuilt_initialisation(begun) is None:
+        yield (
+            "lora_config.init_lora_weights",
+            f"{begun} needs the base in full, not in 4 bits; take true, false or {', '.join(known)}",
+        )
+    for field, reason in NOT_IN_FOUR_BITS.items():
+        if getattr(lora, field) is not None:
+            yield f"lora_config.{field}", f"{reason}; leave it or spec.quantization out"

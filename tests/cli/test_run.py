@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -62,8 +63,8 @@ def interrupted(directory: Path, *arguments: str) -> Ended:
         return Ended(terminal.exit_code(), terminal.seen, "")
 
 
-def terminated(directory: Path, *arguments: str) -> Ended:
-    """SIGTERM where there is no terminal, once a line tells of a step."""
+def terminated(directory: Path, *arguments: str, with_children: bool = False) -> Ended:
+    """SIGTERM where there is no terminal, once a line tells of a step; to its children too, if asked for."""
     training = subprocess.Popen(
         [FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -73,6 +74,8 @@ def terminated(directory: Path, *arguments: str) -> Ended:
         line = training.stdout.readline()
         assert line, training.communicate()
         out += line
+    for child in psutil.Process(training.pid).children(recursive=True) if with_children else []:
+        child.send_signal(signal.SIGTERM)
     training.send_signal(signal.SIGTERM)
     rest, err = training.communicate(timeout=240)
     return Ended(training.returncode, out + rest, err)
@@ -237,6 +240,21 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(
     assert "Suspended: stopped before a step was trained; run again to train" in shown
     assert not any("snapshot" in line or "Traceback" in line for line in shown)
     assert list(tmp_path.glob("runs/*/*/snapshot-*")) == []
+
+
+def test_sigterm_to_every_process_of_several_workers_leaves_a_snapshot(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    job = small_job(tmp_path, tiny_model, num_epochs=1000)
+    arguments = ("run", job, "--storage", "runs", "--devices", "2")
+
+    ended = terminated(tmp_path, *map(str, arguments), with_children=True)
+
+    assert (ended.code, ended.err) == (130, "")
+    assert re.search(
+        r"^Suspended: stopped after step \d+ of \d+; run again to resume$", ended.out, re.MULTILINE
+    )
+    assert len(list(tmp_path.glob("runs/*/*/snapshot-*/complete.json"))) == 1
 
 
 def test_two_workers_see_the_same_losses_as_one_with_copies_of_the_model_and_with_parts(

@@ -104,7 +104,7 @@ def spec_of(model: Path, way: Fields, **fields: JsonValue) -> FineTuneJobSpec:
 
 def job_of(
     model: Path,
-    run_directory: Path,
+    run_directory: Path | str,
     way: Fields,
     *,
     train: TokenizedRows = TRAINING_ROWS,

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from finetune_api.deepspeed import asked_sharding
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
-from finetune_api.sharding import Sharding
+from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
@@ -57,13 +59,14 @@ def attempt(
     wrong in training is in what is returned.
     """
     with stop_signals(observer.say) as signals:
-        warned = False
+        warned: set[str] = set()
 
         def warn(record: ProgressRecord) -> None:
-            nonlocal warned
-            if record.warnings and not warned:
-                warned = True
-                observer.say(f"warning: {record.warnings[0]}")
+            for warning in record.warnings:
+                about = warning.partition(" ")[0]  # how much of it is missing may change with every step
+                if about not in warned:
+                    warned.add(about)
+                    observer.say(f"warning: {warning}")
 
         def reported(record: ProgressRecord) -> None:
             signals.begun()
@@ -72,20 +75,21 @@ def attempt(
 
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
-            shared = asked_sharding(spec) if sharding is None else sharding
-            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), shared)
+            sharding = sharding_of(spec) if sharding is None else sharding
+            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
             with workers.started(start) as group:
-                # It imports what takes seconds, which the workers do meanwhile.
-                from finetune_trainer.model.adapters import check_shardable
+                # They import what takes seconds, which the workers do meanwhile.
+                from finetune_trainer.model.load import check_in_parts
+                from finetune_trainer.plan.kept_tokens import tokens_of
                 from finetune_trainer.plan.prepare import prepare
 
-                if spec.lora_config is not None:
-                    check_shardable(spec.lora_config, in_parts=shared.kind == "fsdp")
-                prepared = prepare(spec)
+                if sharding.kind == "fsdp":
+                    check_in_parts(spec)
+                prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
                 for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
                     observer.say(f"warning: {remark}")
                 with locked(run) if locked is not None else nullcontext():
-                    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
+                    claim(run, manifest)
                     if run.newest() != start.resume_from:
                         changed = f"{run.path}: another process has trained there meanwhile; run again"
                         raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
@@ -108,10 +112,22 @@ def attempt(
             return Ended(None, Outcome.STOPPED)
 
 
-def asked_sharding(spec: FineTuneJobSpec) -> Sharding:
+def sharding_of(spec: FineTuneJobSpec) -> Sharding:
     """How the devices hold the model, as far as the spec says it; else a copy on each."""
-    shared = spec.parallelism == "fsdp" or bool(spec.cpu_offload)
-    return Sharding(kind="fsdp", cpu_offload=bool(spec.cpu_offload)) if shared else Sharding()
+    asked = asked_sharding(spec)
+    if asked.kind != "fsdp" and not asked.cpu_offload:
+        return COPIES
+    return Sharding(
+        kind="fsdp",
+        reshard=asked.reshard,
+        cpu_offload=bool(asked.cpu_offload),
+        within_nodes=asked.within_nodes,
+    )
+
+
+def claim(run: RunDirectory, manifest: Manifest) -> None:
+    """Makes the run directory that of this job; see `RunDirectory.claim`."""
+    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
 
 
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:

@@ -69,7 +69,7 @@ def job(model: Path, run: str | Path, way: Fields, devices: int, sharding: Shard
         "train_batch_size_per_device": 2,
         "gradient_accumulation_steps": 4 // devices,
     }
-    return job_of(model, run, way | fields, sharding=sharding)  # type: ignore[arg-type]
+    return job_of(model, run, way | fields, sharding=sharding)
 
 
 def job_of_two(model: Path, run: str | Path, way: Fields, rank: int) -> TrainingJob:

@@ -101,13 +101,11 @@ _READ_WHOLE_WEIGHTS = ("olora", "pissa", "mica")
 """Initialisations that look at the whole of the weights that they adapt."""
 
 
-def check_shardable(lora: LoraConfig, *, in_parts: bool) -> None:
-    """Checks that the adapters can be made by ranks that hold parts of the weights, where they do.
+def check_shardable(lora: LoraConfig) -> None:
+    """Checks that the adapters can be made by ranks that hold parts of the weights only.
 
     Raises FineTuneError (InvalidSpec) with a problem for each field that needs whole weights.
     """
-    if not in_parts:
-        return
     whole = {
         "use_dora": lora.use_dora,
         f"init_lora_weights: {lora.init_lora_weights}": lora.init_lora_weights in _READ_WHOLE_WEIGHTS,

@@ -207,7 +207,7 @@ def _like(parameter: torch.nn.Parameter, value: torch.Tensor, scalars: torch.dev
 
 
 def _dealt(like: DTensor, local: torch.Tensor, device: torch.device) -> DTensor:
-    """A tensor on this device that is dealt as `like`, of which this rank has `local`; a copy where it must."""
+    """A tensor on this device that is dealt as `like`; of it this rank has `local`, a copy where it must."""
     mesh = like.device_mesh
     if local.device != device or mesh.device_type != device.type:
         return _filled(like, local, device)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from finetune_api.failure import FineTuneError
 from finetune_api.numbers import Numbers
 from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
@@ -202,7 +204,12 @@ class RankZeroReporter:
         self._run.prune(keep)
 
     def closed(self) -> None:
-        """The tracker is closed: reports what has turned out meanwhile that it did not get."""
+        """Training is over, or has failed, and the tracker is closed: stores the last lines of metrics.jsonl.
+
+        Reports what has turned out meanwhile to be missing there, or at the tracker.
+        """
+        with suppress(FineTuneError):  # which is what `late_metrics` says then
+            self._run.flush_metrics()
         if self._last is None or self._last.warnings == self._warnings():
             return
         self._told(self._last.model_copy(update={"warnings": self._warnings()}))
@@ -214,7 +221,7 @@ class RankZeroReporter:
         self._report(record)
 
     def _warnings(self) -> list[str]:
-        return [self._tracker.lost] if self._tracker.lost is not None else []
+        return [each for each in (self._tracker.lost, self._run.late_metrics) if each is not None]
 
     def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:
         return Checkpoint(

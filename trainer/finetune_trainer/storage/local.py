@@ -18,6 +18,8 @@ class LocalStorage:
     directory's.
     """
 
+    trouble = None
+
     def __init__(self, root: Path, *, shown: str | None = None) -> None:
         self._root = root
         self._shown = shown

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,6 +79,8 @@ class ObjectStorage:
         self._filesystem = filesystem
         self._root = root
         self._appended: dict[str, list[str]] = {}
+        self._waiting: set[str] = set()
+        self._trouble: str | None = None
         self._flushed_at = time.monotonic()
 
     @property
@@ -115,6 +118,7 @@ class ObjectStorage:
     def write_text(self, name: str, text: str) -> None:
         """Replaces the object."""
         self._appended.pop(name, None)
+        self._waiting.discard(name)
         self._put(name, text)
 
     def append_text(self, name: str, text: str) -> None:
@@ -125,6 +129,7 @@ class ObjectStorage:
         if name not in self._appended:
             self._appended[name] = [self.read_text(name) or ""]
         self._appended[name].append(text)
+        self._waiting.add(name)
         if time.monotonic() - self._flushed_at < FLUSH_SECONDS:
             return
         try:
@@ -133,10 +138,23 @@ class ObjectStorage:
             _log.warning("%s; it is tried again in %d s", error, FLUSH_SECONDS)
 
     def flush(self) -> None:
-        """Uploads all texts that were appended to."""
+        """Uploads all texts that were appended to since their last upload."""
         self._flushed_at = time.monotonic()
-        for name, parts in self._appended.items():
-            self._put(name, "".join(parts))
+        for name in sorted(self._waiting):
+            try:
+                self._put(name, "".join(self._appended[name]))
+            except FineTuneError as error:
+                self._trouble = f"at {datetime.now(UTC):%H:%M} UTC: {error}"
+                raise
+            self._waiting.discard(name)
+
+    @property
+    def trouble(self) -> str | None:
+        """When an upload of such a text failed last, and whether all of it is there now."""
+        if self._trouble is None:
+            return None
+        now = "lacks its newest lines" if self._waiting else "had to wait for its lines, and has them all now"
+        return f"{now}; an upload failed {self._trouble}"
 
     def delete(self, name: str) -> None:
         """Deletes an object, or all objects below a prefix."""

@@ -67,6 +67,10 @@ class Storage(Protocol):
     def flush(self) -> None:
         """Stores all that was appended so far."""
 
+    @property
+    def trouble(self) -> str | None:
+        """For people, what storing an appended text has met, and how it stands; None for nothing."""
+
     def delete(self, name: str) -> None:
         """Deletes a file, or a directory with all its content, if it exists."""
 

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from functools import partial
 
@@ -116,19 +116,23 @@ def _reporter(job: TrainingJob, worker: Worker, parallel: Parallel, step: int) -
         return
     prepared = job.prepared
     run.truncate_metrics(step if job.start.resume_from else -1)
-    with open_tracker(prepared.spec, job.name) as tracker:
-        reporter = RankZeroReporter(
-            prepared.plan,
-            prepared.numbers,
-            run,
-            to_keep=prepared.spec.num_checkpoints_to_keep,
-            tokens_trained=sum(_tokens(prepared, rows) for rows in itertools.islice(_steps(prepared), step)),
-            tracker=tracker,
-            report=worker.report,
-            gather=parallel.gather if parallel.in_parts else None,
-        )
-        yield reporter
-    reporter.closed()
+    trained = sum(_tokens(prepared, rows) for rows in itertools.islice(_steps(prepared), step))
+    tracking = ExitStack()
+    reporter = RankZeroReporter(
+        prepared.plan,
+        prepared.numbers,
+        run,
+        to_keep=prepared.spec.num_checkpoints_to_keep,
+        tokens_trained=trained,
+        tracker=tracking.enter_context(open_tracker(prepared.spec, job.name)),
+        report=worker.report,
+        gather=parallel.gather if parallel.in_parts else None,
+    )
+    try:
+        with tracking:
+            yield reporter
+    finally:
+        reporter.closed()
 
 
 def _steps(prepared: Prepared) -> Iterator[Indices]:
