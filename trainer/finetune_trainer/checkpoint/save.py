@@ -10,6 +10,7 @@ import torch
 
 from finetune_trainer.checkpoint.inference import Inference
 from finetune_trainer.checkpoint.state import Collected, Position, save_state
+from finetune_trainer.model.quantization import save_quantization
 from finetune_trainer.tasks.objective import Model
 
 
@@ -36,6 +37,7 @@ def write_description(directory: Path, *, model: Model, dtype: torch.dtype, infe
     """Writes the small files of a checkpoint, to see before training that they can be written."""
     if isinstance(model, peft.PeftModel):
         model.peft_config["default"].save_pretrained(str(directory))
+        save_quantization(model, directory)
     else:
         _save_config(model, directory, dtype)
     inference.save(directory)
@@ -50,13 +52,14 @@ def save_weights(
     """Writes the trained weights and the model's configuration.
 
     A PEFT model's adapter is written, as it is, or a full model in `dtype` and in shards of 5 GB. `weights`
-    default to the model's own.
+    default to the model's own. With an adapter goes how its base is quantized, if it is.
     """
     if isinstance(model, peft.PeftModel):
         # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.
         model.save_pretrained(
             str(directory), safe_serialization=True, save_embedding_layers=False, state_dict=weights
         )
+        save_quantization(model, directory)
     else:
         weights = model.state_dict() if weights is None else weights
         model.save_pretrained(directory, max_shard_size="5GB", state_dict=_converted(weights, dtype))

@@ -28,6 +28,7 @@ OBJECTS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "adapter_config.json",
+    "quantization_config.json",
     "model.safetensors.index.json",
 )
 """Small files of a JSON object each."""

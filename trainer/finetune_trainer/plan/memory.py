@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.status import StatusModel
+from finetune_trainer.model.quantization import quantized_bytes
 from finetune_trainer.plan.prepare import Prepared
 
 _BYTES = {"bf16": 2, "fp32": 4}
@@ -41,7 +42,8 @@ def estimate(prepared: Prepared, dtype: ResolvedPrecision) -> MemoryEstimate:
     value = _BYTES[dtype]
     frozen = shape.total_parameters - shape.trainable_parameters
     # Trained weights are held in fp32; see finetune_trainer.model.load.load_model.
-    weights = frozen * value + shape.trainable_parameters * 4
+    quantized = shape.quantized_parameters
+    weights = (frozen - quantized) * value + quantized_bytes(quantized) + shape.trainable_parameters * 4
 
     longest = (
         prepared.numbers.context_length
