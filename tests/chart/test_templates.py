@@ -213,6 +213,14 @@ def test_the_operator_has_no_wildcard_no_secret_and_no_way_to_more_rights(defaul
     } == {"create"}
 
 
+def test_of_kubernetes_jobs_the_operator_may_do_what_preparing_needs(default: list[Manifest]) -> None:
+    assert {(group, verb) for group, resource, verb in rules(default) if resource == "jobs"} == {
+        ("batch", "get"),
+        ("batch", "create"),
+        ("batch", "delete"),
+    }
+
+
 def test_without_network_policies_of_jobs_the_operator_may_not_make_any(default: list[Manifest]) -> None:
     without = rules(manifests(values={"config": {"network_policies": False}}))
     assert rules(default) - without == {("networking.k8s.io", "networkpolicies", "create")}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -72,14 +73,15 @@ def attempt(
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
             start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest())
             with workers.started(start) as group:
-                # It imports what takes seconds, which the workers do meanwhile.
+                # They import what takes seconds, which the workers do meanwhile.
+                from finetune_trainer.plan.kept_tokens import tokens_of
                 from finetune_trainer.plan.prepare import prepare
 
-                prepared = prepare(spec)
+                prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
                 for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
                     observer.say(f"warning: {remark}")
                 with locked(run) if locked is not None else nullcontext():
-                    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
+                    claim(run, manifest)
                     if run.newest() != start.resume_from:
                         changed = f"{run.path}: another process has trained there meanwhile; run again"
                         raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
@@ -100,6 +102,11 @@ def attempt(
             if signals.can_save:
                 raise
             return Ended(None, Outcome.STOPPED)
+
+
+def claim(run: RunDirectory, manifest: Manifest) -> None:
+    """Makes the run directory that of this job; see `RunDirectory.claim`."""
+    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
 
 
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:

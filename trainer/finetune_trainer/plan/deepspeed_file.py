@@ -14,22 +14,29 @@ LARGEST = 2**20
 def asked_sharding_here(spec: FineTuneJobSpec) -> Asked:
     """What a job asks of sharding, by what its DeepSpeed file holds where that can be read from here.
 
+    Raises what `deepspeed_here` raises.
+    """
+    config, remarks = deepspeed_here(spec)
+    asked = asked_sharding(spec, config)
+    return asked.model_copy(update={"remarks": (*asked.remarks, *remarks)})
+
+
+def deepspeed_here(spec: FineTuneJobSpec) -> tuple[DeepSpeedConfig | None, tuple[str, ...]]:
+    """What a job's DeepSpeed file holds, None where it cannot be read from here, and remarks about that.
+
     `deepspeed.config_path` is any path that `open_input` takes. Raises FineTuneError (InvalidSpec) for a file
     that is no DeepSpeed configuration, or asks for what nothing here is equivalent to.
     """
     if spec.deepspeed is None:
-        return asked_sharding(spec)
+        return None, ()
     path = spec.deepspeed.config_path
     try:
         text = _text(path)
     except FineTuneError as error:
         # Of a file that came with LLMForge's own examples its name is all that people have.
-        asked = asked_sharding(spec)
-        if error.failure_class is FailureClass.INVALID_DATA:
-            return asked
-        unread = f"spec.deepspeed: was not read; {error.problems[0]}"
-        return asked.model_copy(update={"remarks": (*asked.remarks, unread)})
-    return asked_sharding(spec, _config(path, text))
+        is_absent = error.failure_class is FailureClass.INVALID_DATA
+        return None, () if is_absent else (f"spec.deepspeed: was not read; {error.problems[0]}",)
+    return _config(path, text), ()
 
 
 def _text(path: str) -> bytes:

@@ -3,6 +3,7 @@
     <storage>/<namespace>/<name>-<uid>/
         job.yaml            the manifest; its first line says whose run this is
         inputs.json         the SHA-256 of each file of rows when the run began
+        prepared/           what was prepared before a cluster was asked for, until the run has finished
         epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, complete.json written last
         snapshot-1234/      the same files, to resume from between checkpoints; at most one
         checkpoints.json    the complete checkpoints, the best and the latest marked
@@ -33,6 +34,7 @@ JOB = "job.yaml"
 INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints.json"
 METRICS = "metrics.jsonl"
+PREPARED = "prepared"
 RESULT = "result.json"
 COMPLETE = "complete.json"
 
@@ -52,6 +54,13 @@ class Completion(BaseModel):
     """None in a snapshot."""
     files: dict[str, int]
     """All other files of the checkpoint, with their sizes in bytes."""
+
+
+class PreparedFiles(BaseModel):
+    """The content of complete.json of what was prepared."""
+
+    files: dict[str, int]
+    """All other files, with their sizes in bytes."""
 
 
 class RunDirectory:
@@ -108,6 +117,30 @@ class RunDirectory:
             return _DIGESTS.validate_json(self._storage.read_text(INPUTS) or "{}")
         except ValidationError:
             return {}
+
+    def staging_prepared(self) -> AbstractContextManager[Path]:
+        """A new empty directory on this machine for the files that are prepared.
+
+        Commit it inside the `with` block; afterwards it is deleted.
+        """
+        return self._storage.staging(PREPARED)
+
+    def commit_prepared(self, staging: Path) -> None:
+        """Makes the files in `staging` what is prepared, in place of what was."""
+        self._delete(PREPARED)
+        written = PreparedFiles(files=_sizes(staging))
+        (staging / COMPLETE).write_text(written.model_dump_json(indent=2), encoding="utf-8")
+        self._storage.publish(staging, PREPARED, last=COMPLETE)
+
+    def prepared(self) -> Storage | None:
+        """Where the files are that were prepared; None when they are not there, or not all of them."""
+        storage = self._storage.child(PREPARED)
+        try:
+            complete = PreparedFiles.model_validate_json(storage.read_text(COMPLETE) or "")
+        except ValidationError:
+            return None
+        there = storage.files()
+        return storage if all(there.get(name) == size for name, size in complete.files.items()) else None
 
     def checkpoints(self) -> list[Checkpoint]:
         """The complete checkpoints in the order they were saved in. The best and the latest are marked."""
@@ -212,8 +245,9 @@ class RunDirectory:
             self._storage.write_text(METRICS, remaining)
 
     def finish(self, record: ProgressRecord) -> None:
-        """Marks the run as finished, with its last progress record."""
+        """Marks the run as finished, with its last progress record. What was prepared is deleted."""
         self._storage.flush()
+        self._delete(PREPARED)
         self._storage.write_text(
             RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
         )
@@ -267,12 +301,7 @@ class RunDirectory:
         if name in self._complete():
             raise ValueError(f"{self.checkpoint_path(name)} is complete and must not change")
         self._delete(name)
-        files = {
-            file.relative_to(staging).as_posix(): file.stat().st_size
-            for file in sorted(staging.rglob("*"))
-            if file.is_file()
-        }
-        completion = Completion(step=step, checkpoint=checkpoint, files=files)
+        completion = Completion(step=step, checkpoint=checkpoint, files=_sizes(staging))
         (staging / COMPLETE).write_text(completion.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
         self._storage.publish(staging, name, last=COMPLETE)
         self._storage.flush()
@@ -291,6 +320,15 @@ class RunDirectory:
         # The marker first, so that a half-deleted directory is not taken for a checkpoint.
         self._storage.delete(f"{name}/{COMPLETE}")
         self._storage.delete(name)
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """The files in a directory of this machine, at any depth, with their sizes in bytes."""
+    return {
+        file.relative_to(directory).as_posix(): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _saved_names(files: dict[str, int]) -> list[str]:
