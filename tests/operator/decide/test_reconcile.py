@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 from tests.operator.cases import FOLDER, UID, Json, configuration, observed, read_case, record_text
@@ -321,6 +321,31 @@ SEEN = st.builds(
     PODS,
     RECORDS,
 )
+BEFORE_A_CLUSTER = st.builds(
+    lambda state, changes, prepare_first, suspend, prepare_job, pods, record: observed(
+        {
+            "job": {
+                **({"state": state, "status": changes} if state else {}),
+                "spec": {
+                    "suspend": suspend,
+                    "run_policy": {"prepare_first": prepare_first},
+                    "worker_resources": {"accelerator_type:A10G": 1},
+                },
+            },
+            "prepareJob": prepare_job,
+            "pods": [pod for pod in pods if "prepare" in pod],
+            "record": record,
+        }
+    ),
+    st.sampled_from([None, "preparing", "asked", "retrying", "suspended"]),
+    st.sampled_from([{}, {"plan": None}]),
+    st.booleans(),
+    st.sampled_from([False] * 5 + [True]),
+    PREPARE_JOBS,
+    st.one_of(st.just([]), PODS),
+    RECORDS,
+)
+"""Of a job with a device that has no RayJob."""
 CONFIGURATION = configuration()
 NOW = st.integers(0, 7200).map(
     lambda seconds: datetime(2026, 1, 1, 11, tzinfo=UTC) + timedelta(seconds=seconds)
@@ -329,7 +354,19 @@ NOW = st.integers(0, 7200).map(
 
 @given(SEEN, NOW)
 def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -> None:
+    check_what_holds(seen, reconcile(seen, CONFIGURATION, now))
+
+
+@given(BEFORE_A_CLUSTER, NOW)
+def test_what_is_decided_before_a_cluster_is_there_holds(seen: Observed, now: datetime) -> None:
     decision = reconcile(seen, CONFIGURATION, now)
+
+    check_what_holds(seen, decision)
+    check_that_it_is_decided_again(seen, decision, now)
+
+
+def check_what_holds(seen: Observed, decision: Decision) -> None:
+    """Whatever is seen: of clusters there is one at a time, and only of a job that is prepared."""
 
     runs = [str(each["kind"]) for each in decision.create if each["kind"] in ("RayJob", "Job")]
     assert len(runs) <= 1
@@ -341,13 +378,14 @@ def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -
         assert all(cluster.metadata.deletion_timestamp is not None for cluster in seen.ray_clusters)
         assert seen.ray_job is None or seen.ray_job.has_ended
         policy = cast("Json", seen.job.spec.get("run_policy", {}))
+        prepared = seen.prepare_job is not None and seen.prepare_job.has_succeeded
+        prepared = prepared or decision.status.plan is not None
         if runs == ["Job"]:
             assert policy.get("prepare_first") is not False
-            assert decision.status.plan is None
+            assert not prepared
             assert decision.status.ray_job_name is None
         elif policy.get("prepare_first"):
-            prepared = seen.prepare_job is not None and seen.prepare_job.has_succeeded
-            assert prepared or decision.status.plan is not None
+            assert prepared
     own = {UID} | {each.metadata.uid for each in (seen.ray_job, seen.prepare_job) if each is not None}
     assert {each.uid for each in decision.delete} <= own
     assert decision.status.phase is not Phase.FAILED or decision.status.failure is not None
@@ -356,8 +394,13 @@ def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -
 
 @given(SEEN, NOW)
 def test_what_was_decided_is_decided_again(seen: Observed, now: datetime) -> None:
-    assume(seen.record is None or seen.job.status.run_directory is not None)
-    first = reconcile(seen, CONFIGURATION, now)
+    check_that_it_is_decided_again(seen, reconcile(seen, CONFIGURATION, now), now)
+
+
+def check_that_it_is_decided_again(seen: Observed, first: Decision, now: datetime) -> None:
+    """When the status is as decided, nothing else is decided, and no event is posted again."""
+    if seen.record is not None and seen.job.status.run_directory is None:
+        return  # what it says is read once there is a directory
     same_attempt = (first.status.attempts or 1) == seen.job.attempt
     # As the API server gives the status back, with RayJob and Job of the attempt that it now names.
     job = seen.job.model_copy(

@@ -44,9 +44,9 @@ also with 30 layers; a wrong one is above 1e-2."""
 PROBE_TOKENS = 64
 
 _FOUR_BITS = (
-    "the adapter was trained on a base in 4 bits, and is merged into the values that those stand for: the model"
-    " has the validation loss that training showed, with what 4 bits cost in it; on the full base, on which peft"
-    " loads the adapter too, the loss is another one, and may be lower"
+    "the adapter was trained on a base in 4 bits, and is merged into the values that those stand for: the"
+    " model has the validation loss that training showed, with what 4 bits cost in it; on the full base, on"
+    " which peft loads the adapter too, the loss is another one, and may be lower"
 )
 
 
