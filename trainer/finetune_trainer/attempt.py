@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from finetune_api.deepspeed import asked_sharding
+from finetune_api.deepspeed import Asked
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
@@ -17,6 +17,7 @@ from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
+from finetune_trainer.plan.deepspeed_file import asked_sharding_here
 from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.storage.open import digest
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -75,7 +76,8 @@ def attempt(
 
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
-            sharding = sharding_of(spec) if sharding is None else sharding
+            asked = asked_sharding_here(spec)
+            sharding = sharding_of(asked) if sharding is None else sharding
             start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
             with workers.started(start) as group:
                 # They import what takes seconds, which the workers do meanwhile.
@@ -86,7 +88,13 @@ def attempt(
                 if sharding.kind == "fsdp":
                     check_in_parts(spec)
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
-                for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
+                remarks = (
+                    *manifest.warnings,
+                    *asked.remarks,
+                    *_remarks(spec, on_gpu=on_gpu),
+                    *prepared.warnings,
+                )
+                for remark in dict.fromkeys(remarks):
                     observer.say(f"warning: {remark}")
                 with locked(run) if locked is not None else nullcontext():
                     claim(run, manifest)
@@ -112,9 +120,8 @@ def attempt(
             return Ended(None, Outcome.STOPPED)
 
 
-def sharding_of(spec: FineTuneJobSpec) -> Sharding:
-    """How the devices hold the model, as far as the spec says it; else a copy on each."""
-    asked = asked_sharding(spec)
+def sharding_of(asked: Asked) -> Sharding:
+    """How the devices hold the model, as far as the job says it; else a copy on each."""
     if asked.kind != "fsdp" and not asked.cpu_offload:
         return COPIES
     return Sharding(
