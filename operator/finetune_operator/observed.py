@@ -175,6 +175,11 @@ class Pod(ObservedPart):
         return self.status.phase in ("Succeeded", "Failed")
 
     @property
+    def still_runs(self) -> list[str]:
+        """The names of its containers that run, but for init containers."""
+        return [each.name for each in self.status.container_statuses if each.state.running is not None]
+
+    @property
     def containers(self) -> list[ContainerStatus]:
         """Its containers with the init containers before them, in the order in which they start."""
         return [*self.status.init_container_statuses, *self.status.container_statuses]

@@ -52,7 +52,7 @@ def unfinished_prepare(observed: Observed) -> PrepareJob | None:
 
 def kept_alive(observed: Observed) -> PrepareJob | None:
     """The Job that has prepared, when a container of somebody else keeps its pod from its end."""
-    held = any(pod.has_ended and not pod.is_over for pod in observed.pods_that_prepare)
+    held = any(pod.has_ended and pod.still_runs for pod in observed.pods_that_prepare)
     return unfinished_prepare(observed) if held else None
 
 

@@ -295,9 +295,8 @@ def _updated(
 def _kept_alive(situation: Situation) -> str:
     """What keeps the submitter's pod, and with it the cluster, from its end."""
     for pod in situation.observed.pods_of_attempt:
-        running = [each.name for each in pod.status.container_statuses if each.state.running is not None]
-        if pod.is_submitter and pod.has_ended and running:
-            return f": container {', '.join(running)} keeps pod {pod.name} alive"
+        if pod.is_submitter and pod.has_ended and pod.still_runs:
+            return f": container {', '.join(pod.still_runs)} keeps pod {pod.name} alive"
     return ""
 
 

@@ -173,7 +173,7 @@ def test_where_what_decides_them_has_changed_the_rows_are_tokenized_as_if_there_
 def test_fields_that_do_not_decide_them_change_nothing(spec: FineTuneJobSpec, tmp_path: Path) -> None:
     run = RunDirectory.open(str(tmp_path / "run"))
     keep(spec, run)
-    others = {"learning_rate": 0.5, "num_epochs": 2, "context_length": 48, "num_devices": 2}
+    others = {"learning_rate": 0.5, "num_epochs": 5, "context_length": 48, "num_devices": 2}
     changed = spec.model_copy(update=others)
 
     found, said = again(changed, run)
@@ -188,12 +188,9 @@ def test_files_that_are_damaged_are_not_used(spec: FineTuneJobSpec, tmp_path: Pa
     for name in ("train.npz", "validation.npz", "tokens.json", "complete.json"):
         damaged = tmp_path / "run/prepared" / name
         content = damaged.read_bytes()
-        middle = len(content) // 2
-        damaged.write_bytes(
-            content[:middle]
-            + bytes(each ^ 0xFF for each in content[middle : middle + 4])
-            + content[middle + 4 :]
-        )
+        # In an archive, the first number of the first array, which comes after 128 bytes that describe it.
+        place = content.index(b"\x93NUMPY") + 128 if name.endswith(".npz") else len(content) // 2
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
 
         found, said = again(spec, run)
 
