@@ -40,6 +40,7 @@ from transformers import (
 )
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.sharding import COPIES, Sharding
 from finetune_trainer.export.merge import merge
 from finetune_trainer.model.load import load_config, load_model, shape
 from finetune_trainer.model.quantization import quantized_bytes, quantized_layers
@@ -161,11 +162,27 @@ def test_a_stopped_run_resumes_bit_for_bit(run: Path, tiny_model: Path, tmp_path
         assert files_of(tmp_path / name) == files_of(run / name)
 
 
-def test_two_devices_train_as_one(run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    train_in_processes(job_of(tiny_model, tmp_path, NF4, num_devices=2, train_batch_size_per_device=2))
+SHARED = {
+    "copies": COPIES,
+    "parts": Sharding(kind="fsdp"),
+    "kept parts": Sharding(kind="fsdp", reshard=False),
+    "offloaded parts": Sharding(kind="fsdp", cpu_offload=True),
+}
 
-    for name in ("loss", "gradNorm", "evalLoss"):
-        assert column(tmp_path, name) == pytest.approx(column(run, name), abs=1e-5)
+
+def test_two_devices_train_as_one_with_copies_of_the_base_and_with_parts(
+    run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    two: Fields = {**NF4, "num_devices": 2, "train_batch_size_per_device": 2}
+    train_in_processes(
+        *(job_of(tiny_model, tmp_path / way, two, sharding=each) for way, each in SHARED.items())
+    )
+
+    for way in SHARED:
+        for name in ("loss", "gradNorm", "evalLoss"):
+            assert column(tmp_path / way, name) == pytest.approx(column(run, name), abs=1e-5)
+        loaded = PeftModel.from_pretrained(in_four_bits(tiny_model), str(tmp_path / way / "epoch-2"))
+        assert loss_of(loaded) == pytest.approx(column(run, "evalLoss")[-1], abs=1e-5)
 
 
 def test_peft_alone_loads_the_adapter_on_a_base_in_4_bits_and_on_a_full_one(

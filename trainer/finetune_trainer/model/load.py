@@ -236,8 +236,8 @@ def load_model(
     With `resumed`, a checkpoint's directory, the trained weights come from there. Frozen weights are held
     in `dtype`, or in 4 bits where the spec says so, and trained ones in fp32, because AdamW's small updates
     vanish in bf16. New adapters depend only on the spec's seed. With `mesh`, which is of CPUs, every rank
-    calls this and reads its parts of the base model only; adapters are whole. Raises FineTuneError
-    (ModelNotFound) when weights are missing or damaged.
+    calls this and reads its parts of the base model only; adapters are whole, and so is a base in 4 bits,
+    which is then on the CPU. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
     """
     if mesh is not None:
         check_in_parts(spec)
@@ -247,6 +247,8 @@ def load_model(
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
     model_class = task_of(spec).model_class
     where = where if weights != resumed else "the checkpoint to resume from"
+    # The scales of a weight are quantized together, so it is read whole.
+    cut = mesh if spec.quantization is None else None
     model = _read_weights(
         weights,
         where,
@@ -254,8 +256,8 @@ def load_model(
         dtype=held,
         attention=attention,
         quantization=None if spec.quantization is None else quantization_config(held),
-        on_gpu=on_gpu,
-        mesh=mesh,
+        on_gpu=on_gpu and mesh is None,
+        mesh=cut,
     )
     freeze_unreached(model)
     if spec.recomputes_activations:
@@ -268,11 +270,11 @@ def load_model(
         adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
     torch.manual_seed(spec.seed)
     copied = spec.lora_config.modules_to_save or []
-    with whole_shapes(model, copied) if mesh is not None else nullcontext():
+    with whole_shapes(model, copied) if cut is not None else nullcontext():
         adapted = with_adapters(model, spec.lora_config)
     if adapter is not None:
         # Modules that are trained in full are parts, and what is read is whole.
-        with reading(adapter, "the adapter"), implicit_replication() if mesh is not None else nullcontext():
+        with reading(adapter, "the adapter"), implicit_replication() if cut is not None else nullcontext():
             load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
@@ -283,12 +285,6 @@ def check_in_parts(spec: FineTuneJobSpec) -> None:
 
     Raises FineTuneError (InvalidSpec) with a problem for each field that needs whole weights.
     """
-    if spec.quantization is not None:
-        cannot = (
-            "spec.quantization: weights in 4 bits cannot be held in parts: bitsandbytes keeps them as rows of"
-            " bytes with a table for each whole weight; leave it out, or set spec.parallelism to ddp"
-        )
-        raise FineTuneError(FailureClass.INVALID_SPEC, cannot)
     if spec.lora_config is not None:
         check_shardable(spec.lora_config)
 
@@ -345,7 +341,7 @@ def _read_weights(
 ) -> PreTrainedModel:
     """Loads a model, and fails when weights are missing, which transformers itself fills at random.
 
-    It is on the CPU, unless it is quantized, which a GPU does in a hundredth of the time.
+    It is on the CPU, or where it is quantized with `on_gpu`, on this worker's GPU.
     """
     quantized: dict[str, object] = {}
     if quantization is not None:

@@ -8,6 +8,7 @@ and norms stay as they are, and so does what is no linear layer, such as the exp
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -140,6 +141,21 @@ def keep_layout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def move_scales(model: torch.nn.Module, device: torch.device) -> None:
+    """Puts the scales of a quantized model's weights on the device that computes with them.
+
+    They go with a weight that is moved whole. FSDP moves parts of weights only, and every device needs all
+    scales: 0.13 bits a parameter.
+    """
+    if find_spec("bitsandbytes") is None:
+        return
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and module.quant_state is not None:
+            module.quant_state.to(device)
 
 
 def save_quantization(model: peft.PeftModel, directory: Path) -> None:

@@ -21,6 +21,7 @@ from finetune_api.sharding import Sharding
 from finetune_trainer.checkpoint.parts import by_parameter
 from finetune_trainer.checkpoint.state import Collected, RandomState, random_state
 from finetune_trainer.model.parts import dimension, mesh_of, part
+from finetune_trainer.model.quantization import move_scales
 from finetune_trainer.parallel.ranks import Ranks
 from finetune_trainer.tasks.objective import Model, Objective
 
@@ -50,6 +51,7 @@ class FullySharded(Ranks):
 
         Layers are gathered one by one; embeddings that are not shared too, and all else together.
         """
+        move_scales(objective, self.device)
         held = _Held(objective)
         for module in (*_layers(objective.model), objective):
             self._shard(module, reshard=self._sharding.reshard if module is not objective else None)
