@@ -23,7 +23,7 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
         from finetune_cli.plan_view import job_plan, show_tables
         from finetune_trainer.plan.prepare import prepare
 
-        plan = job_plan(manifest, prepare(manifest.spec))
+        plan = job_plan(manifest, prepare(manifest.spec, planning=True))
         if picture is not None:
             from finetune_cli.learning_rate_plot import draw_learning_rate
 

@@ -43,7 +43,7 @@ from finetune_trainer.model.contents import (
 )
 from finetune_trainer.model.files import one_line, reading
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
-from finetune_trainer.model.source import fetch_model, source_name, source_revision
+from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
@@ -88,6 +88,23 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
         check_not_quantized(config, where, name)
     return config
+
+
+def check_weights(spec: FineTuneJobSpec) -> None:
+    """Raises FineTuneError (ModelNotFound) where the directory of the base model holds no weights."""
+    source, where = _base(spec)
+    if lacks_weights(source):
+        what = f"{source_name(source)} holds no weights (*.safetensors); give a model's directory"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}")
+
+
+def remarks_on_weights(spec: FineTuneJobSpec) -> list[str]:
+    """A remark where the base model's weights are not on this machine."""
+    source, where = _base(spec)
+    if any(fetch_model(source, where, weights=False).glob("*.safetensors")):
+        return []
+    what = "the weights are not on this machine; the plan is made from configuration and tokenizer alone"
+    return [f"{where}: {source_name(source)}: {what}"]
 
 
 def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:

@@ -20,10 +20,12 @@ from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.tokens import TokenizedRows, trained_tokens, truncate
 from finetune_trainer.model.load import (
     Shape,
+    check_weights,
     load_config,
     load_generation_config,
     load_tokenizer,
     pad_token_id,
+    remarks_on_weights,
     shape,
 )
 from finetune_trainer.report.trackers.tracker import check_tracker
@@ -69,14 +71,17 @@ class Prepared:
         return digest.hexdigest()
 
 
-def prepare(spec: FineTuneJobSpec) -> Prepared:
+def prepare(spec: FineTuneJobSpec, *, planning: bool = False) -> Prepared:
     """Reads and checks all that a job needs, without loading weights.
 
-    Raises FineTuneError with the first problem of the tracker or the model, with every problem of the rows of
-    both files, or with those of the numbers.
+    With `planning` nothing is trained afterwards: the weights may be absent, and a remark says so. Raises
+    FineTuneError with the first problem of the tracker or the model, with every problem of the rows of both
+    files, or with those of the numbers.
     """
     check_tracker(spec)
     config = load_config(spec)
+    if not planning:
+        check_weights(spec)
     tokenizer = load_tokenizer(spec)
     model_shape = shape(spec, config)
     task = task_of(spec)
@@ -85,7 +90,8 @@ def prepare(spec: FineTuneJobSpec) -> Prepared:
 
     paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
     tokenized = _all_or_every_problem(reader.read, paths)
-    warnings = [*model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
+    warnings = remarks_on_weights(spec) if planning else []
+    warnings += [*model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (
