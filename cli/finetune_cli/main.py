@@ -132,10 +132,10 @@ def convert(
     file: Annotated[Path, typer.Argument(metavar="LLMFORGE_YAML", help="An LLMForge training YAML.")],
 ) -> None:
     """Write a FineTuneJob manifest from an LLMForge training YAML."""
-    from finetune_api.manifest import read_manifest
     from finetune_cli.plain_text import say_warnings
+    from finetune_cli.validate import read_for_a_cluster
 
-    manifest = read_manifest(file)
+    manifest = read_for_a_cluster(file)
     say_warnings(manifest.warnings)
     typer.echo(manifest.to_yaml(), nl=False)
 

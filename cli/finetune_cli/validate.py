@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_api.failure import FineTuneError
-from finetune_api.manifest import read_manifest
+from finetune_api.devices import worker_device
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import Manifest, read_manifest
 from finetune_cli.plain_text import console, one_line, say_problems, say_warnings
 
 
@@ -18,7 +19,7 @@ def validate_files(files: Sequence[Path]) -> int:
     wrong = 0
     for file in files:
         try:
-            manifest = read_manifest(file)
+            manifest = read_for_a_cluster(file)
         except FineTuneError as error:
             wrong += 1
             say_problems(_of(file, error.problems))
@@ -26,6 +27,18 @@ def validate_files(files: Sequence[Path]) -> int:
             say_warnings(_of(file, manifest.warnings))
             console().print(f"{one_line(str(file))}: ok")
     return 1 if wrong else 0
+
+
+def read_for_a_cluster(file: Path) -> Manifest:
+    """A manifest whose workers ask for a device that is known, or for none; on one machine they get its own.
+
+    Raises FineTuneError (InvalidSpec) with every mistake.
+    """
+    manifest = read_manifest(file)
+    problems = worker_device(manifest.spec.worker_resources or {}).problems
+    if problems:
+        raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
+    return manifest
 
 
 def _of(file: Path, remarks: Sequence[str]) -> list[str]:

@@ -8,12 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, asked_name
 from finetune_api.fields import VALIDATIONS, Amount
-
-ACCELERATOR_TYPE = "accelerator_type:"
-"""`accelerator_type:A10G`: a device of that type."""
-ACCELERATOR_SHAPE = "anyscale/accelerator_shape:"
-"""`anyscale/accelerator_shape:4xA10G`: one of the devices of a machine with four."""
 
 _SHAPE = r"[1-9][0-9]*x.+"
 _AMOUNT = (
@@ -31,14 +27,8 @@ ResourceAmounts = Annotated[
 
 
 def accelerator_types(resources: Mapping[str, int | float]) -> list[str]:
-    """The accelerator types that resources name, each once: `["A10G"]`."""
-    names = [key.removeprefix(ACCELERATOR_TYPE) for key in resources if key.startswith(ACCELERATOR_TYPE)]
-    names += [
-        key.removeprefix(ACCELERATOR_SHAPE).partition("x")[2]
-        for key in resources
-        if key.startswith(ACCELERATOR_SHAPE)
-    ]
-    return list(dict.fromkeys(names))
+    """The accelerator types that resources name, as they are written, each once: `["A10G"]`."""
+    return list(dict.fromkeys(name for key in resources if (name := asked_name(key))))
 
 
 def _check(resources: dict[str, int | float]) -> dict[str, int | float]:
@@ -51,10 +41,11 @@ def _check(resources: dict[str, int | float]) -> dict[str, int | float]:
         key for key in devices if not re.fullmatch(f"{ACCELERATOR_TYPE}.+|{ACCELERATOR_SHAPE}{_SHAPE}", key)
     ]
     types = accelerator_types(resources)
+    different = {KNOWN.type_of(each) or each for each in types}
 
     problems = [f"{_NAME}; {key} does not" for key in unnamed]
     problems += [f"{_AMOUNT}; {key} is {amount:g}" for key, amount in devices.items() if amount > 1]
-    if len(types) > 1 and not unnamed:
+    if len(different) > 1 and not unnamed:
         problems.append(f"{_ONE}, names {' and '.join(types)}")
     if problems:
         raise ValueError("; ".join(problems))

@@ -37,3 +37,5 @@ class Assignment(BaseModel):
     """What Ray must set aside for a worker besides its GPU: `{"CPU": 1, "accelerator_type:A10G": 0.001}`."""
     worker_threads: Annotated[int, Field(ge=1)]
     """Threads of a worker's arithmetic: the processors that it has."""
+    device_memory: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of memory of a worker's device; None where it is not known, or there is no device."""

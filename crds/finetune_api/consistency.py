@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
+from finetune_api.deepspeed import asked_sharding
+from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, Devices, worker_device
 from finetune_api.lora import QUANTIZES, LoraConfig, unbuilt_initialisation
 from finetune_api.rules import RULES, TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
@@ -17,7 +18,6 @@ WITHOUT_EFFECT = {
     "output_dir": "storage.path decides where runs are written",
     "num_data_blocks_per_device": "rows are tokenized once and held in memory, not streamed in blocks",
     "dataset_size_scaling_factor": "data sets have no size limit here",
-    "deepspeed": "DeepSpeed is not used; parallelism decides how devices share the work",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
@@ -48,14 +48,22 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
         )
 
 
-def warnings(spec: FineTuneJobSpec) -> Iterator[str]:
-    """Warnings about fields that are accepted but have no effect, with what happens instead."""
+def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
+    """Warnings about fields that are accepted but have no effect, or another, with what happens instead.
+
+    `devices` are those that the names in `worker_resources` may mean.
+    """
     for field, instead in WITHOUT_EFFECT.items():
         if getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: {instead}"
+    yield from asked_sharding(spec).remarks
+    taken = worker_device(spec.worker_resources or {}, devices).taken
+    for key, accelerator_type in taken.items():
+        yield f"spec.worker_resources[{key}] is taken as {ACCELERATOR_TYPE}{accelerator_type}"
     for group, understood in _RESOURCES.items():
         for key in getattr(spec, group) or {}:
-            if not key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) and key not in understood:
+            is_accelerator = key.startswith((ACCELERATOR_TYPE, ACCELERATOR_SHAPE)) or key in taken
+            if not is_accelerator and key not in understood:
                 known = f"{ACCELERATOR_TYPE}TYPE, {ACCELERATOR_SHAPE}NxTYPE, {', '.join(understood)}"
                 yield f"spec.{group}[{key}] has no effect: what is understood there is {known}"
     for field in ("min_update_steps", "min_num_update_steps"):

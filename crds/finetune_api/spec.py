@@ -50,10 +50,11 @@ class CheckpointFrequency(SpecModel):
 
 
 class DeepSpeed(SpecModel):
-    """A DeepSpeed configuration file."""
+    """A DeepSpeed configuration."""
 
     config_path: LongText
-    """A JSON file; it is not read."""
+    """Its JSON file. ZeRO's stage and offload in it, or in its name where it cannot be read, are taken as
+    parallelism and cpu_offload."""
 
 
 class LigerKernel(SpecModel):
@@ -194,8 +195,8 @@ class FineTuneJobSpec(SpecModel):
     export_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the weights in a full model's checkpoints; `auto` is the base model's."""
     parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several devices share the work: a copy of the model on each (`ddp`), or a part of it (`fsdp`); `auto`
-    takes copies where they fit."""
+    """How several devices share the work: a copy of the model on each (`ddp`), or a part of it (`fsdp`);
+    `auto` takes copies where they fit."""
     cpu_offload: Flag | None = None
     """With fsdp: keep weights and optimizer state in the host's memory."""
     quantization: Literal["nf4"] | None = None
@@ -209,7 +210,7 @@ class FineTuneJobSpec(SpecModel):
     torch_compile: TorchCompile | None = None
     """Compile the model."""
     deepspeed: DeepSpeed | None = None
-    """LLMForge's choice of parallelism."""
+    """LLMForge's choice of parallelism; where spec has parallelism or cpu_offload, these win."""
     liger_kernel: LigerKernel | None = None
 
     # What is written where

@@ -62,3 +62,23 @@ def test_a_wrong_file_converts_to_nothing(finetune: Command, tmp_path: Path) -> 
     ended = finetune("convert", "job.yaml")
 
     assert (ended.code, ended.out, ended.err) == (1, "", "error: spec.train_path: is required\n")
+
+
+def test_a_converted_job_asks_for_what_the_file_does_and_it_is_said_what_that_is(
+    finetune: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "model_id: m\ntrain_path: t.jsonl\nlora_config: {}\nnum_devices: 8\n"
+        "worker_resources: {p4de.24xlarge: 0.01}\ndeepspeed: {config_path: ds/zero_3_offload_optim.json}\n"
+    )
+
+    ended = finetune("convert", "job.yaml")
+
+    assert ended.code == 0
+    spec = yaml.safe_load(ended.out)["spec"]
+    assert spec["worker_resources"] == {"p4de.24xlarge": 0.01}
+    assert spec["deepspeed"] == {"config_path": "ds/zero_3_offload_optim.json"}
+    assert "parallelism" not in spec
+    sharding, device = ended.err.splitlines()
+    assert sharding.startswith("warning: spec.deepspeed: zero_3_offload_optim.json is ZeRO stage 3")
+    assert device == "warning: spec.worker_resources[p4de.24xlarge] is taken as accelerator_type:A100-80G"

@@ -108,3 +108,29 @@ def test_a_long_problem_stays_on_its_line(tmp_path: Path) -> None:
     ended = process("validate", "job.yaml", cwd=tmp_path, COLUMNS="40")
 
     assert len(ended.err.splitlines()) == 1
+
+
+def test_a_device_by_another_name_is_right_and_it_is_said_what_it_is_taken_as(
+    finetune: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(f"{RIGHT}worker_resources: {{g5.12xlarge: 0.01}}\n")
+
+    ended = finetune("validate", "job.yaml")
+
+    assert (ended.code, ended.out) == (0, "job.yaml: ok\n")
+    assert ended.err == (
+        "warning: job.yaml: spec.worker_resources[g5.12xlarge] is taken as accelerator_type:A10G\n"
+    )
+
+
+def test_a_machine_that_is_not_known_is_a_mistake_that_lists_what_is(
+    finetune: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(f"{RIGHT}worker_resources: {{p9.48xlarge: 0.01}}\n")
+
+    for command in ("validate", "convert"):
+        ended = finetune(command, "job.yaml")
+
+        assert (ended.code, ended.out) == (1, "")
+        assert "spec.worker_resources[p9.48xlarge]: no accelerator of this name is known" in ended.err
+        assert "p5.*" in ended.err

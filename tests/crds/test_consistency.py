@@ -48,6 +48,9 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
         "checkpoint_every_n_epochs: 1\nmax_num_checkpoints: 3",
         "task: instruction_tuning",
         "packing: false\nparallelism: ddp",
+        "parallelism: fsdp\ncpu_offload: true",
+        "parallelism: ddp\ncpu_offload: false",
+        "lora_config: {}\nquantization: nf4",
         "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://bucket/adapter",
         "logger: {provider: wandb, provider_config: {project: p, tags: [a]}}",
         "logger: {provider: mlflow, provider_config: {tracking_uri: file:///runs}}",
@@ -107,15 +110,16 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
             "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here",
         ),
         (
-            "deepspeed: {config_path: zero_2.json}",
-            (
-                "spec.deepspeed has no effect: DeepSpeed is not used; parallelism decides how devices share"
-                " the work"
-            ),
+            "num_devices: 2\ndeepspeed: {config_path: zero_3.json}",
+            "spec.deepspeed: zero_3.json is ZeRO stage 3; here that is parallelism: fsdp",
         ),
         (
-            "worker_resources: {g5.4xlarge: 1}",
-            f"spec.worker_resources[g5.4xlarge] has no effect: {UNDERSTOOD}, CPU",
+            "worker_resources: {my_pool: 1}",
+            f"spec.worker_resources[my_pool] has no effect: {UNDERSTOOD}, CPU",
+        ),
+        (
+            "worker_resources: {p9.48xlarge: 1}",
+            f"spec.worker_resources[p9.48xlarge] has no effect: {UNDERSTOOD}, CPU",
         ),
         (
             "trainer_resources: {custom: 1}",

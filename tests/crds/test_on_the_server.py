@@ -608,7 +608,9 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "lora_config": ({"r": 8}, {"r": 16}),
     "dtype": ("bf16", "fp32"),
     "export_dtype": ("bf16", "fp32"),
-    "parallelism": ("ddp", "auto"),
+    "parallelism": ("ddp", "fsdp"),
+    "cpu_offload": (True, False),
+    "quantization": ("nf4", None),
     "gradient_checkpointing": (True, False),
     "no_gradient_checkpoint": (True, False),
     "flash_attention_2": (True, False),
@@ -629,6 +631,8 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
 """A value that each field may have on creation, and another."""
 
 REQUIRED = {name for name, field in FineTuneJobSpec.model_fields.items() if field.is_required()}
+BESIDES: dict[str, Object] = {"quantization": {"lora_config": {}}}
+"""What a field needs besides."""
 NEVER_THERE = {"packing", *TASK_BLOCKS}
 """What cannot be asked for at all, and so cannot be removed."""
 
@@ -647,7 +651,7 @@ def test_every_field_but_those_that_may_change_is_tried() -> None:
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_change_is_refused_in_the_name_of_its_field(server: Server, field: str) -> None:
     before, after = CHANGES[field]
-    name = server.create(SMALLEST | {field: before})
+    name = server.create(SMALLEST | BESIDES.get(field, {}) | {field: before})
 
     with pytest.raises(ApiException) as refused:
         server.change(name, {field: after})
@@ -670,7 +674,7 @@ def test_a_field_cannot_be_added(server: Server, smallest: str, field: str) -> N
 
 @pytest.mark.parametrize("field", sorted(CHANGES.keys() - REQUIRED - NEVER_THERE))
 def test_a_field_cannot_be_removed(server: Server, field: str) -> None:
-    name = server.create(SMALLEST | {field: CHANGES[field][0]})
+    name = server.create(SMALLEST | BESIDES.get(field, {}) | {field: CHANGES[field][0]})
 
     with pytest.raises(ApiException) as refused:
         server.change(name, {field: None})

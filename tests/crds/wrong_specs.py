@@ -303,7 +303,17 @@ CONTRADICTIONS = [
         ),
     ),
     ("packing: true", "spec.packing: is not supported yet; leave it out"),
-    ("parallelism: fsdp", "spec.parallelism: fsdp is not supported yet; auto and ddp are"),
+    (
+        "parallelism: ddp\ncpu_offload: true",
+        "spec.cpu_offload: needs spec.parallelism: fsdp or auto, is true with ddp; keep one of them",
+    ),
+    (
+        "quantization: nf4",
+        (
+            "spec.quantization: needs spec.lora_config: weights of 4 bits cannot be trained; add lora_config:"
+            " {} for LoRA"
+        ),
+    ),
     (
         "initial_adapter_model_ckpt_path: a",
         (

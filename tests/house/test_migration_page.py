@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from finetune_api.consistency import WITHOUT_EFFECT
+from finetune_api.deepspeed import PUBLISHED, asked_sharding
 from finetune_api.explain import models_in
 from finetune_api.lora import UNBUILT_BLOCKS, UNBUILT_SWITCHES
 from finetune_api.rules import SPELLINGS, TASK_BLOCKS
@@ -16,11 +17,13 @@ from finetune_api.spec import FineTuneJobSpec
 PAGE = (Path(__file__).parents[2] / "docs/migration.md").read_text()
 OURS = {
     "cluster",
+    "cpu_offload",
     "dtype",
     "export_dtype",
     "max_grad_norm",
     "packing",
     "parallelism",
+    "quantization",
     "run_policy",
     "seed",
     "storage",
@@ -108,3 +111,23 @@ def test_keys_that_are_said_to_be_errors_are_unknown() -> None:
 def test_the_fields_that_llmforge_has_not_are_named_as_such() -> None:
     assert {field for field in OURS if f"`{field}" not in tables("Keys that LLMForge has not")} == set()
     assert FineTuneJobSpec.model_fields.keys() >= OURS
+
+
+def test_of_every_published_deepspeed_file_the_page_says_what_it_is_here() -> None:
+    rows = [row.split(" | ") for row in tables("DeepSpeed's file").splitlines() if row.startswith("| `zero")]
+    said = {name: here for files, _, here in rows for name in re.findall(r"`([^`]+)\.json`", files)}
+
+    assert said.keys() == PUBLISHED.keys()
+    for name, here in said.items():
+        document = {
+            "model_id": "m",
+            "train_path": "t",
+            "num_devices": 2,
+            "deepspeed": {"config_path": f"{name}.json"},
+        }
+        asked = asked_sharding(FineTuneJobSpec.model_validate(document))
+        assert "`parallelism: fsdp`" in here
+        assert asked.kind == "fsdp"
+        assert ("`cpu_offload: true`" in here) == asked.cpu_offload
+        assert ("stay gathered" in here) != asked.reshard
+        assert ("within each node" in here) == asked.within_nodes

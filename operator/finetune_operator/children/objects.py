@@ -13,9 +13,9 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from finetune_api.accelerators import ACCELERATOR_TYPE
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.crd import unchecked_fields
+from finetune_api.devices import ACCELERATOR_TYPE
 from finetune_api.manifest import API_VERSION, KIND, Manifest, Metadata
 from finetune_api.paths import JOB_FILE
 from finetune_api.spec import FineTuneJobSpec
@@ -26,6 +26,7 @@ from finetune_operator.children.pods import (
     worker_pod,
     worker_processors,
 )
+from finetune_operator.children.quantities import in_bytes
 from finetune_operator.names import (
     ATTEMPT,
     JOB_NAME,
@@ -132,6 +133,7 @@ def _ray_job(
         on_gpu=profile.has_device,
         worker_resources={"CPU": processors, accelerator: placement.amount},
         worker_threads=processors,
+        device_memory=in_bytes(profile.device_memory) if profile.device_memory is not None else None,
     )
     ray_resources = {"CPU": str(processors * devices), accelerator: str(devices)}
     if profile.has_device:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from finetune_api.accelerators import ACCELERATOR_SHAPE, ACCELERATOR_TYPE
+from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, worker_device
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.settings.accelerator_profiles import AcceleratorProfile
@@ -34,17 +34,26 @@ class Placement:
 def placement(spec: FineTuneJobSpec, configuration: Configuration) -> Placement:
     """Where the workers of a job with this spec go.
 
-    Raises FineTuneError (InvalidSpec) for an accelerator type that no profile knows.
+    Raises FineTuneError (InvalidSpec) for an accelerator that no profile knows, by type or by another name.
     """
     resources = spec.worker_resources or {}
-    named = spec.accelerator_types
-    accelerator_type = named[0] if named else configuration.default_accelerator
+    device = worker_device(resources, configuration.devices)
+    if device.problems:
+        raise FineTuneError(FailureClass.INVALID_SPEC, *device.problems)
+    accelerator_type = device.type or configuration.default_accelerator
     profile = configuration.profiles.get(accelerator_type)
+    known = ", ".join(sorted(configuration.profiles))
     if profile is None:
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
             "spec.worker_resources: no profile of this operator knows the accelerator type"
-            f" {accelerator_type}; known are {', '.join(sorted(configuration.profiles))}",
+            f" {accelerator_type}; known are {known}",
+        )
+    if device.unnamed is not None and not profile.has_device:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"spec.worker_resources[{device.unnamed}]: says no type, and jobs that name none get no device"
+            f" from this operator; give {ACCELERATOR_TYPE}TYPE, where known are {known}",
         )
     devices = _devices_of_shape(resources)
     return Placement(
@@ -52,7 +61,7 @@ def placement(spec: FineTuneJobSpec, configuration: Configuration) -> Placement:
         profile=profile,
         devices_per_pod=devices,
         pods=math.ceil(spec.num_devices / devices),
-        amount=float(resources.get(f"{ACCELERATOR_TYPE}{accelerator_type}", 0.001)),
+        amount=0.001 if device.amount is None else float(device.amount),
     )
 
 

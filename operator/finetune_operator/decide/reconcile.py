@@ -66,7 +66,7 @@ def reconcile(observed: Observed, configuration: Configuration, now: datetime) -
         decision = _decide(situation_of(observed, spec, configuration, now))
     except FineTuneError as error:
         return _not_accepted(observed, error, now)
-    return _with_events(decision, observed.job.status, list(warnings(spec)))
+    return _with_events(decision, observed.job.status, list(warnings(spec, configuration.devices)))
 
 
 def refused(job: Job, status: FineTuneJobStatus, message: str, *, final: bool, now: datetime) -> Decision:

@@ -13,11 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from finetune_api.cluster import Quantity
+from finetune_api.devices import MEMORY, NO_DEVICE
 from finetune_api.fields import Integer, JsonObject
 from finetune_api.names import WORD, Form, LabelKey, LabelValue, ObjectName, ResourceName
-
-NO_DEVICE = "CPU"
-"""The type of workers that have no device."""
 
 AcceleratorType = Annotated[
     str,
@@ -78,6 +76,9 @@ class AcceleratorProfile(_Part):
     """Processors of a worker, requested."""
     memory: Quantity
     """Memory of a worker, requested and at most."""
+    device_memory: Quantity | None = None
+    """Memory of one device, as CUDA reports it. A job that needs more is refused before it holds a device;
+    left out, it is found out by running out of memory."""
     pod: JsonObject = {}
     """Laid over the spec of a worker's pod, spelt as there, and before everything that a job says:
     `runtimeClassName`, `hostNetwork`. Lists are added to."""
@@ -164,7 +165,7 @@ _A100_80G = ["NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe"]
 # CPU and memory of a worker leave room for system pods on the smallest machine with one such device, or fill
 # an eighth of one with eight. A whole A10, and a size of A100, are known on AKS by the machine only: a sixth
 # of an A10 has the same name.
-_DEFAULTS = {
+_PROFILES = {
     NO_DEVICE: AcceleratorProfile(cpu=2, memory="4Gi"),
     "T4": _nvidia(3, "10Gi", gke=["nvidia-tesla-t4"], aws="t4", aks="T4", discovered=["Tesla-T4"]),
     "V100": _nvidia(
@@ -238,6 +239,10 @@ _DEFAULTS = {
         discovered=["NVIDIA-H200", "NVIDIA-H200-NVL"],
     ),
     "B200": _nvidia(20, "210Gi", gke=["nvidia-b200"], aws="b200", discovered=["NVIDIA-B200"]),
+}
+_DEFAULTS = {
+    name: profile.model_copy(update={"device_memory": f"{MEMORY[name]:g}Gi"}) if name in MEMORY else profile
+    for name, profile in _PROFILES.items()
 }
 
 

@@ -32,13 +32,13 @@ from pydantic_settings import (
 )
 
 from finetune_api.cluster import Quantity, Reference
+from finetune_api.devices import NAMES, NO_DEVICE, Devices
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import Integer, StoragePath
 from finetune_api.names import LabelKey
 from finetune_api.yaml_text import parse
 from finetune_operator.settings.accelerator_profiles import (
-    NO_DEVICE,
     AcceleratorProfile,
     AcceleratorType,
     effective_profiles,
@@ -161,6 +161,9 @@ class Configuration(BaseSettings):
     accelerators: dict[AcceleratorType, AcceleratorProfile | None] = {}
     """Accelerator profiles by type, over those below. A type's profile replaces the default one whole, `null`
     removes it."""
+    accelerator_names: dict[Annotated[str, Field(min_length=1, max_length=256)], AcceleratorType | None] = {}
+    """Other names of types, over those below: of machines (`g5.*`) and longer spellings. `*` stands for
+    anything, `null` removes a name."""
     default_accelerator: str = NO_DEVICE
     """The type for jobs that name none; `CPU` is no device."""
     head: PodResources = PodResources(cpu=1, memory="8Gi")
@@ -209,6 +212,21 @@ class Configuration(BaseSettings):
     log_format: Literal["json", "text"] = "json"
     """A JSON object a line, or text."""
 
+    @field_validator("accelerator_names")
+    @classmethod
+    def _name_what_there_is(cls, names: dict[str, str | None], info: ValidationInfo) -> dict[str, str | None]:
+        if "accelerators" not in info.data:
+            return names
+        known = effective_profiles(info.data["accelerators"])
+        wrong = [f"{name} is of {each}" for name, each in names.items() if each not in (None, *known)]
+        if wrong:
+            raise PydanticCustomError(
+                _UNKNOWN_TYPE,
+                "must be names of {types}; {wrong}",
+                {"types": ", ".join(known), "wrong": ", ".join(wrong)},
+            )
+        return names
+
     @field_validator("default_accelerator")
     @classmethod
     def _is_known(cls, name: str, info: ValidationInfo) -> str:
@@ -233,6 +251,14 @@ class Configuration(BaseSettings):
     def profiles(self) -> dict[str, AcceleratorProfile]:
         """The accelerator profiles by type: the defaults with the configuration's own laid over them."""
         return effective_profiles(self.accelerators)
+
+    @property
+    def devices(self) -> Devices:
+        """The types of these profiles, and what else they are called."""
+        names = {
+            name: each for name, each in {**NAMES, **self.accelerator_names}.items() if each in self.profiles
+        }
+        return Devices(types=tuple(self.profiles), names=names)
 
 
 def load_configuration(environ: Mapping[str, str] | None = None) -> Configuration:

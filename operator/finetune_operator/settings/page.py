@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from finetune_api.devices import NAMES
 from finetune_api.reference import default_in_words, type_in_words
 from finetune_operator.settings.accelerator_profiles import (
     AcceleratorProfile,
@@ -44,8 +45,8 @@ all labels of *one* of the alternatives, so the same profile works on GKE, with 
 Auto Mode, on AKS, and wherever GPU Feature Discovery labels nodes. All GPU profiles tolerate
 {tolerations}.
 
-| type | device | CPU | memory | nodes, by label |
-|---|---|---|---|---|
+| type | device | its memory | CPU | memory | nodes, by label |
+|---|---|---|---|---|---|
 {profiles}
 
 Elsewhere, and for nodes whose devices are shared or partitioned, give a profile of your own. These are its
@@ -70,9 +71,27 @@ accelerators:
       - {{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}}
     cpu: 6
     memory: 40Gi
+    device_memory: 47Gi
   V100: null
+accelerator_names:
+  my-workstation-*: RTX-6000
 default_accelerator: RTX-6000
 ```
+
+## Other names of accelerators
+
+A type is known in whatever case, with `_` for `-` and with `NVIDIA` in front of it:
+`accelerator_type:nvidia_h100`. Files for LLMForge also ask by machine, `worker_resources: {{g5.12xlarge:
+0.01}}`, or by a longer name, alone or after `accelerator_type:`. These are known:
+
+| type | other names |
+|---|---|
+{names}
+
+`accelerator_names` adds to them, replaces one, or removes it with `null`. A key of `worker_resources` that
+seems to name a machine or a device, and is not among them, is an error that lists them, unless the job names
+a type besides: `accelerator_type:CPU` is no device. So is `GPU`, where `default_accelerator` is no device.
+`finetune validate` and `finetune convert` know this table, and not what is added to it.
 """
 
 
@@ -87,6 +106,7 @@ def page() -> str:
         tolerations=" and ".join(f"`{each}`" for each in tolerations),
         profiles="\n".join(_profile_row(name, profile) for name, profile in profiles.items()),
         profile_fields="\n".join(_field_rows(AcceleratorProfile)),
+        names="\n".join(_name_rows()),
     )
 
 
@@ -114,11 +134,18 @@ def _profile_row(name: str, profile: AcceleratorProfile) -> str:
     cells = [
         f"`{name}`",
         f"`{profile.resource}`" if profile.resource else "none",
+        str(profile.device_memory or ""),
         str(profile.cpu),
         str(profile.memory),
         "<br>".join(alternatives) or "any",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _name_rows() -> Iterator[str]:
+    for accelerator_type in dict.fromkeys(NAMES.values()):
+        names = ", ".join(f"`{name}`" for name, each in NAMES.items() if each == accelerator_type)
+        yield f"| `{accelerator_type}` | {names} |"
 
 
 def _taint(toleration: Toleration) -> str:

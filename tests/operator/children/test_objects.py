@@ -243,6 +243,11 @@ def test_head_is_told_what_the_trainer_needs() -> None:
     )
 
 
+def test_head_is_told_how_much_memory_a_device_has() -> None:
+    assert assignment().device_memory is None
+    assert assignment(SHAPE).device_memory == 22 * 2**30
+
+
 @pytest.mark.parametrize(
     "spec",
     [{}, SHAPE, {"worker_resources": {"accelerator_type:A10G": 1, "CPU": 0.5}}],

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 from ray.util.accelerators import accelerators
 
+from finetune_api.devices import NO_DEVICE, device_memory
 from finetune_operator.children.quantities import amount
-from finetune_operator.settings.accelerator_profiles import NO_DEVICE, AcceleratorProfile, effective_profiles
+from finetune_operator.settings.accelerator_profiles import AcceleratorProfile, effective_profiles
 
 DEFAULTS = effective_profiles({})
 GPUS = {name: profile for name, profile in DEFAULTS.items() if name != NO_DEVICE}
@@ -95,6 +96,7 @@ def test_workers_without_a_device_go_anywhere() -> None:
         "tolerations": [],
         "cpu": 2,
         "memory": "4Gi",
+        "device_memory": None,
         "pod": {},
         "container": {},
     }
@@ -188,6 +190,42 @@ def test_all_devices_of_a_machine_can_work_and_leave_room_for_its_system(
 ) -> None:
     assert amount(GPUS[name].cpu) * devices <= amount(cpu) - amount("500m")
     assert amount(GPUS[name].memory) * devices <= amount(memory) - amount("1Gi")
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("T4", 14.75),
+        ("V100", 15.77),
+        ("L4", 22.03),
+        ("L40S", 44.40),
+        ("A10G", 22.06),
+        ("A100-40G", 39.50),
+        ("A100-80G", 79.25),
+        ("H100", 79.19),
+        ("H200", 139.80),
+        ("B200", 178.35),
+    ],
+)
+def test_the_memory_of_a_device_is_what_pytorch_says_when_it_runs_out_of_it(name: str, seen: float) -> None:
+    """`GPU 0 has a total capacity of 22.03 GiB`, in public reports; drivers differ a little."""
+    assert 0.98 * seen <= float(amount(GPUS[name].device_memory or 0)) / 2**30 <= seen
+
+
+def test_every_gpu_has_memory_and_a_type_of_two_sizes_that_of_the_smaller() -> None:
+    assert all(profile.device_memory is not None for profile in GPUS.values())
+    assert GPUS["A100"].device_memory == GPUS["A100-40G"].device_memory
+    assert GPUS["A10"].device_memory == GPUS["A10G"].device_memory
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_the_command_knows_of_a_device_what_the_operator_knows(name: str) -> None:
+    assert device_memory(name) == pytest.approx(amount(GPUS[name].device_memory or 0), abs=1)
+
+
+def test_of_a_device_that_is_not_known_nothing_is_said() -> None:
+    assert device_memory("RTX-6000") is None
+    assert device_memory(NO_DEVICE) is None
 
 
 def test_a_profile_replaces_the_default_whole() -> None:

@@ -64,6 +64,7 @@ def test_an_image_is_enough() -> None:
         "image_pull_secrets": [],
         "storage": None,
         "accelerators": {},
+        "accelerator_names": {},
         "default_accelerator": "CPU",
         "head": {"cpu": 1, "memory": "8Gi"},
         "submitter": {"cpu": "100m", "memory": "1Gi"},
@@ -103,6 +104,7 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         accelerators:
           MINE: {resource: example.com/gpu, node_labels: [{gpu: [a, b]}], cpu: 4, memory: 16Gi}
           T4: null
+        accelerator_names: {my-*: MINE, g5.*: null}
         default_accelerator: MINE
         head: {cpu: 2, memory: 16Gi}
         submitter: {cpu: 500m, memory: 2Gi}
@@ -132,6 +134,7 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         ray_version="2.55.1",
         storage="s3://bucket/runs",
         accelerators={"MINE": mine, "T4": None},
+        accelerator_names={"my-*": "MINE", "g5.*": None},
         default_accelerator="MINE",
         head=PodResources(cpu=2, memory="16Gi"),
         submitter=PodResources(cpu="500m", memory="2Gi"),
@@ -164,6 +167,7 @@ def test_every_field_can_be_set_in_the_environment() -> None:
             RAY_VERSION="2.55.1",
             STORAGE="pvc://claim/runs",
             ACCELERATORS='{"A100-40G": null, "MINE": {"cpu": 1, "memory": "1Gi"}}',
+            ACCELERATOR_NAMES='{"my-*": "MINE"}',
             DEFAULT_ACCELERATOR="MINE",
             HEAD='{"cpu": 3, "memory": "9Gi"}',
             SUBMITTER__CPU="200m",
@@ -432,3 +436,29 @@ def test_the_profiles_are_the_defaults_with_the_configurations_own_over_them() -
     mine = AcceleratorProfile(cpu=1, memory="1Gi")
     configuration = Configuration(trainer_image="x", accelerators={"MINE": mine, "T4": None})
     assert configuration.profiles == effective_profiles({"MINE": mine, "T4": None})
+
+
+def test_a_name_must_be_of_a_type_that_has_a_profile(file: Path) -> None:
+    with pytest.raises(FineTuneError) as caught:
+        from_file(file, "trainer_image: a\naccelerator_names: {my-*: MINE, g5.*: L4}\n")
+
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{file}: accelerator_names: must be names of CPU, T4, ")
+    assert "; my-* is of MINE" in problem
+
+
+def test_names_are_laid_over_those_that_are_known() -> None:
+    devices = Configuration(
+        trainer_image="x",
+        accelerators={"T4": None},
+        accelerator_names={"my-*": "L4", "g5.*": None, "g6.*": "L40S"},
+    ).devices
+
+    assert "T4" not in devices.types
+    assert [devices.type_of(name) for name in ("my-machine", "g5.xlarge", "g6.xlarge", "p4d.24xlarge")] == [
+        "L4",
+        None,
+        "L40S",
+        "A100-40G",
+    ]
+    assert devices.type_of("g4dn.xlarge") is None

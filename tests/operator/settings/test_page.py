@@ -29,7 +29,7 @@ def test_the_page_is_fresh() -> None:
 def test_every_field_is_described() -> None:
     rows = {
         line.split("|")[1].strip(): line.split("|")[4].strip()
-        for line in page().splitlines()
+        for line in page().partition("## Other names")[0].splitlines()
         if line.startswith("| `")
     }
     fields = {*Configuration.model_fields, *AcceleratorProfile.model_fields}
@@ -42,6 +42,7 @@ def test_the_pages_example_is_a_configuration(file: Path) -> None:
     configuration = load_configuration({FILE: str(file)})
     assert configuration.default_accelerator in configuration.profiles
     assert "V100" not in configuration.profiles
+    assert configuration.devices.type_of("my-workstation-7") == configuration.default_accelerator
 
 
 def test_the_pages_mistakes_are_what_is_said(file: Path) -> None:
