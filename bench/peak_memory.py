@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import cast
@@ -138,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the peak of a training step's memory.")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), help="of the cases that name none")
     parser.add_argument("--small", action="store_true", help="the same cases with a tiny model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
@@ -147,16 +148,10 @@ def main() -> None:
     print(f"{'':36}  {'loaded':>8} {'between':>8} {'peak':>8} {'estimate':>8} {'ratio':>6} {'seconds':>8}")
     for name in arguments.only or CASES:
         case = CASES[name]
+        if arguments.dtype:
+            case = replace(case, fields={"dtype": arguments.dtype, **case.fields})
         if arguments.small:
-            case = Case(
-                case.model,
-                case.rows,
-                case.length // SHORTER,
-                case.way,
-                case.fields,
-                {**SMALL, **case.sizes},
-                uneven=case.uneven,
-            )
+            case = replace(case, length=case.length // SHORTER, sizes={**SMALL, **case.sizes})
         with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
             result = measured(case, Path(scratch), torch.device(arguments.device))
         results[name] = result
@@ -204,7 +199,7 @@ def measured(case: Case, scratch: Path, device: torch.device) -> Result:
             pass
     loaded, between = (mark - peak.start for mark in (*marks, *[peak.start] * (2 - len(marks))))
     return Result(
-        estimated=estimate(prepared, dtype),
+        estimated=estimate(prepared, dtype, on_gpu=device.type == "cuda"),
         loaded=loaded,
         between=between,
         peak=peak.most if len(marks) > 1 else None,

@@ -24,3 +24,7 @@ class Sharding(BaseModel):
     """With `fsdp`: keep weights, gradients and optimizer state in the host's memory."""
     within_nodes: bool = False
     """With `fsdp`: share within each node only, and copy between nodes (DeepSpeed's hpZ)."""
+
+
+COPIES = Sharding()
+"""A whole copy of the model on each device."""

@@ -43,6 +43,7 @@ from finetune_trainer.model.contents import (
 )
 from finetune_trainer.model.files import one_line, reading
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
+from finetune_trainer.model.sizes import NO_SIZES, Sizes, sizes_of
 from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
 
@@ -65,6 +66,7 @@ class Shape:
     context_length: int | None
     """The most tokens that the model takes; None when its configuration does not say."""
     warnings: tuple[str, ...]
+    sizes: Sizes = NO_SIZES
 
 
 class LoadingInfo(TypedDict):
@@ -189,6 +191,7 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         vocabulary=text.vocab_size,
         context_length=getattr(text, "max_position_embeddings", None),
         warnings=tuple(warnings),
+        sizes=sizes_of(cast("PreTrainedModel | peft.PeftModel", trained)),
     )
 
 
