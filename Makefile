@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# How many processes run all tests; chosen ones run in one.
-WORKERS ?= 2
+# How many processes run all tests, some of which mostly wait; chosen ones run in one.
+WORKERS ?= 3
 
 ENV := .venv
 UV := $(ENV)/bin/uv pip

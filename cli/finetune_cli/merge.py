@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune_cli.plain_text import console, one_line
+from finetune_cli.plain_text import console, one_line, say_warnings
 
 
 def merge_checkpoint(checkpoint: str, out: Path) -> None:
@@ -16,5 +16,6 @@ def merge_checkpoint(checkpoint: str, out: Path) -> None:
     with people.status("merging"):
         from finetune_trainer.export.merge import merge
 
-        merge(checkpoint, out)
+        remarks = merge(checkpoint, out)
+    say_warnings(remarks)
     people.print(one_line(f"merged model: {out}"))

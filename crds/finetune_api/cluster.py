@@ -71,6 +71,9 @@ class RunPolicy(SpecModel):
     """Longest time from the first attempt's start to the end."""
     starting_deadline_seconds: Seconds = 1800
     """Longest time an attempt may wait for its pods, and for the trainer to begin."""
+    prepare_first: bool | None = None
+    """Whether one pod without a device reads and checks data and model, and tokenizes the rows, before a
+    cluster is asked for; default: where workers have a device, or the job has the label of a queue."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=10 * 366 * 86400)] | None = None
     """Seconds after its end until a finished FineTuneJob is deleted; never by default. Checkpoints stay."""
 
@@ -179,5 +182,8 @@ class Cluster(SpecModel):
     """The pod that coordinates the workers; it does not train."""
     worker: NodeGroup | None = None
     """The pods that train, one for each device."""
+    prepare: NodeGroup | None = None
+    """The pod that prepares the job before a cluster is asked for; what is not given here is as for `head`,
+    but for resource_claims."""
     submitter: NodeGroup | None = None
     """The pod that hands the program to Ray, and follows its log."""

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 
 from finetune_api.deepspeed import asked_sharding
 from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, Devices, worker_device
-from finetune_api.lora import QUANTIZES, LoraConfig, unbuilt_initialisation
+from finetune_api.lora import (
+    INITIALISATIONS_IN_FOUR_BITS,
+    NOT_IN_FOUR_BITS,
+    QUANTIZES,
+    LoraConfig,
+    unbuilt_initialisation,
+)
 from finetune_api.rules import RULES, TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
@@ -41,6 +47,8 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             yield rule.field, rule.problem
     if spec.lora_config is not None:
         yield from _lora(spec.lora_config)
+        if spec.quantization is not None:
+            yield from _in_four_bits(spec.lora_config)
     elif spec.initial_adapter_model_ckpt_path is not None:
         yield (
             "initial_adapter_model_ckpt_path",
@@ -99,3 +107,16 @@ def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:
         yield "lora_config.layers_pattern", "needs spec.lora_config.layers_to_transform"
     if lora.lora_bias and isinstance(lora.init_lora_weights, str):
         yield "lora_config.lora_bias", "needs spec.lora_config.init_lora_weights to be true or false"
+
+
+def _in_four_bits(lora: LoraConfig) -> Iterator[tuple[str, str]]:
+    """What cannot be trained on a base in 4 bits."""
+    known, begun = INITIALISATIONS_IN_FOUR_BITS, lora.init_lora_weights
+    if isinstance(begun, str) and begun not in known and unbuilt_initialisation(begun) is None:
+        yield (
+            "lora_config.init_lora_weights",
+            f"{begun} needs the base in full, not in 4 bits; take true, false or {', '.join(known)}",
+        )
+    for field, reason in NOT_IN_FOUR_BITS.items():
+        if getattr(lora, field) is not None:
+            yield f"lora_config.{field}", f"{reason}; leave it or spec.quantization out"

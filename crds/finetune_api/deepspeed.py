@@ -229,7 +229,8 @@ def _by_file(spec: FineTuneJobSpec, path: str, file: DeepSpeedConfig | None) -> 
     name = PurePosixPath(path).name
     config = file or PUBLISHED.get(name.removesuffix(".json"))
     if config is not None:
-        asked = _by_zero(config.zero_optimization, f"spec.deepspeed: {name} is")
+        is_it = "is" if file is None else "was read, and is"
+        asked = _by_zero(config.zero_optimization, f"spec.deepspeed: {name} {is_it}")
         return asked.model_copy(update={"remarks": (*asked.remarks, *_decided_by_spec(spec, config, name))})
     said = _STAGE.search(name)
     if said is None:

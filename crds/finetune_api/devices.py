@@ -200,12 +200,22 @@ def asked_name(key: str) -> str | None:
 
 
 def _unknown(key: str, devices: Devices) -> str:
-    types = [each for each in devices.types if each != NO_DEVICE]
+    types = sorted(each for each in devices.types if each != NO_DEVICE)
+    alike = [name for name in devices.names if _form(name) == _form(key)]
     return (
         f"spec.worker_resources[{key}]: no accelerator of this name is known; known are"
-        f" {', '.join(sorted(types))}, and by other names {', '.join(devices.names)};"
-        f" for workers without a device give {ACCELERATOR_TYPE}{NO_DEVICE}"
+        f" {', '.join([*types, *alike])}; for workers without a device give {ACCELERATOR_TYPE}{NO_DEVICE}"
     )
+
+
+def _form(name: str) -> str:
+    """Whose machine a name may be, by its form; nobody's if empty."""
+    plain = _plain(name)
+    if plain.startswith("standard-"):
+        return "Azure"
+    if "." in plain:
+        return "AWS"
+    return "Google" if re.match(r"[a-z][0-9]-[a-z]", plain) else ""
 
 
 def _plain(name: str) -> str:

@@ -28,7 +28,16 @@ INITIALISATIONS = ("gaussian", "olora", "pissa", "orthogonal", "mica")
 be loaded with again."""
 NEEDS_DATA = "needs a pass over the data before training, which is not supported yet"
 NEEDS_LOSS = "adds a term to the loss, which is not supported yet"
-QUANTIZES = "quantizes the base model, which is not supported yet"
+QUANTIZES = "quantizes the base model in a way of its own, which is not supported"
+INITIALISATIONS_IN_FOUR_BITS = ("gaussian",)
+"""Those of `INITIALISATIONS` that do without the base's weights in full, besides true and false.
+
+PEFT begins `olora` on quantized weights too, but changes them: on another base the adapter is another one."""
+NOT_IN_FOUR_BITS = {
+    "velora_config": "is not there for layers in 4 bits",
+    "use_bdlora": "would be ignored by layers in 4 bits",
+}
+"""Fields that PEFT does not build on a base in 4 bits, and why."""
 UNBUILT_INITIALISATIONS = {
     "eva": NEEDS_DATA,
     "corda": NEEDS_DATA,
@@ -50,7 +59,7 @@ UNBUILT_BLOCKS = {
     "kasa_config": NEEDS_LOSS,
 }
 UNBUILT_SWITCHES = {
-    "use_qalora": "needs a quantized base model, which is not supported yet",
+    "use_qalora": "needs a base that GPTQ has quantized, which is not supported",
     "inference_mode": "would leave the adapter untrained",
 }
 """Fields of PEFT that are refused, and why; so is a `loftq_config` that says something."""

@@ -5,8 +5,6 @@ Names are those of axolotl, LLaMA-Factory, PEFT, TRL and transformers.
 
 from __future__ import annotations
 
-from finetune_api.lora import QUANTIZES
-
 FIELDS = {
     "model_id": ("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"),
     "train_path": ("data_files", "dataset", "dataset_name", "datasets", "train_dataset", "train_file"),
@@ -71,6 +69,6 @@ QUANTIZATION = (
 
 HINTS = {
     **{name: f"did you mean spec.{field}?" for field, names in FIELDS.items() for name in names},
-    **dict.fromkeys(QUANTIZATION, f"it {QUANTIZES}"),
+    **dict.fromkeys(QUANTIZATION, "spec.quantization: nf4 holds the base model in 4 bits"),
 }
 """For a key that is not a field of a spec, what to say about it."""

@@ -52,7 +52,7 @@ class CheckpointFrequency(SpecModel):
 class DeepSpeed(SpecModel):
     """A DeepSpeed configuration."""
 
-    config_path: LongText
+    config_path: DataPath
     """Its JSON file. ZeRO's stage and offload in it, or in its name where it cannot be read, are taken as
     parallelism and cpu_offload."""
 
@@ -142,8 +142,8 @@ class FineTuneJobSpec(SpecModel):
     num_devices: Annotated[Integer, Field(ge=1, le=4096)] = 1
     """Workers, one accelerator each."""
     worker_resources: WorkerResources | None = None
-    """What each worker asks for: `accelerator_type:A10G: 0.001`, `anyscale/accelerator_shape:4xA10G: 0.001`,
-    `memory` in bytes."""
+    """What each worker asks for: `accelerator_type:A10G: 0.001`, `anyscale/accelerator_shape:4xA10G: 0.001`
+    or a machine, `g5.12xlarge: 0.01`; `memory` in bytes."""
     trainer_resources: ResourceAmounts | None = None
     """What the first worker asks for besides: `memory` in bytes, since it gathers the weights."""
 

@@ -92,6 +92,7 @@ class Phase(StrEnum):
     """The one-word summary of a job."""
 
     PENDING = "Pending"
+    PREPARING = "Preparing"
     QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
@@ -302,6 +303,8 @@ class ProgressRecord(StatusModel):
     version: Literal[1] = 1
     attempt: Annotated[int, Field(ge=1, le=1000)] = 1
     """The attempt that wrote it; a failure is that attempt's."""
+    preparing: Annotated[bool, Field(exclude_if=lambda preparing: not preparing)] = False
+    """Whether Prepare wrote it, before the attempt had a cluster. Left out of what is written when not."""
     plan: Plan | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from finetune_api.assignment import RECORD_KEY
 from finetune_api.manifest import KIND
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.children.objects import CONFIG_MAP, RAY_JOB
+from finetune_operator.children.objects import CONFIG_MAP, JOB, RAY_JOB
 from finetune_operator.cluster.freshness import Freshness
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.decide.cleanup import release
@@ -24,13 +24,14 @@ from finetune_operator.decide.events import Event
 from finetune_operator.decide.phases import ENDED
 from finetune_operator.decide.reconcile import reconcile, refused
 from finetune_operator.decide.recovery import attempt_of
-from finetune_operator.names import JOB_UID, child_name, ray_job_name
+from finetune_operator.names import JOB_UID, child_name, prepare_job_name, ray_job_name
 from finetune_operator.observed import (
     Job,
     KubernetesObject,
     ObjectMeta,
     Observed,
     Pod,
+    PrepareJob,
     RayCluster,
     RayJob,
     read_job,
@@ -121,12 +122,19 @@ class Controller:
         """All that is known of a job; if `live`, its pods and Ray clusters are read anew, not cached."""
         namespace, uid = job.metadata.namespace, job.metadata.uid
         attempt = job.status.attempts or await self._newest_attempt(job)
-        name = ray_job_name(job.metadata.name, uid, attempt)
-        ray_job = await self._api.get(RAY_JOB, namespace, name)
-        if ray_job is not None and not _is_owned(ray_job, uid):
-            raise NotOursError(
-                f"RayJob {name} is there and is not this job's: delete it, or rename the FineTuneJob"
-            )
+        ray_job = await self._get_own(RAY_JOB, job, ray_job_name(job.metadata.name, uid, attempt))
+        prepare_job = None
+        if ray_job is None:
+            prepare_job = await self._get_own(JOB, job, prepare_job_name(job.metadata.name, uid, attempt))
+        if live:
+            pods = [Pod.model_validate(each) for each in await self._api.of_job("Pod", namespace, uid)]
+            clusters = [
+                RayCluster.model_validate(each)
+                for each in await self._api.of_job("RayCluster", namespace, uid)
+            ]
+        else:
+            pods, clusters = list(self._caches.pods(uid)), list(self._caches.clusters(uid))
+        # Last: what has ended by then has written its record.
         config_map = None
         if job.status.phase not in ENDED:
             config_map = await self._api.get(CONFIG_MAP, namespace, child_name(job.metadata.name, uid))
@@ -137,22 +145,24 @@ class Controller:
                 self._freshness.expect(metadata.uid, metadata.resource_version)
         data = (config_map or {}).get("data")
         record = data.get(RECORD_KEY) if isinstance(data, dict) else None
-        if live:
-            pods = [Pod.model_validate(each) for each in await self._api.of_job("Pod", namespace, uid)]
-            clusters = [
-                RayCluster.model_validate(each)
-                for each in await self._api.of_job("RayCluster", namespace, uid)
-            ]
-        else:
-            pods, clusters = list(self._caches.pods(uid)), list(self._caches.clusters(uid))
         return Observed(
             job=job,
             ray_job=RayJob.model_validate(ray_job) if ray_job is not None else None,
+            prepare_job=PrepareJob.model_validate(prepare_job) if prepare_job is not None else None,
             ray_clusters=tuple(sorted(clusters, key=lambda each: each.metadata.name)),
             pods=tuple(sorted(pods, key=lambda each: each.metadata.name)),
             lost_pods=tuple(self._lost_pods(uid)),
             record=str(record) if record is not None else None,
         )
+
+    async def _get_own(self, kind: str, job: Job, name: str) -> KubernetesObject | None:
+        """An object that was made for a job; None when there is none."""
+        found = await self._api.get(kind, job.metadata.namespace, name)
+        if found is not None and not _is_owned(found, job.metadata.uid):
+            raise NotOursError(
+                f"{kind} {name} is there and is not this job's: delete it, or rename the FineTuneJob"
+            )
+        return found
 
     async def _newest_attempt(self, job: Job) -> int:
         """The attempt of a job whose status does not say it: that of its newest RayJob, 1 without any."""

@@ -88,10 +88,19 @@ async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
 
     server = await serve(
         configuration.listen_port,
-        live=lambda: "a watch has gone silent" if freshness.is_stale() else None,
+        live=partial(_not_alive, state),
         ready=lambda: None if ready is None or ready.is_set() else "starting",
     )
     state.closing.push_async_callback(server.cleanup)
+
+
+def _not_alive(state: OperatorState) -> str | None:
+    """Why the operator must be started again, if it must."""
+    if state.freshness.is_stale():
+        return "a watch has gone silent"
+    if state.namespaces.holds_up() is not None:
+        return f"namespace {state.namespaces.holds_up()} was closed while the operator started"
+    return None
 
 
 async def _watch_namespaces(

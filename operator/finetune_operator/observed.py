@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from pydantic.alias_generators import to_camel
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.names import ATTEMPT, NODE_TYPE
+from finetune_operator.names import ATTEMPT, NODE_TYPE, PREPARE, ROLE
 
 KubernetesObject = dict[str, JsonValue]
 """A Kubernetes object as the API server reads and writes it."""
@@ -50,6 +50,8 @@ class ContainerState(ObservedPart):
     reason: str = ""
     message: str = ""
     started_at: datetime | None = None
+    finished_at: datetime | None = None
+    exit_code: int | None = None
 
 
 class ContainerStates(ObservedPart):
@@ -104,7 +106,7 @@ class PodStatus(ObservedPart):
 
 
 class Pod(ObservedPart):
-    """A pod of a job: of its Ray cluster, or the client that submits the program."""
+    """A pod of a job: of its Ray cluster, the client that submits the program, or the one that prepares."""
 
     metadata: ObjectMeta
     spec: PodSpec = PodSpec()
@@ -116,8 +118,10 @@ class Pod(ObservedPart):
         return self.metadata.name
 
     @property
-    def role(self) -> Literal["worker", "head", "submitter"]:
+    def role(self) -> Literal["worker", "head", "submitter", "prepare"]:
         """What it is in the job, which is also the name of the container that the operator has asked for."""
+        if self.metadata.labels.get(ROLE) == PREPARE:
+            return "prepare"
         match self.metadata.labels.get(NODE_TYPE):
             case "worker":
                 return "worker"
@@ -142,6 +146,11 @@ class Pod(ObservedPart):
         return self.role == "submitter"
 
     @property
+    def prepares(self) -> bool:
+        """Whether it prepares the job, before there is a Ray cluster."""
+        return self.role == "prepare"
+
+    @property
     def is_ready(self) -> bool:
         """Whether its condition Ready holds."""
         return any(
@@ -152,12 +161,23 @@ class Pod(ObservedPart):
     def has_ended(self) -> bool:
         """Whether all of its containers have ended, so that it holds no devices.
 
-        A submitter has also ended when its own container has, whatever a sidecar keeps alive.
+        One that has no device has also ended when its own container has, whatever a sidecar keeps alive.
         """
-        if self.status.phase in ("Succeeded", "Failed"):
+        if self.is_over:
             return True
         own = self.own_container
-        return self.is_submitter and own is not None and own.state.terminated is not None
+        alone = self.is_submitter or self.prepares
+        return alone and own is not None and own.state.terminated is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether Kubernetes says that all of its containers have ended, sidecars too."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def still_runs(self) -> list[str]:
+        """The names of its containers that run, but for init containers."""
+        return [each.name for each in self.status.container_statuses if each.state.running is not None]
 
     @property
     def containers(self) -> list[ContainerStatus]:
@@ -275,6 +295,49 @@ class RayJob(ObservedPart):
         return self.status.job_status != ""
 
 
+class PrepareJobSpec(ObservedPart):
+    """The part of a Job's spec that a queue writes."""
+
+    suspend: bool = False
+
+
+class PrepareJobStatus(ObservedPart):
+    """batchv1.JobStatus."""
+
+    conditions: list[ObservedCondition] = []
+    start_time: datetime | None = None
+    """When Kubernetes took it up, or last resumed it."""
+
+
+class PrepareJob(ObservedPart):
+    """The Kubernetes Job that prepares for an attempt."""
+
+    metadata: ObjectMeta
+    spec: PrepareJobSpec = PrepareJobSpec()
+    status: PrepareJobStatus = PrepareJobStatus()
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended, well or not; None before, and where Kubernetes does not say."""
+        return next((each.last_transition_time for each in self._ends), None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, well or not; its pod may still be on its way out."""
+        return bool(self._ends)
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether its program ended well."""
+        return any(each.type in ("Complete", "SuccessCriteriaMet") for each in self._ends)
+
+    @property
+    def _ends(self) -> list[ObservedCondition]:
+        # The last two come first, while pods are on their way out.
+        ends = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget")
+        return [each for each in self.status.conditions if each.type in ends and each.status == "True"]
+
+
 class Job(ObservedPart):
     """A FineTuneJob as it is stored; its spec is not validated yet."""
 
@@ -312,6 +375,8 @@ class Observed:
     job: Job
     ray_job: RayJob | None = None
     """The RayJob of the current attempt."""
+    prepare_job: PrepareJob | None = None
+    """The Job that prepares for the current attempt; it is looked for only where there is no RayJob."""
     ray_clusters: tuple[RayCluster, ...] = ()
     """The Ray clusters of all attempts."""
     pods: tuple[Pod, ...] = ()
@@ -329,13 +394,23 @@ class Observed:
 
     @property
     def pods_of_attempt(self) -> list[Pod]:
-        """The pods of the current attempt."""
-        return [pod for pod in self.pods if self._is_of_attempt(pod)]
+        """The pods of the current attempt's RayJob."""
+        return [pod for pod in self.pods if self._is_of_attempt(pod) and not pod.prepares]
 
     @property
     def lost_pods_of_attempt(self) -> list[Pod]:
-        """Those pods of the current attempt that were lost and are deleted since."""
-        return [pod for pod in self.lost_pods if self._is_of_attempt(pod)]
+        """Those pods of the current attempt's RayJob that were lost and are deleted since."""
+        return [pod for pod in self.lost_pods if self._is_of_attempt(pod) and not pod.prepares]
+
+    @property
+    def pods_that_prepare(self) -> list[Pod]:
+        """The pods that prepare for the current attempt."""
+        return [pod for pod in self.pods if self._is_of_attempt(pod) and pod.prepares]
+
+    @property
+    def lost_pods_that_prepare(self) -> list[Pod]:
+        """Those of them that were lost and are deleted since."""
+        return [pod for pod in self.lost_pods if self._is_of_attempt(pod) and pod.prepares]
 
     def _is_of_attempt(self, pod: Pod) -> bool:
         attempt = str(self.job.attempt)

@@ -114,6 +114,7 @@ def test_the_configuration_is_a_file_that_the_operator_reads(tmp_path: Path) -> 
             "storage": "s3://runs",
             "network_policies": False,
             "accelerators": {"V100": None},
+            "accelerator_names": {"g5.*": None, "my-*": "A10G"},
             "head": {"cpu": 2, "memory": "6Gi"},
         },
     }
@@ -125,6 +126,7 @@ def test_the_configuration_is_a_file_that_the_operator_reads(tmp_path: Path) -> 
         "storage": "s3://runs",
         "network_policies": False,
         "accelerators": {"V100": None},
+        "accelerator_names": {"g5.*": None, "my-*": "A10G"},
         "head": {"cpu": 2, "memory": "6Gi"},
     }
 
@@ -209,6 +211,14 @@ def test_the_operator_has_no_wildcard_no_secret_and_no_way_to_more_rights(defaul
     assert {
         verb for _, resource, verb in granted if resource in ("roles", "rolebindings", "serviceaccounts")
     } == {"create"}
+
+
+def test_of_kubernetes_jobs_the_operator_may_do_what_preparing_needs(default: list[Manifest]) -> None:
+    assert {(group, verb) for group, resource, verb in rules(default) if resource == "jobs"} == {
+        ("batch", "get"),
+        ("batch", "create"),
+        ("batch", "delete"),
+    }
 
 
 def test_without_network_policies_of_jobs_the_operator_may_not_make_any(default: list[Manifest]) -> None:

@@ -10,9 +10,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
+from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
@@ -61,8 +63,8 @@ def interrupted(directory: Path, *arguments: str) -> Ended:
         return Ended(terminal.exit_code(), terminal.seen, "")
 
 
-def terminated(directory: Path, *arguments: str) -> Ended:
-    """SIGTERM where there is no terminal, once a line tells of a step."""
+def terminated(directory: Path, *arguments: str, with_children: bool = False) -> Ended:
+    """SIGTERM where there is no terminal, once a line tells of a step; to its children too, if asked for."""
     training = subprocess.Popen(
         [FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -72,6 +74,8 @@ def terminated(directory: Path, *arguments: str) -> Ended:
         line = training.stdout.readline()
         assert line, training.communicate()
         out += line
+    for child in psutil.Process(training.pid).children(recursive=True) if with_children else []:
+        child.send_signal(signal.SIGTERM)
     training.send_signal(signal.SIGTERM)
     rest, err = training.communicate(timeout=240)
     return Ended(training.returncode, out + rest, err)
@@ -238,20 +242,40 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(
     assert list(tmp_path.glob("runs/*/*/snapshot-*")) == []
 
 
-def test_two_workers_see_the_same_losses_as_one(tmp_path: Path, tiny_model: Path) -> None:
-    doubled = small_job(tmp_path, tiny_model, train_batch_size_per_device=2).rename(tmp_path / "doubled.yaml")
-    job = small_job(tmp_path, tiny_model, train_batch_size_per_device=2, gradient_accumulation_steps=2)
-    alone = process("run", job, "--storage", "alone", "-o", "json", cwd=tmp_path)
-    both = process("run", doubled, "--storage", "both", "--devices", "2", "-o", "json", cwd=tmp_path)
+def test_sigterm_to_every_process_of_several_workers_leaves_a_snapshot(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    job = small_job(tmp_path, tiny_model, num_epochs=1000)
+    arguments = ("run", job, "--storage", "runs", "--devices", "2")
 
-    assert (alone.code, both.code) == (0, 0), (alone.err, both.err)
-    for name in ("loss", "gradNorm", "evalLoss"):
-        expected, found = (
-            [column(file.parent, name) for file in tmp_path.glob(f"{runs}/*/*/metrics.jsonl")]
-            for runs in ("alone", "both")
-        )
-        assert len(expected) == len(found) == 1
-        assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    ended = terminated(tmp_path, *map(str, arguments), with_children=True)
+
+    assert (ended.code, ended.err) == (130, "")
+    assert re.search(
+        r"^Suspended: stopped after step \d+ of \d+; run again to resume$", ended.out, re.MULTILINE
+    )
+    assert len(list(tmp_path.glob("runs/*/*/snapshot-*/complete.json"))) == 1
+
+
+def test_two_workers_see_the_same_losses_as_one_with_copies_of_the_model_and_with_parts(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    small: dict[str, JsonValue] = {"train_batch_size_per_device": 2}
+    shared = small_job(tmp_path, tiny_model, **small, parallelism="fsdp").rename(tmp_path / "shared.yaml")
+    doubled = small_job(tmp_path, tiny_model, **small).rename(tmp_path / "doubled.yaml")
+    job = small_job(tmp_path, tiny_model, **small, gradient_accumulation_steps=2)
+    alone = process("run", job, "--storage", "alone", "-o", "json", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    for file, runs in ((doubled, "copies"), (shared, "parts")):
+        both = process("run", file, "--storage", runs, "--devices", "2", "-o", "json", cwd=tmp_path)
+        assert both.code == 0, both.err
+        for name in ("loss", "gradNorm", "evalLoss"):
+            expected, found = (
+                [column(file.parent, name) for file in tmp_path.glob(f"{each}/*/*/metrics.jsonl")]
+                for each in ("alone", runs)
+            )
+            assert len(expected) == len(found) == 1
+            assert found[0] == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path, tiny_model: Path) -> None:

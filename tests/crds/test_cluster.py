@@ -92,7 +92,12 @@ def test_parts_of_pods_are_passed_on_as_they_are_written() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
     ]
     assert cluster.volume_mounts == [{"name": "data", "mountPath": "/data"}]
-    assert set(cluster.model_fields_set) == set(Cluster.model_fields) - {"head", "worker", "submitter"}
+    assert set(cluster.model_fields_set) == set(Cluster.model_fields) - {
+        "head",
+        "worker",
+        "prepare",
+        "submitter",
+    }
 
 
 def test_a_job_is_tried_four_times_and_waits_half_an_hour_for_its_pods() -> None:

@@ -278,6 +278,7 @@ def test_defaults_below_an_object_fill_it_in() -> None:
         "backoff_limit": 3,
         "active_deadline_seconds": None,
         "starting_deadline_seconds": 1800,
+        "prepare_first": None,
         "ttl_seconds_after_finished": None,
     }
     assert SPEC["properties"]["lora_config"]["properties"]["target_modules"]["default"] == "all-linear"
@@ -308,6 +309,7 @@ LEFT_TO_RULES = {
     "valid_path: pvc://Claim/v.jsonl",
     "valid_path: configmap://rows",
     "storage: {path: hf://owner/name}",
+    "deepspeed: {config_path: 'pvc://Claim/z.json'}",
     "cluster: {worker: {resources: {requests: {memory: 16 GB}}}}",
     "cluster: {worker: {resources: {limits: {cpu: -1}}}}",
 }

@@ -303,6 +303,14 @@ def test_it_is_said_what_a_file_is_here(name: str, remark: str) -> None:
     assert named(name).remarks == (remark,)
 
 
+def test_it_is_said_that_a_file_was_read() -> None:
+    [remark] = asked("deepspeed: {config_path: zero_2.json}", zero(stage=3)).remarks
+
+    assert remark == (
+        "spec.deepspeed: zero_2.json was read, and is ZeRO stage 3; here that is parallelism: fsdp"
+    )
+
+
 @pytest.mark.parametrize(
     ("document", "remarks"),
     [

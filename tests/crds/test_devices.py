@@ -127,6 +127,7 @@ def test_what_workers_ask_for_in_whatever_words(
         "RTX-6000",
         "rtx_4090",
         "nvidia_l99",
+        "NVIDIA-Blackwell",
         "TPU-V5",
         "accelerator_type_a10",
         "accelerator_shape:4xA10G",
@@ -140,8 +141,23 @@ def test_a_key_that_seems_to_name_a_device_is_a_problem_that_lists_what_is_known
     assert problem.startswith(
         f"spec.worker_resources[{key}]: no accelerator of this name is known; known are A10, A100, A100-40G,"
     )
-    assert ", g5.*, " in problem
     assert problem.endswith("; for workers without a device give accelerator_type:CPU")
+
+
+@pytest.mark.parametrize(
+    ("key", "named", "not_named"),
+    [
+        ("p9.48xlarge", "p5.*", "a3-highgpu-*"),
+        ("n1-standard-8", "a3-highgpu-*", "p5.*"),
+        ("Standard_ND96isr_MI300X_v5", "Standard_ND96isr_H100_v5", "p5.*"),
+        ("A100-SXM3", "A100-SXM4-40G*", "p5.*"),
+    ],
+)
+def test_what_is_listed_is_of_the_form_that_was_asked_for(key: str, named: str, not_named: str) -> None:
+    [problem] = worker_device({key: 0.01}).problems
+
+    assert f", {named}" in problem
+    assert f", {not_named}" not in problem
 
 
 @pytest.mark.parametrize("key", ["my_pool", "custom", "object_store_memory", "node", "large_cpu", "disk1"])

@@ -123,11 +123,11 @@ def test_what_peft_refuses_is_refused_with_the_names_of_the_fields(text: str, pr
         ),
         (
             "init_lora_weights: loftq",
-            "init_lora_weights: quantizes the base model, which is not supported yet",
+            "init_lora_weights: quantizes the base model in a way of its own, which is not supported",
         ),
         (
             "loftq_config: {loftq_bits: 4}",
-            "loftq_config: quantizes the base model, which is not supported yet",
+            "loftq_config: quantizes the base model in a way of its own, which is not supported",
         ),
     ],
 )

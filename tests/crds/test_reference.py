@@ -30,5 +30,5 @@ def test_every_field_is_described() -> None:
 def test_a_model_that_is_in_several_places_comes_once_with_all_of_them() -> None:
     page = reference()
     assert page.count("# `status.checkpoints`, `status.bestCheckpoint`, `status.latestCheckpoint`\n") == 1
-    resources = [f"`spec.cluster.{each}.resources`" for each in ("head", "worker", "submitter")]
+    resources = [f"`spec.cluster.{each}.resources`" for each in ("head", "worker", "prepare", "submitter")]
     assert page.count(f"# {', '.join(resources)}\n") == 1

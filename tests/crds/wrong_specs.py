@@ -16,6 +16,9 @@ MODEL_PATH = (
 STORAGE_PATH = "must be a plain path, s3://BUCKET/path, gs://BUCKET/path, pvc://CLAIM/path or file:///path"
 QUANTITY = "must be a quantity such as 2, 500m or 16Gi"
 NEEDS_DATA = "needs a pass over the data before training, which is not supported yet; leave it out"
+NEEDS_GPTQ = "needs a base that GPTQ has quantized, which is not supported; leave it out"
+NEEDS_WHOLE_BASE = "needs the base in full, not in 4 bits; take true, false or gaussian"
+ONE_OF_THEM = "leave it or spec.quantization out"
 NEEDS_LOSS = "adds a term to the loss, which is not supported yet; leave it out"
 TASKS = "'causal_lm', 'instruction_tuning', 'classification', 'preference_tuning' or 'vision_language_tuning'"
 
@@ -115,6 +118,10 @@ WRONG_FIELDS = [
         "spec.checkpoint_and_evaluation_frequency.unit: must be 'epochs', is 'steps'",
     ),
     ("deepspeed: {}", "spec.deepspeed.config_path: is required"),
+    (
+        "deepspeed: {config_path: 'pvc://Claim/z.json'}",
+        f"spec.deepspeed.config_path: {DATA_PATH}, is 'pvc://Claim/z.json'",
+    ),
     ("torch_compile: true", "spec.torch_compile: must be a map of fields, is true"),
     ("liger_kernel: {kwargs: {rope: .inf}}", "spec.liger_kernel.kwargs.rope: must be a number, is inf"),
     (
@@ -249,7 +256,7 @@ WRONG_FIELDS = [
     ("save_steps: 10", "spec.save_steps: is not a known field; did you mean spec.checkpoint_every_n_epochs?"),
     (
         "load_in_4bit: true",
-        "spec.load_in_4bit: is not a known field; it quantizes the base model, which is not supported yet",
+        "spec.load_in_4bit: is not a known field; spec.quantization: nf4 holds the base model in 4 bits",
     ),
     ("'a key/with spaces': 1", "spec[a key/with spaces]: is not a known field"),
     ("lora_config: {unknown: null}", "spec.lora_config.unknown: is not a known field"),
@@ -379,11 +386,26 @@ CONTRADICTIONS = [
     ("lora_config: {kasa_config: {}}", f"spec.lora_config.kasa_config: {NEEDS_LOSS}"),
     (
         "lora_config: {use_qalora: true}",
-        "spec.lora_config.use_qalora: needs a quantized base model, which is not supported yet; leave it out",
+        f"spec.lora_config.use_qalora: {NEEDS_GPTQ}",
     ),
     (
         "lora_config: {inference_mode: true}",
         "spec.lora_config.inference_mode: would leave the adapter untrained; leave it out",
+    ),
+    *(
+        (
+            f"quantization: nf4\nlora_config: {{init_lora_weights: {name}}}",
+            f"spec.lora_config.init_lora_weights: {name} {NEEDS_WHOLE_BASE}",
+        )
+        for name in ("olora", "pissa", "orthogonal", "mica")
+    ),
+    (
+        "quantization: nf4\nlora_config: {velora_config: {}}",
+        f"spec.lora_config.velora_config: is not there for layers in 4 bits; {ONE_OF_THEM}",
+    ),
+    (
+        "quantization: nf4\nlora_config: {use_bdlora: {}}",
+        f"spec.lora_config.use_bdlora: would be ignored by layers in 4 bits; {ONE_OF_THEM}",
     ),
     (
         "lora_config: {lora_bias: true, use_dora: true}",

@@ -60,17 +60,22 @@ def test_an_image_that_does_not_exist_and_a_node_that_does_not(
         assert at(failed, "status", "attempts") == 1
 
 
-def test_a_pod_that_a_quota_refuses_and_one_that_is_evicted(
+def test_a_pod_that_a_quota_refuses_one_that_is_evicted_data_that_is_not_there_and_a_model_that_is_none(
     operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
 ) -> None:
-    """All of Ray is up, and the submitter may not be; what Ray writes is more than a worker may keep."""
+    """All of Ray is up, and the submitter may not be; what Ray writes is more than a worker may keep.
+
+    The other two end while the first waits for its deadline.
+    """
     del operator, tiny_inputs
     kubectl("create", "quota", "memory", "--namespace", namespace, f"--hard=requests.memory={QUOTA_GIB}Gi")
     too_large: JsonValue = {"resources": {"limits": {"memory": f"{QUOTA_GIB + 1}Gi"}}}
     too_small: JsonValue = {"resources": {"limits": {"ephemeral-storage": "4Ki"}}}
-    starting: JsonValue = {"starting_deadline_seconds": 60}
+    starting: JsonValue = {"starting_deadline_seconds": 90}
     kubectl.apply(job("refused", namespace, cluster={"submitter": too_large}, run_policy=starting))
     kubectl.apply(job("evicted", namespace, cluster={"worker": too_small}, run_policy=starting))
+    kubectl.apply(job("data", namespace, train_path="pvc://finetune/data/absent.jsonl"))
+    kubectl.apply(job("model", namespace, model_id="pvc://finetune/models/absent"))
 
     for name, expected, words in (
         (
@@ -79,18 +84,6 @@ def test_a_pod_that_a_quota_refuses_and_one_that_is_evicted(
             "has no pod: a quota, a LimitRange or an admission policy may refuse it",
         ),
         ("evicted", "InvalidSpec", "raise spec.cluster.worker.resources.limits.ephemeral-storage"),
-    ):
-        _check_that_it_fails(kubectl, namespace, name, expected, words, say)
-
-
-def test_data_that_is_not_there_and_a_model_that_is_none(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, say: Say
-) -> None:
-    del operator, tiny_inputs
-    kubectl.apply(job("data", namespace, train_path="pvc://finetune/data/absent.jsonl"))
-    kubectl.apply(job("model", namespace, model_id="pvc://finetune/models/absent"))
-
-    for name, expected, words in (
         ("data", "InvalidData", "data/absent.jsonl"),
         ("model", "ModelNotFound", "models/absent"),
     ):

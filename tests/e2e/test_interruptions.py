@@ -1,6 +1,6 @@
-"""Whatever is interrupted: the operator, a worker, the job itself. The end is the same.
+"""A worker is interrupted, and the job itself. The end is the same.
 
-The API server, and the operator's release: test_running_job.py.
+The operator: test_several_jobs.py. The API server, and the operator's release: test_running_job.py.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.e2e.jobs import (
     wait_for_phase,
     wait_for_step,
 )
-from tests.e2e.long_jobs import MINUTE, SHORT, check_the_end, long_job, ray_jobs
+from tests.e2e.long_jobs import SHORT, check_the_end, long_job, ray_jobs
 from tests.e2e.pod_names import names
 from tests.e2e.sightings import Sightings
 
 from devcluster.faults import kill_pod
 from devcluster.installation import Installation
-from devcluster.jobs import get, phase
+from devcluster.jobs import get
 from devcluster.kubectl import Kubectl
 from devcluster.objects import at
 from devcluster.programs import Say
@@ -35,36 +35,6 @@ from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
 SIDECAR = "istio-proxy"
-
-
-def test_an_operator_that_is_killed_in_every_phase_goes_on_where_the_cluster_is(
-    operator: Installation, kubectl: Kubectl, namespace: str, tiny_inputs: Volume, sightings: Sightings
-) -> None:
-    kubectl.apply(job("job", namespace, **long_job(MINUTE)))
-    wait_for("the RayJob", lambda: sightings.of("RayJob"), seconds=10)
-    operator.restart()
-    wait_for_phase(kubectl, namespace, "job", "Starting", seconds=30)
-    operator.restart()
-    wait_for_step(kubectl, namespace, "job", 2, seconds=300)
-    operator.kill()
-    time.sleep(5)
-    operator.start()
-    wait_for_checkpoint(kubectl, namespace, "job", seconds=300)
-    operator.kill()
-    ray_job = sightings.of("RayJob")[0].name
-    wait_for(
-        "the RayJob to end",
-        lambda: sightings.first("RayJob", ray_job, "Complete", "status", "jobDeploymentStatus"),
-        seconds=400,
-    )
-    assert phase(kubectl, namespace, "job") == "Running"
-    operator.start()
-
-    ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=10)
-    operator.restart()
-    check_the_end(tiny_inputs, ended, MINUTE)
-    assert len(ray_jobs(sightings, "job")) == 1
-    assert at(get(kubectl, namespace, "job"), "status") == at(ended, "status")
 
 
 def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_saved(

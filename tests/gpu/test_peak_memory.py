@@ -24,7 +24,7 @@ On a CPU, what PyTorch allocates for a smaller model of these proportions is 0.6
 
 @pytest.mark.parametrize("recomputes", [True, False], ids=["activations recomputed", "activations kept"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("way", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("way", [LORA, {**LORA, "quantization": "nf4"}, FULL], ids=["lora", "nf4", "full"])
 def test_the_peak_is_near_the_estimate(
     medium_model: Path,
     long_rows: Path,

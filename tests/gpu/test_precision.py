@@ -33,3 +33,15 @@ def test_bf16_is_the_default_and_trains_nearly_as_fp32(
     assert in_bf16 == pytest.approx(in_fp32, abs=BF16_TOLERANCE)
     assert in_bf16 != pytest.approx(in_fp32, abs=1e-6)
     assert in_bf16[-1] < in_bf16[0]
+
+
+def test_a_base_in_4_bits_trains_as_on_a_cpu_and_nearly_so_in_bf16(
+    tiny_model: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    prepared = prepared_job(tiny_model, tiny_rows, LORA, dtype="fp32", quantization="nf4")
+
+    in_fp32 = losses(prepared, tmp_path / "gpu")
+    in_bf16 = losses(prepared_job(tiny_model, tiny_rows, LORA, quantization="nf4"), tmp_path / "bf16")
+
+    assert in_fp32 == pytest.approx(losses(prepared, tmp_path / "cpu", device="cpu"), abs=FP32_TOLERANCE)
+    assert in_bf16 == pytest.approx(in_fp32, abs=BF16_TOLERANCE)

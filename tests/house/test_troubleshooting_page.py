@@ -10,7 +10,7 @@ from finetune_api.status import Phase
 from finetune_operator.decide.attempts import RETRIED
 
 PAGE = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text()
-WAITING = (Phase.PENDING, Phase.QUEUED, Phase.STARTING)
+WAITING = (Phase.PENDING, Phase.PREPARING, Phase.QUEUED, Phase.STARTING)
 
 
 def headings(chapter: str) -> list[str]:

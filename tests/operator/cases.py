@@ -3,8 +3,8 @@
 What is seen is written as it is on the wire, less what does not matter: each object is laid over one of
 `objects.yaml`, where null takes a field away. `12:34:56` is a time of the one day on which all happens;
 `state` names one of the statuses in `states.yaml`, whose conditions are written as `type: [status, reason,
-message, last transition]`; `worker`, `head` or `submitter` is a pod's role and name, and `ready: true` its
-condition."""
+message, last transition]`; `worker`, `head`, `submitter` or `prepare` is a pod's role and name, and
+`ready: true` its condition. `ended: Complete` or `ended: Failed` is how a Job has ended, a minute ago."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pydantic import JsonValue
 from finetune_api.yaml_text import parse
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.reconcile import reconcile
-from finetune_operator.names import ATTEMPT
-from finetune_operator.observed import Observed, Pod, RayCluster, RayJob, read_job
+from finetune_operator.names import ATTEMPT, PREPARE, ROLE
+from finetune_operator.observed import Observed, Pod, PrepareJob, RayCluster, RayJob, read_job
 from finetune_operator.settings.configuration import Configuration
 
 Json = dict[str, JsonValue]
@@ -60,7 +60,7 @@ def observed(seen: Json) -> Observed:
     """What is seen, from its abbreviation."""
     seen = dict(seen)
     job = _job(_map(seen.pop("job", {})))
-    ray_job, record = seen.pop("rayJob", None), seen.pop("record", None)
+    ray_job, prepare_job, record = (seen.pop(kind, None) for kind in ("rayJob", "prepareJob", "record"))
     clusters, pods, lost_pods = (
         cast("list[Json]", seen.pop(kind, [])) for kind in ("rayClusters", "pods", "lostPods")
     )
@@ -71,6 +71,7 @@ def observed(seen: Json) -> Observed:
         ray_job=(
             RayJob.model_validate(_laid_over(_OBJECTS["rayJob"], ray_job)) if ray_job is not None else None
         ),
+        prepare_job=_prepare_job(prepare_job) if prepare_job is not None else None,
         ray_clusters=tuple(
             RayCluster.model_validate(_laid_over(_OBJECTS["rayCluster"], each)) for each in clusters
         ),
@@ -125,11 +126,23 @@ def _conditions(written: Json) -> list[JsonValue]:
     return found
 
 
+def _prepare_job(changes: JsonValue) -> PrepareJob:
+    changes = _map(changes)
+    ended = changes.pop("ended", None)
+    job = _laid_over(_OBJECTS["prepareJob"], changes)
+    if ended is not None:
+        condition: Json = {"type": ended, "status": "True", "lastTransitionTime": "2026-01-01T11:59:00Z"}
+        job = _laid_over(job, {"status": {"conditions": [condition]}})
+    return PrepareJob.model_validate(job)
+
+
 def _pod(changes: Json, attempt: str) -> Pod:
     changes = dict(changes)
-    role = next(role for role in ("worker", "head", "submitter") if role in changes)
+    role = next(role for role in ("worker", "head", "submitter", PREPARE) if role in changes)
     pod = _laid_over(_OBJECTS["pod"], {"metadata": {"name": changes.pop(role), "labels": {ATTEMPT: attempt}}})
-    if role != "submitter":
+    if role == PREPARE:
+        pod = _laid_over(pod, {"metadata": {"labels": {ROLE: PREPARE}}})
+    elif role != "submitter":
         pod = _laid_over(pod, {"metadata": {"labels": {"ray.io/node-type": role}}})
     if changes.pop("ready", False):
         pod = _laid_over(

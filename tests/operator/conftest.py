@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -38,13 +38,15 @@ SPEC: dict[str, JsonValue] = {
     "storage": {"path": "pvc://finetune/runs"},
     "num_devices": 2,
     "worker_resources": {"accelerator_type:A10G": 0.001},
+    "run_policy": {"prepare_first": False},
 }
-"""Two workers, and everything on one claim."""
+"""Two workers, everything on one claim, and no Job that prepares."""
 
 API_VERSIONS = {
     KIND: API_VERSION,
     "RayJob": "ray.io/v1",
     "RayCluster": "ray.io/v1",
+    "Job": "batch/v1",
     "Role": "rbac.authorization.k8s.io/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
     "NetworkPolicy": "networking.k8s.io/v1",
@@ -52,7 +54,7 @@ API_VERSIONS = {
 """Of kinds that are not in the core API."""
 
 CHILDREN = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "RayJob")
-"""Kinds that the operator makes for a job."""
+"""Kinds that the operator makes for a job that is not prepared first."""
 
 MERGE = "application/merge-patch+json"
 
@@ -79,9 +81,16 @@ class Namespace:
         spec: Mapping[str, JsonValue] | None = None,
         labels: dict[str, str] | None = None,
     ) -> Object:
-        """A FineTuneJob with the smallest spec and what is laid over it."""
+        """A FineTuneJob with the smallest spec and what is laid over it, run policy over run policy."""
+        changes = dict(spec or {})
+        asked = changes.pop("run_policy", {})
+        assert isinstance(asked, dict)
+        policy = {**cast("dict[str, JsonValue]", SPEC["run_policy"]), **asked}
         return self.create(
-            KIND, name, metadata={"name": name, "labels": labels or {}}, spec={**SPEC, **(spec or {})}
+            KIND,
+            name,
+            metadata={"name": name, "labels": labels or {}},
+            spec={**SPEC, **changes, "run_policy": policy},
         )
 
     def get(self, kind: str, name: str) -> Object:
@@ -117,7 +126,8 @@ class Namespace:
 
     def children(self, uid: str) -> list[Object]:
         """Everything that the operator made for a job."""
-        return [each for kind in CHILDREN for each in self.all(kind, f"finetune.dev/job-uid={uid}")]
+        kinds = (*CHILDREN, "Job")
+        return [each for kind in kinds for each in self.all(kind, f"finetune.dev/job-uid={uid}")]
 
     def _of(self, kind: str) -> Any:  # noqa: ANN401 - the dynamic client's own types say no more
         return self.dynamic.resources.get(api_version=API_VERSIONS.get(kind, "v1"), kind=kind)

@@ -33,7 +33,7 @@ from finetune_api.manifest import API_VERSION, KIND
 from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
 from finetune_operator.cluster.freshness import STALE_SECONDS, Freshness
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
-from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key
+from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key, NotOursError
 from finetune_operator.decide import event_limit
 from finetune_operator.decide.cleanup import RELEASE_AFTER
 from finetune_operator.names import JOB_UID, child_name
@@ -285,7 +285,9 @@ def versions(inside: Namespace) -> dict[str, str]:
 
 
 def reasons(inside: Namespace) -> Counter[str]:
-    return Counter(event["reason"] for event in inside.all("Event"))
+    """Of the events about FineTuneJobs."""
+    found = inside.all("Event")
+    return Counter(event["reason"] for event in found if event["involvedObject"]["kind"] == KIND)
 
 
 def test_a_new_job_gets_everything_it_needs_and_all_of_it_belongs_to_it(
@@ -547,14 +549,18 @@ class Interrupting:
         self._telling.after = lambda *_: None
 
 
-@pytest.mark.parametrize("death", ["dies after", "has no answer to"])
+@pytest.mark.parametrize(
+    ("death", "prepare_first"), [("dies after", False), ("has no answer to", False), ("dies after", True)]
+)
 def test_an_operator_may_fail_at_any_call_of_a_job_s_beginning(
-    inside: Namespace, recording_api: RecordingApi, runner: asyncio.Runner, death: str
+    inside: Namespace, recording_api: RecordingApi, runner: asyncio.Runner, death: str, prepare_first: bool
 ) -> None:
+    spec: dict[str, JsonValue] = {"run_policy": {"prepare_first": prepare_first}}
+
     def begin(name: str, fatal: int) -> tuple[dict[str, object], Counter[str], bool]:
         operator = Operator(inside, recording_api, runner, CONFIGURATION)
         operator.now = NOW
-        world = World(operator, inside.create_job(name))
+        world = World(operator, inside.create_job(name, spec))
         interrupting = Interrupting(recording_api)
         recording_api.after = interrupting.fail(
             fatal, DiedError() if death == "dies after" else ConnectionError("no answer")
@@ -613,6 +619,180 @@ def test_an_operator_that_fails_after_every_few_writes_brings_a_job_to_the_same_
     assert found == expected
     assert failures > 8 / writes
     assert not also_posted - posted, "no event is posted twice"
+
+
+PREPARED_FIRST: dict[str, JsonValue] = {"run_policy": {"prepare_first": True}}
+
+
+class Preparing:
+    """A job that is prepared: Kubernetes' own controller makes the pod of the Job, and a test ends it."""
+
+    def __init__(self, operator: Operator, inside: Namespace) -> None:
+        self.operator, self.inside = operator, inside
+        self.job = inside.create_job(spec=PREPARED_FIRST)
+        self.world = World(operator, self.job)
+        self.status = operator.settle(self.job)
+        self.name = f"{self.world.config_map}-1-prepare"
+        wait_for("the pod", self._pods, seconds=30, seen=lambda: str(inside.get("Job", self.name)))
+
+    def _pods(self) -> list[Object]:
+        return self.inside.all("Pod", f"finetune.dev/role=prepare,{JOB_UID}={self.world.uid}")
+
+    def says(self, *, plan: Plan | None = None, failure: Failure | None = None) -> None:
+        record = ProgressRecord(preparing=True, plan=plan, failure=failure)
+        self.world.record_is(record.model_dump_json(by_alias=True, exclude_none=True))
+
+    def pod_is(self, phase: str) -> None:
+        """As the kubelet would say, and the watch report it."""
+        [pod] = self._pods()
+        changed = self.inside.patch_status("Pod", pod["metadata"]["name"], phase=phase)
+        self.operator.watched.of_pods = [Pod.model_validate(changed)]
+
+    def ends(self, condition: str) -> None:
+        """Until the Job's controller has seen the end of its pod."""
+        wait_for(
+            f"the Job to be {condition}",
+            lambda: condition in {each["type"] for each in self._job()["status"].get("conditions") or []},
+            seconds=30,
+            seen=lambda: str(self._job()),
+        )
+
+    def _job(self) -> Object:
+        return self.inside.get("Job", self.name)
+
+
+def test_a_job_that_is_prepared_first_has_no_ray_job_before_it_is(
+    operator: Operator, inside: Namespace
+) -> None:
+    preparing = Preparing(operator, inside)
+    assert preparing.status.phase is Phase.PREPARING
+    kinds = [each["kind"] for each in inside.children(preparing.world.uid)]
+    assert kinds == [*CHILDREN[:-1], "Job"]
+
+    preparing.says()
+    preparing.pod_is("Running")
+    assert operator.settle(preparing.job).message == (
+        "data and model are read and checked; no device is held meanwhile"
+    )
+    preparing.says(plan=PLAN)
+    assert "is prepared" in (operator.settle(preparing.job).message or "")
+    assert inside.all("RayJob") == [], "its pod may still write"
+
+    preparing.pod_is("Succeeded")
+    status = operator.settle(preparing.job)
+    assert (status.phase, status.plan, status.attempts) == (Phase.PENDING, PLAN, 1)
+    assert len(inside.all("RayJob")) == 1
+    preparing.ends("Complete")
+    operator.settle(preparing.job)
+    assert inside.exists("Job", preparing.name), "its log stays"
+    assert reasons(inside) == {
+        "Accepted": 1,
+        "SpecRemark": 1,
+        "Preparing": 1,
+        "Prepared": 1,
+        "ClusterRequested": 1,
+    }
+
+
+def test_what_is_wrong_with_a_job_ends_it_without_any_ray_job(operator: Operator, inside: Namespace) -> None:
+    preparing = Preparing(operator, inside)
+    preparing.says(failure=Failure(failure_class=FailureClass.INVALID_DATA, message="train.jsonl:17: no"))
+    preparing.pod_is("Failed")
+    preparing.ends("Failed")
+
+    status = operator.settle(preparing.job)
+
+    assert (status.phase, status.message) == (Phase.FAILED, "train.jsonl:17: no")
+    assert inside.all("RayJob") == []
+    assert inside.exists("Job", preparing.name), "its log stays"
+    assert operator.reconcile(preparing.job) is None
+
+
+def test_a_pod_that_is_lost_while_it_prepares_has_a_second_attempt_prepare(
+    operator: Operator, inside: Namespace
+) -> None:
+    preparing = Preparing(operator, inside)
+    preparing.says()
+    preparing.pod_is("Running")
+    operator.settle(preparing.job)
+    inside.delete("Pod", str(operator.watched.of_pods[0].name))
+    operator.watched.of_pods = []
+    preparing.ends("Failed")
+
+    status = operator.settle(preparing.job)
+    assert status.phase is Phase.RETRYING
+    assert status.failure is not None
+    assert status.failure.failure_class is FailureClass.NODE_LOST
+    operator.now = datetime.now(UTC) + timedelta(seconds=30)
+    status = operator.settle(preparing.job)
+
+    assert (status.phase, status.attempts) == (Phase.PREPARING, 2)
+    assert [each["metadata"]["name"] for each in inside.all("Job")] == [
+        preparing.name,
+        f"{preparing.world.config_map}-2-prepare",
+    ]
+    assert inside.all("RayJob") == []
+
+
+def test_a_suspended_job_is_not_prepared_any_more_and_later_from_the_beginning(
+    operator: Operator, inside: Namespace
+) -> None:
+    preparing = Preparing(operator, inside)
+    inside.patch(KIND, "job", spec={"suspend": True})
+    operator.settle(preparing.job)
+    wait_for("the Job to go", lambda: not inside.all("Job"), seconds=30)
+    assert operator.settle(preparing.job).message == "suspended; suspend: false begins it"
+
+    inside.patch(KIND, "job", spec={"suspend": False})
+
+    def begins_again() -> bool:
+        operator.settle(preparing.job)
+        return bool(inside.all("Job"))
+
+    wait_for("the Job, once the pod of the first is gone", begins_again, seconds=30)
+
+    assert operator.status(preparing.job).phase is Phase.PREPARING
+    assert operator.status(preparing.job).attempts == 1
+
+
+def test_a_status_that_is_wiped_while_preparing_is_found_again(operator: Operator, inside: Namespace) -> None:
+    preparing = Preparing(operator, inside)
+    preparing.says()
+    preparing.pod_is("Running")
+    before = operator.settle(preparing.job)
+    inside.patch_status(KIND, "job", **dict.fromkeys(inside.get(KIND, "job")["status"]))
+    operator.restart()
+
+    after = operator.settle(preparing.job)
+
+    for name in REMEMBERED:
+        assert getattr(after, name) == getattr(before, name), name
+    assert len(inside.all("Job")) == 1
+
+
+def test_a_job_that_is_deleted_while_preparing_leaves_nothing(operator: Operator, inside: Namespace) -> None:
+    preparing = Preparing(operator, inside)
+    inside.delete(KIND, "job")
+
+    wait_for(
+        "everything to go",
+        lambda: not inside.children(preparing.world.uid) and not inside.all("Pod"),
+        seconds=90,
+        seen=lambda: str(versions(inside)),
+    )
+    assert operator.reconcile(preparing.job) is None
+
+
+def test_a_job_of_somebody_else_is_not_taken_for_the_one_that_prepares(
+    operator: Operator, inside: Namespace
+) -> None:
+    job = inside.create_job(spec=PREPARED_FIRST)
+    name = f"{child_name('job', job['metadata']['uid'])}-1-prepare"
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}
+    inside.create("Job", name, spec={"suspend": True, "template": template})
+
+    with pytest.raises(NotOursError, match=f"Job {name} is there and is not this job's"):
+        operator.reconcile(job)
 
 
 def quota(inside: Namespace, resource: str) -> None:

@@ -125,3 +125,15 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], port: int) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def deny(bucket: str) -> None:
+    """From now on nobody may read or write objects of the bucket."""
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    boto3.client("s3", region_name="us-east-1").put_bucket_policy(Bucket=bucket, Policy=policy)
+
+
+def allow(bucket: str) -> None:
+    """Takes back what `deny` has done."""
+    boto3.client("s3", region_name="us-east-1").delete_bucket_policy(Bucket=bucket)

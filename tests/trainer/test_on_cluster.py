@@ -291,7 +291,7 @@ def test_a_job_that_cannot_be_read_is_a_failure(job: Job) -> None:
 def test_a_mistake_of_our_own_is_a_failure_too_and_its_traceback_is_in_the_log(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(prepare, "prepare", lambda spec: {}[spec.model_id])
+    monkeypatch.setattr(prepare, "prepare", lambda spec, _tokens: {}[spec.model_id])
     attempt = job.attempt(1)
 
     assert attempt.code == FAILED
@@ -304,7 +304,7 @@ def test_a_mistake_of_our_own_is_a_failure_too_and_its_traceback_is_in_the_log(
 def test_sigterm_before_training_ends_it_at_once(
     job: Job, server: RecordsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "prepare", lambda _spec: terminate())
+    monkeypatch.setattr(prepare, "prepare", lambda _spec, _tokens: terminate())
     attempt = job.attempt(3)
 
     assert attempt.code == STOPPED

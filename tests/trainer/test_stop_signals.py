@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from subprocess import PIPE
 
 import pytest
 
-from finetune_trainer.stop_signals import stop_signals
+from finetune_trainer.stop_signals import stop_signals, without_sigterm
 
 
 def send(number: int) -> None:
@@ -54,3 +57,20 @@ def test_afterwards_signals_do_what_they_did_before() -> None:
     with stop_signals(lambda _: None):
         pass
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_what_is_started_without_sigterm_outlives_it_and_what_starts_it_gets_it_afterwards() -> None:
+    with stop_signals(lambda _: None) as signals:
+        signals.begun()
+        with without_sigterm():
+            child = subprocess.Popen(
+                [sys.executable, "-c", "input(); print('still here')"], stdin=PIPE, stdout=PIPE
+            )
+            child.send_signal(signal.SIGTERM)
+            send(signal.SIGTERM)
+            during = signals.requested()
+        after = signals.requested()
+        out, _ = child.communicate(b"\n")
+
+    assert (during, after) == (False, True)
+    assert (child.returncode, out) == (0, b"still here\n")

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.manifest import read_spec
 from finetune_api.numbers import ResolvedPrecision, numbers
+from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.data.layout import Padded
@@ -103,11 +104,12 @@ def spec_of(model: Path, way: Fields, **fields: JsonValue) -> FineTuneJobSpec:
 
 def job_of(
     model: Path,
-    run_directory: Path,
+    run_directory: Path | str,
     way: Fields,
     *,
     train: TokenizedRows = TRAINING_ROWS,
     validation: TokenizedRows | None = VALIDATION_ROWS,
+    sharding: Sharding = COPIES,
     **fields: JsonValue,
 ) -> TrainingJob:
     """A job that resumes from the newest checkpoint or snapshot in the run directory, if there is one."""
@@ -118,7 +120,7 @@ def job_of(
     nothing = Shape(0, 0, 0, 0, 0, None, ())
     return TrainingJob(
         name="test",
-        start=Start(spec, "fp32", str(run_directory), run.newest()),
+        start=Start(spec, "fp32", str(run_directory), run.newest(), sharding),
         prepared=Prepared(
             spec=spec,
             numbers=computed,

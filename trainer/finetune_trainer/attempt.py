@@ -6,11 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from finetune_api.deepspeed import asked_sharding
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
+from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
@@ -46,21 +49,24 @@ def attempt(
     *,
     on_gpu: bool,
     locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
+    sharding: Sharding | None = None,
 ) -> Ended:
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
 
     `manifest` is kept in the run directory, `spec` is what is trained here, and `locked` keeps others away
-    from the run. A signal before the first step ends the attempt at once. Raises FineTuneError, with nothing
-    written, for what is wrong before training; what goes wrong in training is in what is returned.
+    from the run. `sharding` is by default what the spec asks for. A signal before the first step ends the
+    attempt at once. Raises FineTuneError, with nothing written, for what is wrong before training; what goes
+    wrong in training is in what is returned.
     """
     with stop_signals(observer.say) as signals:
-        warned = False
+        warned: set[str] = set()
 
         def warn(record: ProgressRecord) -> None:
-            nonlocal warned
-            if record.warnings and not warned:
-                warned = True
-                observer.say(f"warning: {record.warnings[0]}")
+            for warning in record.warnings:
+                about = warning.partition(" ")[0]  # how much of it is missing may change with every step
+                if about not in warned:
+                    warned.add(about)
+                    observer.say(f"warning: {warning}")
 
         def reported(record: ProgressRecord) -> None:
             signals.begun()
@@ -69,16 +75,21 @@ def attempt(
 
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
-            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest())
+            sharding = sharding_of(spec) if sharding is None else sharding
+            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
             with workers.started(start) as group:
-                # It imports what takes seconds, which the workers do meanwhile.
+                # They import what takes seconds, which the workers do meanwhile.
+                from finetune_trainer.model.load import check_in_parts
+                from finetune_trainer.plan.kept_tokens import tokens_of
                 from finetune_trainer.plan.prepare import prepare
 
-                prepared = prepare(spec)
+                if sharding.kind == "fsdp":
+                    check_in_parts(spec)
+                prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
                 for remark in (*manifest.warnings, *_remarks(spec, on_gpu=on_gpu), *prepared.warnings):
                     observer.say(f"warning: {remark}")
                 with locked(run) if locked is not None else nullcontext():
-                    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
+                    claim(run, manifest)
                     if run.newest() != start.resume_from:
                         changed = f"{run.path}: another process has trained there meanwhile; run again"
                         raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
@@ -99,6 +110,24 @@ def attempt(
             if signals.can_save:
                 raise
             return Ended(None, Outcome.STOPPED)
+
+
+def sharding_of(spec: FineTuneJobSpec) -> Sharding:
+    """How the devices hold the model, as far as the spec says it; else a copy on each."""
+    asked = asked_sharding(spec)
+    if asked.kind != "fsdp" and not asked.cpu_offload:
+        return COPIES
+    return Sharding(
+        kind="fsdp",
+        reshard=asked.reshard,
+        cpu_offload=bool(asked.cpu_offload),
+        within_nodes=asked.within_nodes,
+    )
+
+
+def claim(run: RunDirectory, manifest: Manifest) -> None:
+    """Makes the run directory that of this job; see `RunDirectory.claim`."""
+    run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
 
 
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:

@@ -20,6 +20,7 @@ from finetune_api.record import with_record
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_trainer.attempt import Observer, attempt
+from finetune_trainer.stop_signals import without_sigterm
 from finetune_trainer.storage.lock import locked
 from finetune_trainer.storage.open import digest, open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -176,18 +177,22 @@ def _ray(machine: Machine, devices: int) -> Iterator[None]:
     import ray
     from ray.job_config import JobConfig
 
-    ray.init(
-        address="local",
-        # Else the working directory is on the workers' import path, and any peft.py in it is taken for peft.
-        job_config=JobConfig(_client_job=True),
-        _temp_dir=short_ray_directory(os.environ),
-        num_cpus=max(machine.cpus, devices),
-        num_gpus=machine.gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    # The workers are to save a snapshot when this process is told to stop. Ray ends its processes by SIGTERM
+    # too, and a second later for good.
+    with without_sigterm():
+        ray.init(
+            address="local",
+            # Else the working directory is on the workers' import path, and any peft.py in it is taken for
+            # peft.
+            job_config=JobConfig(_client_job=True),
+            _temp_dir=short_ray_directory(os.environ),
+            num_cpus=max(machine.cpus, devices),
+            num_gpus=machine.gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
     try:
         yield
     finally:

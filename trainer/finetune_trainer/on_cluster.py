@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -46,29 +46,49 @@ SECONDS_BETWEEN_LINES = 60.0
 
 def main() -> int:
     """Runs the attempt that the environment describes; returns the exit code."""
+    assignment = assigned()
+    config_map = ConfigMap.in_this_pod(assignment.config_map)
+    return run_attempt(assignment, Path(JOB_DIRECTORY / JOB_FILE), config_map)
+
+
+def assigned() -> Assignment:
+    """What the environment describes; ends the program, with a word, when it describes nothing."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if ASSIGNMENT not in os.environ:
         sys.exit(
             f"{ASSIGNMENT} is not set: the operator starts this program; on one machine use `finetune run`"
         )
-    assignment = Assignment.model_validate_json(os.environ[ASSIGNMENT])
-    config_map = ConfigMap.in_this_pod(assignment.config_map)
-    return run_attempt(assignment, Path(JOB_DIRECTORY / JOB_FILE), config_map)
+    return Assignment.model_validate_json(os.environ[ASSIGNMENT])
 
 
 def run_attempt(
     assignment: Assignment, job_file: Path, config_map: ConfigMap, workers: Workers | None = None
 ) -> int:
     """Trains, and returns the exit code. The workers are those of the Ray cluster by default."""
+
+    def run(reports: AttemptReports) -> int:
+        manifest = read_manifest(job_file)
+        return _train(
+            assignment, manifest, config_map.namespace, workers or _workers(assignment, manifest), reports
+        )
+
+    return reported(assignment, config_map, run)
+
+
+def reported(
+    assignment: Assignment,
+    config_map: ConfigMap,
+    run: Callable[[AttemptReports], int],
+    *,
+    preparing: bool = False,
+) -> int:
+    """Does what `run` does, reports how it fails if it does, and returns the exit code."""
     # Until training can be stopped at a step, there is nothing to save.
     signal.signal(signal.SIGTERM, _stop_at_once)
     with RecordWriter(config_map.write) as writer:
-        reports = AttemptReports(assignment.attempt, writer)
+        reports = AttemptReports(assignment.attempt, writer, preparing=preparing)
         try:
-            manifest = read_manifest(job_file)
-            return _train(
-                assignment, manifest, config_map.namespace, workers or _workers(assignment, manifest), reports
-            )
+            return run(reports)
         except KeyboardInterrupt:
             return STOPPED
         except Exception as error:  # noqa: BLE001 - the record names whatever it is
@@ -87,9 +107,9 @@ class AttemptReports:
     See `finetune_trainer.attempt.Observer`.
     """
 
-    def __init__(self, attempt: int, writer: RecordWriter) -> None:
+    def __init__(self, attempt: int, writer: RecordWriter, *, preparing: bool = False) -> None:
         self._writer = writer
-        self._record = ProgressRecord(attempt=attempt)
+        self._record = ProgressRecord(attempt=attempt, preparing=preparing)
         self._epochs: str | None = None
         self._line_at = -SECONDS_BETWEEN_LINES
 
@@ -146,15 +166,15 @@ class AttemptReports:
         self.say(f"failed: {failure.failure_class}: {failure.message}")
 
     def _put(self, record: ProgressRecord) -> None:
-        self._record = record.model_copy(update={"attempt": self._record.attempt})
+        own = {"attempt": self._record.attempt, "preparing": self._record.preparing}
+        self._record = record.model_copy(update=own)
         self._writer.put(self._record)
 
 
 def _train(
     assignment: Assignment, manifest: Manifest, namespace: str, workers: Workers, reports: AttemptReports
 ) -> int:
-    directory = run_directory_name(namespace, manifest.metadata.name, assignment.uid)
-    run = RunDirectory(open_storage(assignment.storage).child(directory))
+    run = run_of(assignment, manifest, namespace)
     result = run.result()
     if result is not None:
         reports.say(f"{run.path}: this run has already finished")
@@ -170,6 +190,12 @@ def _train(
         return STOPPED
     reports.finished(ended.record or ProgressRecord(checkpoints=run.checkpoints()))
     return FINISHED
+
+
+def run_of(assignment: Assignment, manifest: Manifest, namespace: str) -> RunDirectory:
+    """The run directory of the job."""
+    directory = run_directory_name(namespace, manifest.metadata.name, assignment.uid)
+    return RunDirectory(open_storage(assignment.storage).child(directory))
 
 
 def _workers(assignment: Assignment, manifest: Manifest) -> Workers:

@@ -45,6 +45,20 @@ class StopSignals:
 
 
 @contextmanager
+def without_sigterm() -> Iterator[None]:
+    """Processes that are started inside the `with` block, and theirs, are never ended by SIGTERM.
+
+    Who ends a unit of systemd or a step of SLURM signals every process of it. This process gets the signal
+    when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def stop_signals(say: Callable[[str], None]) -> Iterator[StopSignals]:
     """Handles the signals inside the `with` block; `say` gets a line for people."""
     signals = StopSignals(say)

@@ -1,5 +1,7 @@
 """The objects that the operator creates for a job: a RayJob for each attempt, and what that needs to report.
 
+Before the first RayJob there may be a Job that prepares, in the first attempt or in each until one has.
+
 The FineTuneJob owns all of them, so that deleting it deletes them. Each is created once and never written
 again.
 """
@@ -22,6 +24,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.children.pods import (
     PodSource,
     head_pod,
+    prepare_pod,
     submitter_pod,
     worker_pod,
     worker_processors,
@@ -35,13 +38,18 @@ from finetune_operator.names import (
     STORAGE,
     UNCHECKED_SPEC,
     child_name,
+    prepare_job_name,
     ray_job_name,
 )
 from finetune_operator.observed import KubernetesObject
 from finetune_operator.settings.configuration import JsonObject
 
-ENTRYPOINT = "python -m finetune_trainer.on_cluster"
+# Without the directory that the program happens to start in: a peft.py there would be taken for peft.
+ENTRYPOINT = "python -P -m finetune_trainer.on_cluster"
+PREPARE_COMMAND = ("/bin/bash", "-lc", "--", "exec python -P -m finetune_trainer.prepare_on_cluster")
+"""In a login shell, as KubeRay starts Ray: path and umask are those of the trainer on the head."""
 RAY_JOB = "RayJob"
+JOB = "Job"
 CONFIG_MAP = "ConfigMap"
 SERVICE_ACCOUNT = "ServiceAccount"
 ROLE = "Role"
@@ -57,8 +65,24 @@ def children(source: PodSource, *, deadline_seconds: int | None) -> list[Kuberne
 
     `deadline_seconds` is what is left of `active_deadline_seconds`; None sets no limit.
     """
+    name, account = _names(source)
+    return [*_common(source, name, account), _ray_job(source, name, account, deadline_seconds)]
+
+
+def children_that_prepare(source: PodSource) -> list[KubernetesObject]:
+    """The same for what comes before an attempt's cluster: a Job that prepares, and what that needs."""
+    name, account = _names(source)
+    return [*_common(source, name, account), _prepare_job(source, name, account)]
+
+
+def _names(source: PodSource) -> tuple[str, str]:
+    """The name of the objects that all attempts share, and that of the pods' service account."""
     name = child_name(source.metadata.name, source.metadata.uid)
-    account = source.cluster.service_account_name or name
+    return name, source.cluster.service_account_name or name
+
+
+def _common(source: PodSource, name: str, account: str) -> list[KubernetesObject]:
+    """What all attempts share, and Prepare with them."""
     common = [_config_map(source, name), _role(source, name), _role_binding(source, name, account)]
     if account == name:
         common.insert(
@@ -66,7 +90,7 @@ def children(source: PodSource, *, deadline_seconds: int | None) -> list[Kuberne
         )
     if source.configuration.network_policies:
         common.append(_network_policy(source, name))
-    return [*common, _ray_job(source, name, account, deadline_seconds)]
+    return common
 
 
 def unchecked_hash(spec: FineTuneJobSpec) -> str:
@@ -125,16 +149,6 @@ def _ray_job(
     placement, profile = source.placement, source.placement.profile
     accelerator = f"{ACCELERATOR_TYPE}{placement.accelerator_type}"
     processors, devices = worker_processors(source), placement.devices_per_pod
-    assignment = Assignment(
-        uid=source.metadata.uid,
-        attempt=source.attempt,
-        storage=source.storage,
-        config_map=config_map,
-        on_gpu=profile.has_device,
-        worker_resources={"CPU": processors, accelerator: placement.amount},
-        worker_threads=processors,
-        device_memory=in_bytes(profile.device_memory) if profile.device_memory is not None else None,
-    )
     ray_resources = {"CPU": str(processors * devices), accelerator: str(devices)}
     if profile.has_device:
         ray_resources["GPU"] = str(devices)
@@ -161,7 +175,7 @@ def _ray_job(
             "authOptions": {"mode": "token"},
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
-                "template": head_pod(source, account, config_map, {ASSIGNMENT: assignment.model_dump_json()}),
+                "template": head_pod(source, account, config_map, _told(source, config_map)),
             },
             "workerGroupSpecs": [
                 {
@@ -179,6 +193,31 @@ def _ray_job(
     if deadline_seconds is not None:
         spec["activeDeadlineSeconds"] = deadline_seconds
     return {**job, "spec": spec}
+
+
+def _prepare_job(source: PodSource, config_map: str, account: str) -> KubernetesObject:
+    name = prepare_job_name(source.metadata.name, source.metadata.uid, source.attempt)
+    template = prepare_pod(source, account, config_map, _told(source, config_map), PREPARE_COMMAND)
+    # Trying again is the operator's, which knows why it failed.
+    return {**_object(source, "batch/v1", JOB, name), "spec": {"backoffLimit": 0, "template": template}}
+
+
+def _told(source: PodSource, config_map: str) -> dict[str, str]:
+    """The environment of the trainer's driver, and of Prepare."""
+    placement, processors = source.placement, worker_processors(source)
+    memory = placement.profile.device_memory
+    accelerator = f"{ACCELERATOR_TYPE}{placement.accelerator_type}"
+    assignment = Assignment(
+        uid=source.metadata.uid,
+        attempt=source.attempt,
+        storage=source.storage,
+        config_map=config_map,
+        on_gpu=placement.profile.has_device,
+        worker_resources={"CPU": processors, accelerator: placement.amount},
+        worker_threads=processors,
+        device_memory=in_bytes(memory) if memory is not None else None,
+    )
+    return {ASSIGNMENT: assignment.model_dump_json()}
 
 
 def _passed_on(values: Mapping[str, str], keys: Iterable[str]) -> dict[str, JsonValue]:
@@ -199,15 +238,18 @@ def _object(source: PodSource, api_version: str, kind: str, name: str) -> Kubern
         "labels": {**MANAGED_BY, JOB_UID: source.metadata.uid},
         "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": False}],
     }
-    if kind == RAY_JOB:
-        configuration = source.configuration
+    if kind in (RAY_JOB, JOB):
+        # A queue holds what it knows back: what has no device goes past it.
+        configuration, queued = source.configuration, kind == RAY_JOB
+        labels = configuration.ray_job_labels if queued else []
+        annotations = configuration.ray_job_annotations if queued else []
         metadata["labels"] = {
-            **_passed_on(source.metadata.labels, configuration.ray_job_labels),
+            **_passed_on(source.metadata.labels, labels),
             **cast("dict[str, str]", metadata["labels"]),
             ATTEMPT: str(source.attempt),
         }
         metadata["annotations"] = {
-            **_passed_on(source.metadata.annotations, configuration.ray_job_annotations),
+            **_passed_on(source.metadata.annotations, annotations),
             JOB_NAME: source.metadata.name,
             UNCHECKED_SPEC: unchecked_hash(source.spec),
             STORAGE: source.storage,

@@ -1,4 +1,4 @@
-"""Pod templates of a job's Ray cluster, fit for the Pod Security level `restricted`.
+"""Pod templates of a job, fit for the Pod Security level `restricted`.
 
 Containers run as a user who is not root, without a way to more rights, on a read-only root file system. What
 Ray and the trainer write outside of storage is in emptyDir volumes. Only the accelerator profiles of whoever
@@ -25,9 +25,9 @@ from finetune_api.paths import (
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.children.placement import Placement
 from finetune_operator.children.quantities import in_bytes, times, whole_processors
-from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY, NODE_TYPE
+from finetune_operator.names import ATTEMPT, JOB_NAME, JOB_UID, MANAGED_BY, NODE_TYPE, PREPARE, ROLE
 from finetune_operator.observed import ObjectMeta
-from finetune_operator.settings.configuration import Configuration, JsonObject
+from finetune_operator.settings.configuration import Configuration, JsonObject, PodResources
 
 HOME = "/home/ray"
 IDENTITY = {"HOME": HOME, "USER": "ray"}
@@ -118,13 +118,45 @@ def worker_processors(source: PodSource) -> int:
 def head_pod(
     source: PodSource, service_account: str, job_config_map: str, environment: Mapping[str, str]
 ) -> JsonObject:
-    """The head's pod template: it runs the driver, trains nothing, and alone has an API token."""
-    size = source.configuration.head
-    default: JsonObject = {
+    """The head's pod template: it runs the driver, trains nothing, and of its cluster alone has a token."""
+    resources = _merged(_size(source.configuration.head), source.cluster.head)
+    template = _ray_pod(source, "head", resources, environment)
+    _mount_job(template, job_config_map)
+    return _with_account(template, service_account, token=True)
+
+
+def prepare_pod(
+    source: PodSource,
+    service_account: str,
+    job_config_map: str,
+    environment: Mapping[str, str],
+    command: Sequence[str],
+) -> JsonObject:
+    """The pod template of Prepare: a head without Ray. It has no device, and an API token for the record."""
+    configuration = source.configuration
+    as_a_head = _merged(_size(configuration.prepare or configuration.head), source.cluster.head)
+    template = _pod(
+        source, PREPARE, _merged(as_a_head, source.cluster.prepare), dict(environment), mounts=True
+    )
+    spec = cast("JsonObject", template["spec"])
+    spec["restartPolicy"] = "Never"
+    [container] = cast("list[JsonObject]", spec["containers"])
+    container["command"] = list(command)
+    cast("dict[str, JsonObject]", template["metadata"])["labels"][ROLE] = PREPARE
+    _mount_job(template, job_config_map)
+    return _with_account(template, service_account, token=True)
+
+
+def _size(size: PodResources) -> JsonObject:
+    """The resources of a pod as the configuration has them."""
+    return {
         "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
         "limits": {"memory": str(size.memory)},
     }
-    template = _ray_pod(source, "head", _merged(default, source.cluster.head), environment)
+
+
+def _mount_job(template: JsonObject, job_config_map: str) -> None:
+    """Shows a pod the job that is to be trained."""
     spec = cast("dict[str, list[JsonValue]]", template["spec"])
     spec["volumes"].append(
         {
@@ -138,7 +170,6 @@ def head_pod(
     )
     container = cast("dict[str, list[JsonValue]]", spec["containers"][0])
     container["volumeMounts"].append({"name": _JOB_VOLUME, "mountPath": str(JOB_DIRECTORY), "readOnly": True})
-    return _with_account(template, service_account, token=True)
 
 
 def worker_pod(source: PodSource, service_account: str) -> JsonObject:
@@ -167,12 +198,8 @@ def worker_pod(source: PodSource, service_account: str) -> JsonObject:
 
 def submitter_pod(source: PodSource, service_account: str) -> JsonObject:
     """The pod template of the client that hands the trainer's program to Ray and follows its log."""
-    size = source.configuration.submitter
-    default: JsonObject = {
-        "requests": {"cpu": str(size.cpu), "memory": str(size.memory)},
-        "limits": {"memory": str(size.memory)},
-    }
-    template = _pod(source, "submitter", _merged(default, source.cluster.submitter), {}, mounts=False)
+    resources = _merged(_size(source.configuration.submitter), source.cluster.submitter)
+    template = _pod(source, "submitter", resources, {}, mounts=False)
     cast("JsonObject", template["spec"])["restartPolicy"] = "Never"
     return _with_account(template, service_account, token=False)
 
@@ -255,7 +282,11 @@ def _pod(
 def _group(cluster: Cluster, role: str) -> NodeGroup:
     """What the spec says of one kind of pod."""
     groups = {"head": cluster.head, "worker": cluster.worker, "submitter": cluster.submitter}
-    return groups[role] or NodeGroup()
+    if role != PREPARE:
+        return groups[role] or NodeGroup()
+    as_a_head = (cluster.head or NodeGroup()).model_copy(update={"resource_claims": None})
+    own = (cluster.prepare or NodeGroup()).model_dump(exclude_none=True)
+    return as_a_head.model_copy(update={name: getattr(cluster.prepare, name) for name in own})
 
 
 def _placed(cluster: Cluster, role: str) -> JsonObject:
@@ -324,8 +355,9 @@ def _variables(environment: Mapping[str, str]) -> list[JsonValue]:
 
 def _pod_metadata(source: PodSource) -> JsonObject:
     ours = {**MANAGED_BY, JOB_UID: source.metadata.uid, ATTEMPT: str(source.attempt)}
+    asked = {key: value for key, value in (source.cluster.labels or {}).items() if key != ROLE}
     return {
-        "labels": {**(source.cluster.labels or {}), **ours},
+        "labels": {**asked, **ours},
         "annotations": {**(source.cluster.annotations or {}), JOB_NAME: source.metadata.name},
     }
 
@@ -346,6 +378,8 @@ def _mounted(source: PodSource) -> tuple[list[str], list[str]]:
         for path in (spec.initial_base_model_ckpt_path, spec.initial_adapter_model_ckpt_path)
         if isinstance(path, str)
     ]
+    if spec.deepspeed is not None:
+        paths.append(spec.deepspeed.config_path)
     named = [path for path in paths if path]
     return _each_once(map(claim_of, named)), _each_once(map(config_map_of, named))
 

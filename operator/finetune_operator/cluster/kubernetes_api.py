@@ -31,6 +31,7 @@ _PLURALS = {
     "RayJob": ("/apis/ray.io/v1", "rayjobs"),
     "RayCluster": ("/apis/ray.io/v1", "rayclusters"),
     "ConfigMap": ("/api/v1", "configmaps"),
+    "Job": ("/apis/batch/v1", "jobs"),
     "Pod": ("/api/v1", "pods"),
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
     "Event": ("/api/v1", "events"),

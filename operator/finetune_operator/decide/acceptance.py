@@ -1,15 +1,16 @@
-"""Whether a job can run under this operator's configuration, and what the condition Accepted says."""
+"""Whether a job can run under this operator's configuration, and whether it is prepared before it does."""
 
 from __future__ import annotations
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.paths import child
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.children.objects import unchecked_hash
 from finetune_operator.children.placement import Placement, placement
 from finetune_operator.decide.conditions import Finding
 from finetune_operator.decide.situation import Situation, run_name
-from finetune_operator.names import UNCHECKED_SPEC
+from finetune_operator.names import QUEUES, UNCHECKED_SPEC
 from finetune_operator.observed import Job
 from finetune_operator.settings.configuration import Configuration
 
@@ -44,10 +45,26 @@ def new_run_directory(situation: Situation) -> str:
     return child(storage, run_name(situation.job))
 
 
+def must_prepare(situation: Situation, status: FineTuneJobStatus, placed: Placement) -> bool:
+    """Whether the job has to be prepared before a cluster is asked for, and is not yet.
+
+    By default that is so where devices would be held meanwhile, or where it is long until a queue gives them.
+    Its plan says that it is prepared, whoever made it.
+    """
+    prepare_job = situation.observed.prepare_job
+    if status.plan is not None or (prepare_job is not None and prepare_job.has_succeeded):
+        return False
+    asked = situation.spec.run_policy.prepare_first
+    if asked is not None:
+        return asked
+    passed_on = set(QUEUES) & set(situation.configuration.ray_job_labels)
+    return placed.profile.has_device or any(key in situation.job.metadata.labels for key in passed_on)
+
+
 def acceptance(situation: Situation) -> Finding:
     """What the condition Accepted says of a job whose spec is valid."""
-    ray_job = situation.observed.ray_job
-    made_from = ray_job.metadata.annotations.get(UNCHECKED_SPEC, "") if ray_job is not None else ""
+    made = situation.observed.ray_job or situation.observed.prepare_job
+    made_from = made.metadata.annotations.get(UNCHECKED_SPEC, "") if made is not None else ""
     if made_from not in ("", unchecked_hash(situation.spec)):
         message = (
             "spec was changed in more than suspend and run_policy; the change is ignored, make a new"

@@ -12,7 +12,7 @@ from finetune_operator.decide.killed_containers import out_of_memory
 from finetune_operator.decide.lost_pods import lost_pod
 from finetune_operator.decide.situation import Situation
 from finetune_operator.decide.wait import Obstacle, Wait
-from finetune_operator.observed import Observed, RayJob
+from finetune_operator.observed import Observed, Pod, PrepareJob, RayJob
 
 RETRIED = frozenset({FailureClass.NODE_LOST, FailureClass.STORAGE_ERROR})
 """What another attempt may cure. The user's errors and a loss that diverged would only come again, and so
@@ -28,6 +28,8 @@ LONGEST_BACKOFF = timedelta(minutes=6)
 
 _STOPPED = ("143", "-15")
 """Exit codes of a driver that SIGTERM has ended: its node is taken away."""
+_KILLED = (137, 143)
+"""Exit codes of a container that was ended by a signal, of which 137 is SIGKILL."""
 
 _OBSTACLE_CLASSES = {
     Obstacle.UNSCHEDULABLE: FailureClass.UNSCHEDULABLE,
@@ -73,7 +75,8 @@ def failure_of_attempt(situation: Situation, ray_job: RayJob) -> Failure:
     pods say decides.
     """
     observed, status = situation.observed, ray_job.status
-    cause = _cause(observed, status.end_time or situation.now)
+    pods, lost = observed.pods_of_attempt, observed.lost_pods_of_attempt
+    cause = _cause(observed, pods, lost, status.end_time or situation.now)
     reported = situation.own_record.failure if situation.own_record is not None else None
     if reported is not None:
         return _with_cause(reported, cause)
@@ -105,6 +108,50 @@ def failure_of_attempt(situation: Situation, ray_job: RayJob) -> Failure:
     why = status.reason or "no reason given"
     return _failure(
         FailureClass.NODE_LOST, f"the head of the Ray cluster, or the way to it, was lost ({why})"
+    )
+
+
+def prepare_ended_at(situation: Situation, prepare_job: PrepareJob) -> datetime:
+    """When the Job that prepares has failed, or, where somebody's sidecar goes on, its own container."""
+    own = [pod.own_container for pod in situation.observed.pods_that_prepare]
+    ended = [each.state.terminated.finished_at for each in own if each is not None and each.state.terminated]
+    return prepare_job.ended_at or next((time for time in ended if time is not None), situation.now)
+
+
+def failure_of_prepare(situation: Situation, prepare_job: PrepareJob, ended: datetime) -> Failure:
+    """Why the Job that prepares has failed, at `ended`."""
+    observed, name = situation.observed, prepare_job.metadata.name
+    pods, lost = observed.pods_that_prepare, observed.lost_pods_that_prepare
+    cause = _cause(observed, pods, lost, ended)
+    record = situation.prepare_record
+    if record is not None and record.failure is not None:
+        return _with_cause(record.failure, cause)
+    if cause is not None:
+        return _failure(_OBSTACLE_CLASSES[cause.obstacle], cause.message)
+    code = next((code for code in map(_exit_code, pods) if code is not None), None)
+    if code is None or code in _KILLED:
+        return _failure(FailureClass.NODE_LOST, "Prepare was stopped from outside, and not by this operator")
+    return _failure(
+        FailureClass.UNKNOWN,
+        f"Prepare ended with exit code {code} and without a word; its log: kubectl logs job/{name}",
+    )
+
+
+def _exit_code(pod: Pod) -> int | None:
+    """What a pod's own container ended with; None while it has not."""
+    own = pod.own_container
+    ended = own.state.terminated if own is not None else None
+    return ended.exit_code if ended is not None else None
+
+
+def never_prepared(wait: Wait | None) -> Failure:
+    """Prepare has not spoken in time; `wait` is what kept its program from running."""
+    at_last, failure_class = "its program had started", FailureClass.DEADLINE_EXCEEDED
+    if wait is not None:
+        at_last, failure_class = wait.message, _OBSTACLE_CLASSES.get(wait.obstacle, failure_class)
+    return _failure(
+        failure_class,
+        f"Prepare said nothing within spec.run_policy.starting_deadline_seconds; at last: {at_last}",
     )
 
 
@@ -160,10 +207,9 @@ def _with_cause(reported: Failure, cause: Wait | None) -> Failure:
     return _failure(_OBSTACLE_CLASSES[cause.obstacle], cause.message)
 
 
-def _cause(observed: Observed, ended: datetime) -> Wait | None:
-    """What has ended a pod of this attempt, and so the attempt: as the pods say, or as they said at last."""
-    pods = observed.pods_of_attempt
-    found = out_of_memory(pods, ended) or lost_pod([*pods, *observed.lost_pods_of_attempt], ended)
+def _cause(observed: Observed, pods: list[Pod], lost: list[Pod], ended: datetime) -> Wait | None:
+    """What has ended one of these pods, and so the attempt: as they say, or as they said at last."""
+    found = out_of_memory(pods, ended) or lost_pod([*pods, *lost], ended)
     if found is not None:
         return found
     last = condition(observed.job.status.conditions, "ClusterReady")

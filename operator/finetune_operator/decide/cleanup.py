@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import KIND, read_spec
-from finetune_operator.children.objects import RAY_JOB
+from finetune_operator.children.objects import JOB, RAY_JOB
 from finetune_operator.decide.decision import Decision, Deletion
 from finetune_operator.decide.status import updated
-from finetune_operator.observed import Observed, Pod, RayCluster, RayJob
+from finetune_operator.observed import Observed, Pod, PrepareJob, RayCluster, RayJob
 
 LOST_POD = timedelta(seconds=90)
 """How long after its grace a pod may still be at work: on a node that does not answer, Ray's processes end by
@@ -21,7 +21,10 @@ RELEASE_AFTER = timedelta(seconds=10)
 
 def left_behind(observed: Observed, now: datetime) -> str | None:
     """What of an earlier cluster may still be at work, in words; None when nothing is."""
-    alive = [pod.name for pod in observed.pods if _may_work(pod, now)]
+    working = [pod for pod in observed.pods if _may_work(pod, now)]
+    alive = [pod.name for pod in working if not pod.prepares]
+    if not alive and working:
+        return f"waiting for pod {working[0].name} to end, which prepares the job"
     if alive:
         return f"waiting for pods of an earlier cluster to end: {', '.join(alive[:5])}"
     clusters = [
@@ -32,23 +35,39 @@ def left_behind(observed: Observed, now: datetime) -> str | None:
     return f"waiting for KubeRay to delete RayCluster {clusters[0]}" if clusters else None
 
 
-def deletion_of(ray_job: RayJob | None) -> tuple[Deletion, ...]:
-    """The deletion of a RayJob, unless there is none or it is being deleted already."""
-    if ray_job is None or ray_job.metadata.deletion_timestamp is not None:
-        return ()
-    return (Deletion(RAY_JOB, ray_job.metadata.name, ray_job.metadata.uid),)
+def deletion_of(*made: RayJob | PrepareJob | None) -> tuple[Deletion, ...]:
+    """The deletions of these, but for those that are not there or are being deleted already."""
+    return tuple(
+        Deletion(RAY_JOB if isinstance(each, RayJob) else JOB, each.metadata.name, each.metadata.uid)
+        for each in made
+        if each is not None and each.metadata.deletion_timestamp is None
+    )
+
+
+def unfinished_prepare(observed: Observed) -> PrepareJob | None:
+    """The Job that prepares, while it has not ended: one that has ended is kept for its log."""
+    prepare_job = observed.prepare_job
+    return prepare_job if prepare_job is not None and not prepare_job.has_ended else None
+
+
+def kept_alive(observed: Observed) -> PrepareJob | None:
+    """The Job that has prepared, when a container of somebody else keeps its pod from its end."""
+    held = any(pod.has_ended and pod.still_runs for pod in observed.pods_that_prepare)
+    return unfinished_prepare(observed) if held else None
 
 
 def after_the_end(observed: Observed, now: datetime) -> Decision:
     """What to do about a job that has succeeded or failed.
 
-    Its status follows the generation of its spec and changes in nothing else. A RayJob that still runs is
-    deleted, and the job itself when `ttl_seconds_after_finished` are over.
+    Its status follows the generation of its spec and changes in nothing else. What still runs, a RayJob or a
+    Job that prepares, is deleted, and the job itself when `ttl_seconds_after_finished` are over.
     """
     job, status = observed.job, observed.job.status
     shown = updated(job, status, now, {})
     ray_job = observed.ray_job
-    delete = deletion_of(ray_job) if ray_job is not None and not ray_job.has_ended else ()
+    delete = deletion_of(
+        ray_job if ray_job is not None and not ray_job.has_ended else None, unfinished_prepare(observed)
+    )
     try:
         ttl = read_spec(job.spec).run_policy.ttl_seconds_after_finished
     except FineTuneError:

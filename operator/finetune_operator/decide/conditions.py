@@ -17,6 +17,7 @@ Reason = Literal[
     "Valid",
     "ChangeIgnored",
     "Ready",
+    "Preparing",
     "Queued",
     "CleaningUp",
     "Suspended",

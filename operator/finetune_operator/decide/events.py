@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
+from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase, Plan
 from finetune_operator.decide.conditions import condition
 
 RECORD_INVALID: Final = "RecordInvalid"
@@ -17,6 +17,8 @@ Reason = Literal[
     "Accepted",
     "SpecRemark",
     "ChangeIgnored",
+    "Preparing",
+    "Prepared",
     "ClusterRequested",
     "Queued",
     "Running",
@@ -61,6 +63,8 @@ def _transitions(
         for remark in remarks:
             yield Event("Warning", "SpecRemark", remark)
     yield from _ignored_changes(before, after)
+    if before.phase is Phase.PREPARING and before.plan is None and after.plan is not None:
+        yield Event("Normal", "Prepared", _prepared(after.plan))
     if after.ray_job_name is not None and (after.ray_job_name, after.attempts) != (
         before.ray_job_name,
         before.attempts,
@@ -76,6 +80,8 @@ def _phase(after: FineTuneJobStatus) -> Iterator[Event]:
     message = after.message or ""
     failure = after.failure
     match after.phase:
+        case Phase.PREPARING:
+            yield Event("Normal", "Preparing", message)
         case Phase.QUEUED:
             yield Event("Normal", "Queued", message)
         case Phase.RUNNING:
@@ -126,6 +132,13 @@ def _ignored_changes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Ite
         and (old is None or old.reason != "ChangeIgnored")
     ):
         yield Event("Warning", "ChangeIgnored", accepted.message)
+
+
+def _prepared(plan: Plan) -> str:
+    return (
+        f"{plan.rows} rows with {plan.tokens} tokens: {plan.total_epochs} epochs of {plan.steps_per_epoch}"
+        " steps"
+    )
 
 
 def _loss(checkpoint: Checkpoint) -> str:

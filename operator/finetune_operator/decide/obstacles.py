@@ -1,6 +1,6 @@
 """What a Ray cluster that is not ready waits for: KubeRay, a node with room, an image, a quota.
 
-And, once it is ready, what its program waits for until the trainer speaks.
+And, once it is ready, what its program waits for until the trainer speaks; before it, what Prepare waits for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONTAINER_REASONS = (
     "CrashLoopBackOff",
 )
 SLOW_SUBMITTER = timedelta(seconds=30)
-"""The submitter's pod is there in a second; after so long it is likely that it may not be made."""
+"""The pod of a Job is there in a second; after so long it is likely that it may not be made."""
 
 
 def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
@@ -89,6 +89,31 @@ def submitter_obstacle(observed: Observed, now: datetime) -> Wait | None:
         return Wait(
             Obstacle.STARTING, f"waiting for pod {waiting.name} to start, which hands the program to Ray"
         )
+    return None
+
+
+def prepare_obstacle(observed: Observed, now: datetime) -> Wait | None:
+    """What Prepare waits for before its program runs; None for nothing."""
+    prepare_job = observed.prepare_job
+    assert prepare_job is not None, "it has been asked for"
+    name, begun = prepare_job.metadata.name, prepare_job.status.start_time
+    if prepare_job.spec.suspend:
+        return Wait(Obstacle.GATED, f"Job {name}, which prepares, is held back: its suspend is true")
+    found = _gravest(observed, observed.pods_that_prepare) or lost_pod(observed.lost_pods_that_prepare)
+    if found is not None:
+        return found
+    pods = _present(observed.pods_that_prepare)
+    if not pods:
+        if begun is None or now < begun + SLOW_SUBMITTER:
+            return Wait(Obstacle.STARTING, f"waiting for the pod of Job {name}, which prepares")
+        return Wait(
+            Obstacle.REFUSED,
+            f"Job {name}, which prepares, has no pod: a quota, a LimitRange or an admission policy may refuse"
+            f" it (kubectl events --for job/{name})",
+        )
+    waiting = next((pod for pod in pods if pod.status.phase in ("", "Pending")), None)
+    if waiting is not None:
+        return Wait(Obstacle.STARTING, f"waiting for pod {waiting.name} to start, which prepares")
     return None
 
 
@@ -153,8 +178,8 @@ def _unschedulable(pods: Sequence[Pod]) -> Wait | None:
     first, message = stuck[0]
     others = f" and {len(stuck) - 1} more" if len(stuck) > 1 else ""
     line = in_a_line(f"no node takes pod {first.name}{others}: {message}")
-    if first.is_submitter:
-        line += "; what it asks for is spec.cluster.submitter.resources"
+    if first.is_submitter or first.prepares:
+        line += f"; what it asks for is spec.cluster.{first.role}.resources"
     return Wait(Obstacle.UNSCHEDULABLE, line)
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from finetune_api.status import Failure, FineTuneJobStatus, Phase, Workers
 from finetune_operator.children.placement import Placement
 from finetune_operator.decide.acceptance import acceptance
-from finetune_operator.decide.cleanup import left_behind
+from finetune_operator.decide.cleanup import left_behind, unfinished_prepare
 from finetune_operator.decide.conditions import ConditionType, Finding, Reason, condition
 from finetune_operator.decide.events import RECORD_INVALID
 from finetune_operator.decide.situation import Situation
 from finetune_operator.decide.status import none_ready, updated
 from finetune_operator.decide.wait import Obstacle, Wait
 from finetune_operator.names import QUEUE
-from finetune_operator.observed import RayJob
+from finetune_operator.observed import PrepareJob, RayJob
 
 ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 """Phases that nothing comes after."""
@@ -34,12 +34,9 @@ def requested(
 ) -> FineTuneJobStatus:
     """An attempt's RayJob is asked for; `failure` is why the attempt before this one ended."""
     message = f"asked for RayJob {ray_job_name} ({placed.pods} x {placed.accelerator_type})"
-    asked = Finding("False", Obstacle.KUBERAY, message)
-    before = condition(status.conditions, "ClusterReady")
-    if before is not None and before.reason == Obstacle.REFUSED and status.ray_job_name == ray_job_name:
-        # It was refused and is asked for again: a status that went to and fro would wake the operator each
-        # time.
-        asked = Finding("False", Obstacle.REFUSED, before.message)
+    asked = _asked(
+        status, Finding("False", Obstacle.KUBERAY, message), again=status.ray_job_name == ray_job_name
+    )
     return _updated(
         situation,
         status,
@@ -55,6 +52,69 @@ def requested(
         workers=Workers(desired=placed.pods, ready=0),
         failure=failure or status.failure,
     )
+
+
+def prepare_requested(
+    situation: Situation,
+    status: FineTuneJobStatus,
+    placed: Placement,
+    *,
+    attempt: int,
+    prepare_job_name: str,
+    run_directory: str,
+    failure: Failure | None,
+) -> FineTuneJobStatus:
+    """The Job that prepares for an attempt is asked for; `failure` is why the one before this one ended."""
+    message = f"asked for Job {prepare_job_name}, which prepares before a cluster is asked for"
+    again = status.phase is Phase.PREPARING and status.attempts == attempt
+    asked = _asked(status, Finding("False", "Preparing", message), again=again)
+    return _updated(
+        situation,
+        status,
+        _not_training(situation, "Preparing", asked),
+        phase=Phase.PREPARING,
+        message=asked.message,
+        attempts=attempt,
+        ray_job_name=None,
+        ray_cluster_name=None,
+        dashboard_url=None,
+        run_directory=run_directory,
+        accelerator_type=placed.accelerator_type,
+        workers=Workers(desired=placed.pods, ready=0),
+        failure=failure or status.failure,
+    )
+
+
+def _asked(status: FineTuneJobStatus, asked: Finding, *, again: bool) -> Finding:
+    """What ClusterReady says of an object that is asked for, perhaps `again`, since it was refused.
+
+    A status that went to and fro would wake the operator each time.
+    """
+    before = condition(status.conditions, "ClusterReady")
+    if again and before is not None and before.reason == Obstacle.REFUSED:
+        return Finding("False", Obstacle.REFUSED, before.message)
+    return asked
+
+
+def preparing(
+    situation: Situation, status: FineTuneJobStatus, prepare_job: PrepareJob, wait: Wait | None
+) -> FineTuneJobStatus:
+    """The job is prepared; `wait` is what keeps that from beginning."""
+    name = prepare_job.metadata.name
+    if wait is not None:
+        message = wait.message
+    elif status.plan is not None:
+        message = f"the job is prepared; Job {name} ends"
+    elif situation.prepare_record is not None:
+        message = "data and model are read and checked; no device is held meanwhile"
+    else:
+        message = f"Prepare's program starts; its log: kubectl logs job/{name}"
+    cluster = Finding("False", wait.obstacle if wait is not None else "Preparing", message)
+    findings = _not_training(situation, "Preparing", cluster)
+    if situation.record_problem is not None:
+        message = situation.record_problem
+        findings["Training"] = Finding("False", RECORD_INVALID, message)
+    return _updated(situation, status, findings, phase=Phase.PREPARING, message=message)
 
 
 def cleaning_up(situation: Situation, status: FineTuneJobStatus, message: str) -> FineTuneJobStatus:
@@ -167,15 +227,19 @@ def retrying(situation: Situation, status: FineTuneJobStatus, failure: Failure) 
 
 
 def suspended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> FineTuneJobStatus:
-    """`suspend` is true; `ray_job` is the one that still has to go."""
+    """`suspend` is true; `ray_job`, or else a Job that prepares, is what still has to go."""
+    prepare_job = unfinished_prepare(situation.observed)
     holding = left_behind(situation.observed, situation.now)
     saved = status.latest_checkpoint
     rest = f"suspend: false goes on from {saved.name}" if saved else "suspend: false begins it"
     message = f"suspended; {rest}"
-    if holding is not None or ray_job is not None:
+    going = holding is not None or ray_job is not None or prepare_job is not None
+    if prepare_job is not None:
+        message = f"Job {prepare_job.metadata.name}, which prepares, is ended"
+    elif going:
         message = f"giving the devices back: {holding or 'waiting for KubeRay'}"
     findings = _not_training(situation, "Suspended", Finding("False", "Suspended", message))
-    if holding is None and ray_job is None:
+    if not going:
         # It is as its spec says, and stays so.
         findings["Reconciling"] = Finding("False", "Suspended", message)
     return _updated(
@@ -231,9 +295,8 @@ def _updated(
 def _kept_alive(situation: Situation) -> str:
     """What keeps the submitter's pod, and with it the cluster, from its end."""
     for pod in situation.observed.pods_of_attempt:
-        running = [each.name for each in pod.status.container_statuses if each.state.running is not None]
-        if pod.is_submitter and pod.has_ended and running:
-            return f": container {', '.join(running)} keeps pod {pod.name} alive"
+        if pod.is_submitter and pod.has_ended and pod.still_runs:
+            return f": container {', '.join(pod.still_runs)} keeps pod {pod.name} alive"
     return ""
 
 

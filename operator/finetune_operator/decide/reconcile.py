@@ -18,36 +18,52 @@ from finetune_api.manifest import read_spec
 from finetune_api.paths import parent
 from finetune_api.record import with_record
 from finetune_api.status import Failure, FineTuneJobStatus
-from finetune_operator.children.objects import children
+from finetune_operator.children.objects import children, children_that_prepare
 from finetune_operator.children.pods import PodSource
 from finetune_operator.decide import phases
-from finetune_operator.decide.acceptance import accepted_placement, new_run_directory
+from finetune_operator.decide.acceptance import accepted_placement, must_prepare, new_run_directory
 from finetune_operator.decide.attempts import (
     MOST_INTERRUPTIONS,
     failure_of_attempt,
+    failure_of_prepare,
     is_retried,
     never_began,
+    never_prepared,
     next_attempt_at,
+    prepare_ended_at,
     unfinished,
     was_interrupted,
 )
-from finetune_operator.decide.cleanup import after_the_end, deletion_of, left_behind
+from finetune_operator.decide.cleanup import (
+    after_the_end,
+    deletion_of,
+    kept_alive,
+    left_behind,
+    unfinished_prepare,
+)
 from finetune_operator.decide.conditions import ConditionType, Finding, shortened
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import transitions
-from finetune_operator.decide.obstacles import SLOW_SUBMITTER, first_obstacle, submitter_obstacle
+from finetune_operator.decide.obstacles import (
+    SLOW_SUBMITTER,
+    first_obstacle,
+    prepare_obstacle,
+    submitter_obstacle,
+)
 from finetune_operator.decide.recovery import recovered
 from finetune_operator.decide.situation import Situation, run_name, situation_of
 from finetune_operator.decide.status import failed, updated
 from finetune_operator.decide.wait import Obstacle, Wait
-from finetune_operator.names import ray_job_name
-from finetune_operator.observed import Job, Observed, RayJob
+from finetune_operator.names import prepare_job_name, ray_job_name
+from finetune_operator.observed import Job, Observed, PrepareJob, RayJob
 from finetune_operator.settings.configuration import Configuration
 
 SLOW_KUBERAY = timedelta(seconds=30)
 """KubeRay takes up a RayJob in a second; after so long something is wrong with it."""
 RECHECK_CLEANUP = timedelta(seconds=5)
 """How often what keeps the next cluster back is checked: that it is gone may come without an event."""
+END_OF_PREPARE = timedelta(seconds=1)
+"""Kubernetes says that a Job has ended about a second after its pod has; the operator does not watch Jobs."""
 
 
 def reconcile(observed: Observed, configuration: Configuration, now: datetime) -> Decision:
@@ -116,9 +132,9 @@ def _decide(situation: Situation) -> Decision:
     if deadline is not None and deadline <= now:
         return _deadline_exceeded(situation, status, ray_job)
 
-    # The current attempt has no RayJob: it is new, was resumed, or somebody deleted its RayJob.
+    # The current attempt has no RayJob: it is new, is prepared, was resumed, or somebody deleted its RayJob.
     if ray_job is None:
-        return _begin(situation, status, situation.job.attempt)
+        return _before_cluster(situation, status)
 
     # The attempt is under way: the status follows the cluster and the trainer, until the deadline at most.
     decision = _under_way(situation, status, ray_job)
@@ -142,12 +158,63 @@ def _with_start_time(status: FineTuneJobStatus, ray_job: RayJob | None) -> FineT
     return status.model_copy(update={"start_time": ray_job.status.start_time})
 
 
+def _before_cluster(situation: Situation, status: FineTuneJobStatus) -> Decision:
+    """What to do while the current attempt has no RayJob; it may have a Job that prepares."""
+    job, observed = situation.job, situation.observed
+    placed = accepted_placement(job, situation.spec, situation.configuration)
+    if must_prepare(situation, status, placed) and observed.prepare_job is not None:
+        return _preparing(situation, status, observed.prepare_job)
+
+    # There is a plan, and what has made it ends by itself; or it is not wanted any more, and is ended.
+    prepare_job = unfinished_prepare(observed)
+    if prepare_job is not None and any(not pod.has_ended for pod in observed.pods_that_prepare):
+        delete = () if status.plan is not None else deletion_of(prepare_job)
+        shown = phases.preparing(situation, status, prepare_job, None)
+        return Decision(shown, delete=delete, requeue_after=RECHECK_CLEANUP)
+    delete = deletion_of(kept_alive(observed) if status.plan is not None else prepare_job)
+    return replace(_begin(situation, status, job.attempt), delete=delete)
+
+
+def _preparing(situation: Situation, status: FineTuneJobStatus, prepare_job: PrepareJob) -> Decision:
+    """What to do while there is a Job that prepares, and no plan yet."""
+    job, observed, now = situation.job, situation.observed, situation.now
+    # Somebody deleted it.
+    if prepare_job.metadata.deletion_timestamp is not None:
+        message = f"Job {prepare_job.metadata.name} is being deleted; then the job is prepared again"
+        return Decision(phases.cleaning_up(situation, status, message), requeue_after=RECHECK_CLEANUP)
+
+    # It has failed: the job fails, or another attempt prepares it.
+    held = kept_alive(observed)
+    if prepare_job.has_ended or held is not None:
+        ended = prepare_ended_at(situation, prepare_job)
+        failure = failure_of_prepare(situation, prepare_job, ended)
+        decision = _failed_for_now(situation, status, failure, ended)
+        # Not before: without it, the same attempt would begin again.
+        return replace(decision, delete=deletion_of(held)) if decision.create else decision
+
+    # It speaks in time, and ends in time.
+    record = situation.prepare_record
+    wait = prepare_obstacle(observed, now) if record is None else None
+    deadline = situation.prepare_deadline(prepare_job)
+    if deadline is not None and deadline <= now:
+        if situation.prepare_has_spoken:
+            return _deadline_exceeded(situation, status, None)
+        return Decision(failed(job, status, never_prepared(wait), now), delete=deletion_of(prepare_job))
+
+    shown = phases.preparing(situation, status, prepare_job, wait)
+    pods = observed.pods_that_prepare
+    ends = (record is not None and record.failure is not None) or any(pod.has_ended for pod in pods)
+    soon = END_OF_PREPARE if ends else RECHECK_CLEANUP if not pods else None
+    return Decision(shown, requeue_after=soon).requeued(None if deadline is None else deadline - now)
+
+
 def _begin(
     situation: Situation, status: FineTuneJobStatus, attempt: int, failure: Failure | None = None
 ) -> Decision:
     """Asks for an attempt's cluster, once nothing of an earlier one is left: two must never write to one run.
 
-    `failure` is why the attempt before this one ended.
+    Where the job has to be prepared before that, it asks for the Job that does. `failure` is why the attempt
+    before this one ended.
     """
     job, spec, configuration = situation.job, situation.spec, situation.configuration
     left = left_behind(situation.observed, situation.now)
@@ -157,6 +224,17 @@ def _begin(
     run_directory = status.run_directory or new_run_directory(situation)
     storage = parent(run_directory, run_name(job))
     source = PodSource(job.metadata, attempt, spec, placed, configuration, storage)
+    if must_prepare(situation, status, placed):
+        shown = phases.prepare_requested(
+            situation,
+            status,
+            placed,
+            attempt=attempt,
+            prepare_job_name=prepare_job_name(job.metadata.name, job.metadata.uid, attempt),
+            run_directory=run_directory,
+            failure=failure,
+        )
+        return Decision(shown, create=tuple(children_that_prepare(source)), requeue_after=RECHECK_CLEANUP)
     deadline = situation.deadline(status)
     seconds = spec.run_policy.active_deadline_seconds
     if deadline is not None:
@@ -234,7 +312,7 @@ def _before_first_word(
 
 
 def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob) -> Decision:
-    job, now, policy = situation.job, situation.now, situation.spec.run_policy
+    job, now = situation.job, situation.now
     ended = ray_job.status.end_time or now
     problem = unfinished(situation)
 
@@ -248,18 +326,35 @@ def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: Ray
         failure = Failure(failure_class=FailureClass.UNKNOWN, message=problem)
         return Decision(failed(job, status, failure, now, ended=ended))
 
-    # It failed for good: by its class, or after the last attempt; those whose work was saved when they were
-    # interrupted have a limit of their own. A RayJob that ran into a deadline that was raised since is tried
-    # again.
     failure = failure_of_attempt(situation, ray_job)
-    interruptions, interrupted = status.interruptions or 0, was_interrupted(situation, failure)
-    tried = max(1, job.attempt - interruptions)
     deadline = situation.deadline(status)
     extended = (
         failure.failure_class is FailureClass.DEADLINE_EXCEEDED
         and ray_job.status.reason == "DeadlineExceeded"
         and (deadline is None or deadline > now)
     )
+    return _failed_for_now(situation, status, failure, ended, extended=extended)
+
+
+def _failed_for_now(
+    situation: Situation,
+    status: FineTuneJobStatus,
+    failure: Failure,
+    ended: datetime,
+    *,
+    extended: bool = False,
+) -> Decision:
+    """The current attempt has failed, at `ended`: the job fails, or another attempt follows.
+
+    `extended` says that it ran into a deadline that was raised since.
+    """
+    job, now, policy = situation.job, situation.now, situation.spec.run_policy
+    # It failed for good: by its class, or after the last attempt; those whose work was saved when they were
+    # interrupted have a limit of their own. A RayJob that ran into a deadline that was raised since is tried
+    # again.
+    interruptions, interrupted = status.interruptions or 0, was_interrupted(situation, failure)
+    tried = max(1, job.attempt - interruptions)
+    deadline = situation.deadline(status)
     if interrupted:
         retried, most = interruptions < MOST_INTERRUPTIONS, MOST_INTERRUPTIONS + tried
     else:
@@ -288,7 +383,8 @@ def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: Ray
 
 
 def _suspend(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> Decision:
-    return Decision(phases.suspended(situation, status, ray_job), delete=deletion_of(ray_job))
+    delete = deletion_of(ray_job, unfinished_prepare(situation.observed))
+    return Decision(phases.suspended(situation, status, ray_job), delete=delete)
 
 
 def _deadline_exceeded(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> Decision:
@@ -298,7 +394,8 @@ def _deadline_exceeded(situation: Situation, status: FineTuneJobStatus, ray_job:
         " its checkpoints are kept"
     )
     failure = Failure(failure_class=FailureClass.DEADLINE_EXCEEDED, message=message)
-    return Decision(failed(situation.job, status, failure, situation.now), delete=deletion_of(ray_job))
+    delete = deletion_of(ray_job, unfinished_prepare(situation.observed))
+    return Decision(failed(situation.job, status, failure, situation.now), delete=delete)
 
 
 def _with_events(decision: Decision, before: FineTuneJobStatus, remarks: Sequence[str] = ()) -> Decision:

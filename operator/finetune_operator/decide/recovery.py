@@ -18,23 +18,26 @@ from finetune_api.status import ProgressRecord, Workers
 from finetune_operator.children.placement import placement
 from finetune_operator.decide.situation import run_name
 from finetune_operator.names import ATTEMPT, STORAGE, ray_job_name
-from finetune_operator.observed import Job, Observed, RayJob
+from finetune_operator.observed import Job, Observed, PrepareJob, RayJob
 from finetune_operator.settings.configuration import Configuration
 
 
 def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configuration) -> Observed:
     """What is observed, with attempt and run directory that a status lacks though its job has begun."""
-    job, ray_job = observed.job, observed.ray_job
+    job, ray_job, prepare_job = observed.job, observed.ray_job, observed.prepare_job
+    made_for_it = ray_job or prepare_job
     record = _record(observed.record)
     known = job.status.attempts is not None and job.status.run_directory is not None
-    if known or (ray_job is None and record is None):
+    if known or (made_for_it is None and record is None):
         return observed
-    made, reported = attempt_of(ray_job) if ray_job is not None else 0, record.attempt if record else 0
+    made = attempt_of(made_for_it) if made_for_it is not None else 0
+    reported = record.attempt if record else 0
+    prepares = ray_job is None and (record is None or record.preparing)
     attempt = job.status.attempts or max(made, reported, 1)
     # All but the retries that the spec allows have followed an interruption.
     interruptions = max(0, attempt - 1 - spec.run_policy.backoff_limit) or None
     storage = (
-        (ray_job.metadata.annotations.get(STORAGE) if ray_job is not None else None)
+        (made_for_it.metadata.annotations.get(STORAGE) if made_for_it is not None else None)
         or (spec.storage.path if spec.storage is not None else None)
         or _recorded_storage(job, record)
         or configuration.storage
@@ -43,21 +46,25 @@ def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configur
         update={
             "attempts": attempt,
             "interruptions": job.status.interruptions if job.status.attempts is not None else interruptions,
-            "ray_job_name": ray_job_name(job.metadata.name, job.metadata.uid, attempt),
+            "ray_job_name": (
+                None if prepares else ray_job_name(job.metadata.name, job.metadata.uid, attempt)
+            ),
             "run_directory": job.status.run_directory or (child(storage, run_name(job)) if storage else None),
             **_placed(spec, configuration),
         }
     )
+    same = job.status.attempts is not None or made == attempt
     return replace(
         observed,
         job=job.model_copy(update={"status": status}),
-        ray_job=ray_job if job.status.attempts is not None or made == attempt else None,
+        ray_job=ray_job if same else None,
+        prepare_job=prepare_job if same else None,
     )
 
 
-def attempt_of(ray_job: RayJob) -> int:
-    """Which attempt a RayJob is, by its label, or else by its name; counted from 1."""
-    metadata = ray_job.metadata
+def attempt_of(made: RayJob | PrepareJob) -> int:
+    """Which attempt a RayJob or a Job is for, by its label, or else by its name; counted from 1."""
+    metadata = made.metadata
     written = metadata.labels.get(ATTEMPT, "") or metadata.name.rpartition("-")[2]
     return int(written) if re.fullmatch(r"[1-9][0-9]{0,3}", written) else 1
 

@@ -9,7 +9,7 @@ from finetune_api.paths import run_directory_name
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_operator.decide.record import RecordError, read_record
-from finetune_operator.observed import Job, Observed, RayJob
+from finetune_operator.observed import Job, Observed, PrepareJob, RayJob
 from finetune_operator.settings.configuration import Configuration
 
 FIRST_WORD = timedelta(minutes=5)
@@ -36,8 +36,18 @@ class Situation:
 
     @property
     def own_record(self) -> ProgressRecord | None:
-        """The record, if it is the current attempt that wrote it."""
-        return self.record if self.record is not None and self.record.attempt == self.job.attempt else None
+        """The record, if it is the current attempt's trainer that wrote it."""
+        return self._of_attempt(preparing=False)
+
+    @property
+    def prepare_record(self) -> ProgressRecord | None:
+        """The record, if it is the current attempt's Prepare that wrote it."""
+        return self._of_attempt(preparing=True)
+
+    def _of_attempt(self, *, preparing: bool) -> ProgressRecord | None:
+        record = self.record
+        own = record is not None and (record.attempt, record.preparing) == (self.job.attempt, preparing)
+        return record if own else None
 
     @property
     def trains(self) -> bool:
@@ -65,6 +75,25 @@ class Situation:
         if seconds is None or status.start_time is None:
             return None
         return status.start_time + timedelta(seconds=seconds)
+
+    def prepare_deadline(self, prepare_job: PrepareJob) -> datetime | None:
+        """When preparing must be over; None without a limit, or before it has begun.
+
+        Before `starting_deadline_seconds` are over Prepare must have spoken, and it has
+        `active_deadline_seconds` in all: those of the job begin with its first cluster.
+        """
+        begun, policy = prepare_job.status.start_time, self.spec.run_policy
+        if begun is None:
+            return None
+        seconds = policy.active_deadline_seconds
+        if not self.prepare_has_spoken:
+            seconds = min(policy.starting_deadline_seconds, seconds or policy.starting_deadline_seconds)
+        return begun + timedelta(seconds=seconds) if seconds is not None else None
+
+    @property
+    def prepare_has_spoken(self) -> bool:
+        """Whether the current attempt's Prepare has reported anything yet."""
+        return self.prepare_record is not None or self.record_problem is not None
 
     def first_word_due(self, ray_job: RayJob) -> datetime | None:
         """By when the trainer has to speak; None before KubeRay has begun.

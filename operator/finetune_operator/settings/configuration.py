@@ -168,6 +168,8 @@ class Configuration(BaseSettings):
     """The type for jobs that name none; `CPU` is no device."""
     head: PodResources = PodResources(cpu=1, memory="8Gi")
     """The pod of a job that coordinates, and does not train."""
+    prepare: PodResources | None = None
+    """The pod of a job that prepares it before a cluster is asked for; as large as `head`, if left out."""
     submitter: PodResources = PodResources(cpu="100m", memory="1Gi")
     """The pod of a job that hands the program to Ray, and follows its log."""
     pod_security_context: PodSecurityContext = PodSecurityContext(

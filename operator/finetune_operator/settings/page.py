@@ -89,9 +89,10 @@ A type is known in whatever case, with `_` for `-` and with `NVIDIA` in front of
 {names}
 
 `accelerator_names` adds to them, replaces one, or removes it with `null`. A key of `worker_resources` that
-seems to name a machine or a device, and is not among them, is an error that lists them, unless the job names
-a type besides: `accelerator_type:CPU` is no device. So is `GPU`, where `default_accelerator` is no device.
-`finetune validate` and `finetune convert` know this table, and not what is added to it.
+seems to name a machine or a device, and is not among them, is an error that lists the types and the names of
+its form, unless the job names a type besides: `accelerator_type:CPU` is no device. So is `GPU`, where
+`default_accelerator` is no device. `finetune validate` and `finetune convert` know this table, and not what
+is added to it.
 """
 
 

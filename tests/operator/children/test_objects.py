@@ -11,7 +11,7 @@ from tests.operator.sources import at, maps, source
 
 from finetune_api.assignment import Assignment
 from finetune_api.manifest import read_manifest
-from finetune_operator.children.objects import children, unchecked_hash
+from finetune_operator.children.objects import children, children_that_prepare, unchecked_hash
 from finetune_operator.children.pods import PodSource
 
 NAME = "tune-11111111"
@@ -24,15 +24,26 @@ def made(made_from: PodSource, deadline_seconds: int | None = None) -> dict[str,
     return {str(each["kind"]): each for each in manifests}
 
 
+def made_to_prepare(made_from: PodSource) -> dict[str, Json]:
+    """The same of what prepares."""
+    return {str(each["kind"]): each for each in children_that_prepare(made_from)}
+
+
 def ray_job(spec: Json | None = None, deadline_seconds: int | None = None) -> Json:
     return cast("Json", made(source(spec), deadline_seconds)["RayJob"]["spec"])
 
 
 def assignment(spec: Json | None = None, attempt: int = 1) -> Assignment:
     """What the head is told, as the trainer reads it from its environment."""
-    head = at(made(source(spec, attempt=attempt))["RayJob"], "spec.rayClusterSpec.headGroupSpec.template")
+    return assigned(
+        at(made(source(spec, attempt=attempt))["RayJob"], "spec.rayClusterSpec.headGroupSpec.template")
+    )
+
+
+def assigned(pod: JsonValue) -> Assignment:
+    """What a pod is told."""
     (value,) = (
-        each["value"] for each in maps(head, "spec.containers.0.env") if each["name"] == "FINETUNE_ASSIGNMENT"
+        each["value"] for each in maps(pod, "spec.containers.0.env") if each["name"] == "FINETUNE_ASSIGNMENT"
     )
     return Assignment.model_validate_json(str(value).replace("$$", "$"))
 
@@ -121,7 +132,7 @@ def test_rayjob_is_tried_once_and_gives_its_devices_back() -> None:
     spec = ray_job()
     assert (spec["submissionMode"], spec["entrypoint"]) == (
         "K8sJobMode",
-        "python -m finetune_trainer.on_cluster",
+        "python -P -m finetune_trainer.on_cluster",
     )
     assert spec["shutdownAfterJobFinishes"] is True
     assert (spec["backoffLimit"], spec["submitterConfig"]) == (0, {"backoffLimit": 0})
@@ -314,3 +325,47 @@ def test_every_pod_of_a_job_is_among_those_that_the_network_policy_is_for() -> N
 
 def test_network_policies_can_be_left_to_others() -> None:
     assert "NetworkPolicy" not in made(source(settings={"network_policies": False}))
+
+
+def test_what_prepares_is_a_job_of_its_own_beside_what_the_rayjob_needs_too() -> None:
+    made_from = source(SHAPE, attempt=2)
+    found = children_that_prepare(made_from)
+    assert found[:-1] == children(made_from, deadline_seconds=None)[:-1]
+    assert (found[-1]["apiVersion"], found[-1]["kind"]) == ("batch/v1", "Job")
+    assert at(found[-1], "metadata.name") == f"{NAME}-2-prepare"
+
+
+def test_prepare_is_tried_once_and_told_what_the_head_is_told() -> None:
+    job = made_to_prepare(source(SHAPE, attempt=3))["Job"]
+    assert at(job, "spec.backoffLimit") == 0
+    assert assigned(at(job, "spec.template")) == assignment(SHAPE, attempt=3)
+    command = at(job, "spec.template.spec.containers.0.command")
+    assert command == ["/bin/bash", "-lc", "--", "exec python -P -m finetune_trainer.prepare_on_cluster"]
+    assert at(job, "spec.template.spec.serviceAccountName") == NAME
+
+
+def test_no_queue_sees_what_prepares() -> None:
+    labels = {"kueue.x-k8s.io/queue-name": "gpus", "volcano.sh/queue-name": "gpus"}
+    provisioning = {"provreq.kueue.x-k8s.io/maxRunDurationSeconds": "3600"}
+    job = made_to_prepare(source(labels=labels, annotations=provisioning))["Job"]
+    assert at(job, "metadata.labels") == {
+        "app.kubernetes.io/managed-by": "finetune-operator",
+        "finetune.dev/job-uid": UID,
+        "finetune.dev/attempt": "1",
+    }
+    assert cast("Json", at(job, "metadata.annotations")).keys() == {
+        "finetune.dev/job-name",
+        "finetune.dev/unchecked-spec",
+        "finetune.dev/storage",
+    }
+    assert cast("Json", at(job, "spec.template.metadata.labels")).keys() == {
+        "app.kubernetes.io/managed-by",
+        "finetune.dev/job-uid",
+        "finetune.dev/attempt",
+        "finetune.dev/role",
+    }
+
+
+def test_what_prepares_goes_with_its_job() -> None:
+    [owner] = maps(made_to_prepare(source())["Job"], "metadata.ownerReferences")
+    assert (owner["kind"], owner["uid"], owner["blockOwnerDeletion"]) == ("FineTuneJob", UID, False)

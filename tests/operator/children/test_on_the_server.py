@@ -11,9 +11,9 @@ from kubernetes.dynamic import DynamicClient
 from pydantic import JsonValue
 from tests.admission import CHOSEN, NOBODY_CHOOSES
 from tests.operator.cases import Json
-from tests.operator.children.test_objects import made, templates
+from tests.operator.children.test_objects import made, made_to_prepare, templates
 from tests.operator.children.test_pods import EVERYTHING, RDMA
-from tests.operator.sources import source
+from tests.operator.sources import at, source
 
 from devcluster.waiting import wait_for
 from finetune_operator.children.pods import PodSource
@@ -99,6 +99,41 @@ def test_kuberays_definition_has_every_field_that_is_set(server: Offered, made_f
 def test_every_pod_is_one_that_the_server_takes(server: Offered, made_from: PodSource) -> None:
     for template in templates(made(made_from)["RayJob"]):
         server.offer_pod(template)
+
+
+@pytest.mark.parametrize("made_from", MADE.values(), ids=MADE)
+def test_what_prepares_is_a_job_that_the_server_takes(server: Offered, made_from: PodSource) -> None:
+    job = made_to_prepare(made_from)["Job"]
+    server.offer(job)
+    server.offer_pod(at(job, "spec.template"))
+
+
+@pytest.mark.usefixtures("restricted")
+@pytest.mark.parametrize("made_from", MADE.values(), ids=MADE)
+def test_what_prepares_is_let_in_where_restricted_is_enforced(server: Offered, made_from: PodSource) -> None:
+    server.offer_pod(at(made_to_prepare(made_from)["Job"], "spec.template"))
+
+
+@pytest.fixture
+def restricted(dynamic: DynamicClient, namespace: str, server: Offered) -> None:
+    """The namespace enforces the Pod Security level, which an API server that is here checks."""
+    namespaces = dynamic.resources.get(api_version="v1", kind="Namespace")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespaces.patch(
+        name=namespace,
+        body={"metadata": {"labels": labels}},
+        content_type="application/merge-patch+json",
+    )
+    careless: Json = {"metadata": {}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+
+    def refuses() -> bool:
+        try:
+            server.offer_pod(careless)
+        except ApiException as error:
+            return "violates PodSecurity" in str(error.body)
+        return False
+
+    wait_for("the level to be enforced", refuses, seconds=30, every=0.1)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from finetune_operator.children.pods import (
     RAY_SETTINGS,
     PodSource,
     head_pod,
+    prepare_pod,
     submitter_pod,
     worker_pod,
     worker_processors,
@@ -113,7 +114,13 @@ def submitter(made_from: PodSource) -> Json:
     return submitter_pod(made_from, "account")
 
 
-ROLES = [head, worker, submitter]
+def prepare(made_from: PodSource) -> Json:
+    return prepare_pod(
+        made_from, "account", "tune-11111111", {"FINETUNE_ASSIGNMENT": "{}"}, ("python", "-m", "this")
+    )
+
+
+ROLES = [head, worker, submitter, prepare]
 RAY_ROLES = [head, worker]
 Role = Callable[[PodSource], Json]
 
@@ -139,11 +146,11 @@ def test_root_file_system_is_read_only_and_what_is_written_is_in_memory_of_the_p
     assert {mounts[name] for name in empty} == {"/home/ray", "/tmp"}
 
 
-def test_head_alone_has_an_api_token() -> None:
+def test_head_and_prepare_alone_have_an_api_token() -> None:
     tokens = {
         role.__name__: at(role(source(EVERYTHING)), "spec.automountServiceAccountToken") for role in ROLES
     }
-    assert tokens == {"head": True, "worker": False, "submitter": False}
+    assert tokens == {"head": True, "worker": False, "submitter": False, "prepare": True}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -294,6 +301,59 @@ def test_head_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None
     }
 
 
+def test_prepare_is_as_large_as_the_head_unless_it_is_said() -> None:
+    settings: Json = {"head": {"cpu": 2, "memory": "6Gi"}}
+    own: Json = {**settings, "prepare": {"cpu": 4, "memory": "12Gi"}}
+    of_head: Json = {"head": {"resources": {"limits": {"memory": "9Gi"}}}}
+    of_both: Json = {**of_head, "prepare": {"resources": {"limits": {"memory": "10Gi"}}}}
+    found = [
+        at(prepare(source({"cluster": cluster}, said)), "spec.containers.0.resources")
+        for cluster, said in (({}, settings), (of_head, settings), ({}, own), (of_both, own))
+    ]
+    assert found == [
+        {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+        for cpu, memory in (("2", "6Gi"), ("2", "9Gi"), ("4", "12Gi"), ("4", "10Gi"))
+    ]
+
+
+def test_prepare_goes_where_the_head_does_unless_it_is_said_and_claims_nothing_of_its() -> None:
+    of_head: Json = {
+        "node_selector": {"on": "demand"},
+        "tolerations": [{"key": "demand", "operator": "Exists"}],
+        "runtime_class_name": "runc",
+        "resource_claims": [{"name": "nic", "resourceClaimTemplateName": "nics"}],
+    }
+    own: Json = {"node_selector": {}, "runtime_class_name": "gvisor"}
+    as_a_head = cast("Json", prepare(source({**A10G, "cluster": {"head": of_head}}))["spec"])
+    assert as_a_head["nodeSelector"] == of_head["node_selector"]
+    assert as_a_head["tolerations"] == of_head["tolerations"]
+    assert as_a_head["runtimeClassName"] == "runc"
+    assert "resourceClaims" not in as_a_head
+    itself = cast("Json", prepare(source({**A10G, "cluster": {"head": of_head, "prepare": own}}))["spec"])
+    assert "nodeSelector" not in itself
+    assert itself["tolerations"] == of_head["tolerations"]
+    assert itself["runtimeClassName"] == "gvisor"
+
+
+def test_prepare_has_no_device_and_sees_what_the_head_sees() -> None:
+    made_from = source(EVERYTHING)
+    assert "nvidia.com/gpu" not in str(prepare(made_from))
+    for path in ("spec.volumes", "spec.containers.0.volumeMounts", "spec.containers.0.image"):
+        assert at(prepare(made_from), path) == at(head(made_from), path)
+    env, of_head = (
+        {str(each["name"]) for each in maps(pod, "spec.containers.0.env")}
+        for pod in (prepare(made_from), head(made_from))
+    )
+    assert env == of_head - RAY_SETTINGS.keys()
+
+
+def test_prepare_is_run_once_and_told_apart() -> None:
+    pod = prepare(source())
+    assert at(pod, "spec.restartPolicy") == "Never"
+    assert at(pod, "spec.containers.0.command") == ["python", "-m", "this"]
+    assert cast("Json", at(pod, "metadata.labels"))["finetune.dev/role"] == "prepare"
+
+
 def test_submitter_is_as_large_as_the_configuration_says_and_the_job_wishes() -> None:
     wish: Json = {
         "cluster": {"submitter": {"resources": {"limits": {"memory": "2Gi", "ephemeral-storage": "1Gi"}}}}
@@ -413,6 +473,7 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
         **EVERYTHING,
         "initial_base_model_ckpt_path": "pvc://models/base",
         "initial_adapter_model_ckpt_path": "pvc://adapters/a",
+        "deepspeed": {"config_path": "configmap://zero/zero_3.json"},
     }
     pod = role(source(spec))
     claims = {
@@ -433,7 +494,7 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
         (f"/finetune/claims/{claim}", False) for claim in claims.values()
     }
     assert sorted(cast("dict[str, str]", config_maps).values()) == (
-        ["rows", "tune-11111111"] if role is head else ["rows"]
+        ["rows", "tune-11111111", "zero"] if role is head else ["rows", "zero"]
     )
     assert ("/finetune/config-maps/rows", True) in mounts.values()
     names = [each["name"] for each in maps(pod, "spec.volumes")]
@@ -495,7 +556,12 @@ def test_labels_of_the_operator_are_not_the_jobs_to_set(role: Role) -> None:
         source(
             {
                 "cluster": {
-                    "labels": {"team": "blue", "finetune.dev/job-uid": "another", "finetune.dev/attempt": "9"}
+                    "labels": {
+                        "team": "blue",
+                        "finetune.dev/job-uid": "another",
+                        "finetune.dev/attempt": "9",
+                        "finetune.dev/role": "another",
+                    }
                 }
             },
             attempt=2,
@@ -506,6 +572,7 @@ def test_labels_of_the_operator_are_not_the_jobs_to_set(role: Role) -> None:
         "app.kubernetes.io/managed-by": "finetune-operator",
         "finetune.dev/job-uid": UID,
         "finetune.dev/attempt": "2",
+        **({"finetune.dev/role": "prepare"} if role is prepare else {}),
     }
 
 
@@ -553,7 +620,8 @@ def test_head_workers_and_the_rest_each_go_where_the_job_says() -> None:
 def test_each_kind_of_pod_can_be_sent_somewhere_else_than_the_others(role: Role) -> None:
     own: Json = {"node_selector": {"only": "mine"}, "runtime_class_name": "mine", "tolerations": []}
     cluster: Json = {"node_selector": {"pool": "a"}, role.__name__: own}
-    others = [other for other in ROLES if other is not role]
+    # Prepare goes where the head does, unless it is said.
+    others = [other for other in ROLES if other is not role and (role, other) != (head, prepare)]
     assert placed(role, cluster)["runtimeClassName"] == "mine"
     assert cast("Json", placed(role, cluster)["nodeSelector"])["only"] == "mine"
     assert not any("runtimeClassName" in placed(other, cluster) for other in others)

@@ -81,12 +81,13 @@ async def test_a_namespace_that_is_gone_is_left_alone_at_the_next_look_and_told_
 @in_a_loop
 async def test_one_kind_that_may_not_be_watched_is_found_within_a_round_of_looks() -> None:
     scene = Scene()
+    await scene.looks(1)
     scene.server.closed["c"] = ("Pod",)
 
     await scene.looks()
 
     assert scene.turns == [("c", False)]
-    asked = [kinds for namespace, kinds in scene.server.asked if namespace == "a"]
+    asked = [kinds for namespace, kinds in scene.server.asked[3:] if namespace == "a"]
     assert sorted(asked) == sorted((kind,) for kind in WATCHED), "one call a look"
 
 
@@ -122,3 +123,29 @@ async def test_an_api_server_that_fails_says_nothing_of_a_namespace(failure: Exc
     await scene.looks(1)
 
     assert scene.turns == [("b", False), ("c", False)], "and the next one is asked for all the same"
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+@in_a_loop
+async def test_a_namespace_that_closes_while_the_operator_starts_has_it_started_again(kind: str) -> None:
+    scene = Scene()
+    scene.server.closed["b"] = (kind,)
+
+    await scene.looks(1)
+
+    assert scene.turns == [("b", False)]
+    assert scene.namespaces.holds_up() == "b"
+
+
+@in_a_loop
+async def test_one_that_closes_later_or_was_closed_before_holds_nobody_up() -> None:
+    scene = Scene()
+    await scene.namespaces.leave_alone("a", ["no right"])
+    scene.server.closed["a"] = WATCHED
+    await scene.looks(1)
+    scene.server.closed["b"] = WATCHED
+
+    await scene.looks(1)
+
+    assert scene.turns == [("a", False), ("b", False)]
+    assert scene.namespaces.holds_up() is None

@@ -269,7 +269,7 @@ async def test_wakes_during_a_call_that_fails_do_not_shorten_the_wait() -> None:
 
 @in_a_loop
 async def test_a_key_that_failed_does_not_keep_the_worker_from_others() -> None:
-    work_queue.FIRST_RETRY = timedelta(milliseconds=8)
+    work_queue.FIRST_RETRY = timedelta(milliseconds=400)
     calls = Calls(workers=1)
     calls.gate.set()
     calls.answers = [OSError()]

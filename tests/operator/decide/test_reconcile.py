@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 from tests.operator.cases import FOLDER, UID, Json, configuration, observed, read_case, record_text
@@ -108,10 +108,17 @@ CONDITION = st.fixed_dictionaries(
 )
 CONTAINER = st.fixed_dictionaries(
     {
-        "name": st.sampled_from(["head", "worker", "submitter", "istio-proxy", "wait-gcs-ready"]),
+        "name": st.sampled_from(["head", "worker", "submitter", "prepare", "istio-proxy", "wait-gcs-ready"]),
         "state": st.dictionaries(
             st.sampled_from(["waiting", "running", "terminated"]),
-            st.fixed_dictionaries({"reason": REASONS, "startedAt": TIMES}),
+            st.fixed_dictionaries(
+                {
+                    "reason": REASONS,
+                    "startedAt": TIMES,
+                    "finishedAt": TIMES,
+                    "exitCode": st.sampled_from([None, 0, 1, 137, 143]),
+                }
+            ),
             max_size=1,
         ),
         "lastState": st.dictionaries(
@@ -131,7 +138,7 @@ PODS = st.lists(
                 "containerStatuses": containers,
             },
         },
-        st.sampled_from(["head", "worker", "submitter"]),
+        st.sampled_from(["head", "worker", "submitter", "prepare"]),
         st.text("abc-", min_size=1, max_size=253),
         TIMES,
         st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown", ""]),
@@ -180,6 +187,27 @@ RAY_JOBS = st.none() | st.builds(
         }
     ),
 )
+PREPARE_JOBS = st.none() | st.builds(
+    lambda uid, suspend, deleted, begun, found: {
+        "metadata": {"uid": uid, "deletionTimestamp": deleted},
+        "spec": {"suspend": suspend},
+        "status": {"startTime": begun, "conditions": found},
+    },
+    st.uuids().map(str),
+    st.booleans(),
+    TIMES,
+    TIMES,
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "type": st.sampled_from(["Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"]),
+                "status": st.sampled_from(["True", "False"]),
+                "lastTransitionTime": TIMES,
+            }
+        ),
+        max_size=2,
+    ),
+)
 CLUSTERS = st.lists(
     st.builds(
         lambda deleted, found: {"metadata": {"deletionTimestamp": deleted}, "status": {"conditions": found}},
@@ -205,6 +233,22 @@ RECORDS = st.none() | st.one_of(
                 {"failure": {"class": "NodeLost", "message": "gone"}, "interrupted": True},
                 {"failure": {"class": "InvalidData", "message": "row 7"}},
                 {"finished": True},
+                {"preparing": True, "progress": None, "checkpoints": []},
+                {"preparing": True, "progress": None, "plan": None, "checkpoints": []},
+                {
+                    "preparing": True,
+                    "progress": None,
+                    "plan": None,
+                    "checkpoints": [],
+                    "failure": {"class": "InvalidData", "message": "row 17"},
+                },
+                {
+                    "preparing": True,
+                    "progress": None,
+                    "plan": None,
+                    "checkpoints": [],
+                    "failure": {"class": "StorageError", "message": "no"},
+                },
             ]
         ),
     ),
@@ -214,7 +258,19 @@ JOBS = st.builds(
         **({"state": state, "status": {"attempts": attempt, **changes}} if state else {}),
         "spec": spec,
     },
-    st.sampled_from([None, "asked", "starting", "running", "retrying", "suspended", "succeeded", "failed"]),
+    st.sampled_from(
+        [
+            None,
+            "preparing",
+            "asked",
+            "starting",
+            "running",
+            "retrying",
+            "suspended",
+            "succeeded",
+            "failed",
+        ]
+    ),
     st.integers(1, 3),
     st.sampled_from(
         [
@@ -223,6 +279,7 @@ JOBS = st.builds(
             {"interruptions": 1},
             {"phase": "Queued"},
             {"workers": None, "runDirectory": None},
+            {"plan": None},
         ]
     ),
     st.fixed_dictionaries(
@@ -234,24 +291,61 @@ JOBS = st.builds(
                     "active_deadline_seconds": st.integers(1, 7200),
                     "backoff_limit": st.integers(0, 3),
                     "ttl_seconds_after_finished": st.integers(0, 7200),
+                    "starting_deadline_seconds": st.integers(1, 7200),
+                    "prepare_first": st.booleans(),
                 },
             ),
             "num_devices": st.integers(0, 3),
-            "worker_resources": st.just({"accelerator_type:Abacus": 1}),
+            "worker_resources": st.sampled_from(
+                [{"accelerator_type:Abacus": 1}, {"accelerator_type:A10G": 1}]
+            ),
             "lora_config": st.none(),
         },
     ),
 )
 SEEN = st.builds(
-    lambda job, ray_job, clusters, pods, record: observed(
-        {"job": job, "rayJob": ray_job, "rayClusters": clusters, "pods": pods, "record": record}
+    lambda job, ray_job, prepare_job, clusters, pods, record: observed(
+        {
+            "job": job,
+            "rayJob": ray_job,
+            "prepareJob": prepare_job if ray_job is None else None,
+            "rayClusters": clusters,
+            "pods": pods,
+            "record": record,
+        }
     ),
     JOBS,
     RAY_JOBS,
+    PREPARE_JOBS,
     CLUSTERS,
     PODS,
     RECORDS,
 )
+BEFORE_A_CLUSTER = st.builds(
+    lambda state, changes, prepare_first, suspend, prepare_job, pods, record: observed(
+        {
+            "job": {
+                **({"state": state, "status": changes} if state else {}),
+                "spec": {
+                    "suspend": suspend,
+                    "run_policy": {"prepare_first": prepare_first},
+                    "worker_resources": {"accelerator_type:A10G": 1},
+                },
+            },
+            "prepareJob": prepare_job,
+            "pods": [pod for pod in pods if "prepare" in pod],
+            "record": record,
+        }
+    ),
+    st.sampled_from([None, "preparing", "asked", "retrying", "suspended"]),
+    st.sampled_from([{}, {"plan": None}]),
+    st.booleans(),
+    st.sampled_from([False] * 5 + [True]),
+    PREPARE_JOBS,
+    st.one_of(st.just([]), PODS),
+    RECORDS,
+)
+"""Of a job with a device that has no RayJob."""
 CONFIGURATION = configuration()
 NOW = st.integers(0, 7200).map(
     lambda seconds: datetime(2026, 1, 1, 11, tzinfo=UTC) + timedelta(seconds=seconds)
@@ -260,10 +354,22 @@ NOW = st.integers(0, 7200).map(
 
 @given(SEEN, NOW)
 def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -> None:
+    check_what_holds(seen, reconcile(seen, CONFIGURATION, now))
+
+
+@given(BEFORE_A_CLUSTER, NOW)
+def test_what_is_decided_before_a_cluster_is_there_holds(seen: Observed, now: datetime) -> None:
     decision = reconcile(seen, CONFIGURATION, now)
 
-    ray_jobs = [each for each in decision.create if each["kind"] == "RayJob"]
-    assert len(ray_jobs) <= 1
+    check_what_holds(seen, decision)
+    check_that_it_is_decided_again(seen, decision, now)
+
+
+def check_what_holds(seen: Observed, decision: Decision) -> None:
+    """Whatever is seen: of clusters there is one at a time, and only of a job that is prepared."""
+
+    runs = [str(each["kind"]) for each in decision.create if each["kind"] in ("RayJob", "Job")]
+    assert len(runs) <= 1
     if decision.create:
         assert seen.job.status.phase not in ENDED
         assert decision.status.phase not in ENDED
@@ -271,7 +377,16 @@ def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -
         assert not any(pod.metadata.deletion_timestamp is None and not pod.has_ended for pod in seen.pods)
         assert all(cluster.metadata.deletion_timestamp is not None for cluster in seen.ray_clusters)
         assert seen.ray_job is None or seen.ray_job.has_ended
-    own = {UID} | ({seen.ray_job.metadata.uid} if seen.ray_job else set())
+        policy = cast("Json", seen.job.spec.get("run_policy", {}))
+        prepared = seen.prepare_job is not None and seen.prepare_job.has_succeeded
+        prepared = prepared or decision.status.plan is not None
+        if runs == ["Job"]:
+            assert policy.get("prepare_first") is not False
+            assert not prepared
+            assert decision.status.ray_job_name is None
+        elif policy.get("prepare_first"):
+            assert prepared
+    own = {UID} | {each.metadata.uid for each in (seen.ray_job, seen.prepare_job) if each is not None}
     assert {each.uid for each in decision.delete} <= own
     assert decision.status.phase is not Phase.FAILED or decision.status.failure is not None
     assert decision.requeue_after is None or decision.requeue_after > timedelta()
@@ -279,16 +394,28 @@ def test_what_is_decided_holds_whatever_is_seen(seen: Observed, now: datetime) -
 
 @given(SEEN, NOW)
 def test_what_was_decided_is_decided_again(seen: Observed, now: datetime) -> None:
-    assume(seen.record is None or seen.job.status.run_directory is not None)
-    first = reconcile(seen, CONFIGURATION, now)
+    check_that_it_is_decided_again(seen, reconcile(seen, CONFIGURATION, now), now)
+
+
+def check_that_it_is_decided_again(seen: Observed, first: Decision, now: datetime) -> None:
+    """When the status is as decided, nothing else is decided, and no event is posted again."""
+    if seen.record is not None and seen.job.status.run_directory is None:
+        return  # what it says is read once there is a directory
     same_attempt = (first.status.attempts or 1) == seen.job.attempt
-    # As the API server gives the status back, with the RayJob of the attempt that it now names.
+    # As the API server gives the status back, with RayJob and Job of the attempt that it now names.
     job = seen.job.model_copy(
         update={"status": FineTuneJobStatus.model_validate_json(first.status.model_dump_json(by_alias=True))}
     )
 
     again = reconcile(
-        replace(seen, job=job, ray_job=seen.ray_job if same_attempt else None), CONFIGURATION, now
+        replace(
+            seen,
+            job=job,
+            ray_job=seen.ray_job if same_attempt else None,
+            prepare_job=seen.prepare_job if same_attempt else None,
+        ),
+        CONFIGURATION,
+        now,
     )
 
     assert again.status == first.status

@@ -67,6 +67,7 @@ def test_an_image_is_enough() -> None:
         "accelerator_names": {},
         "default_accelerator": "CPU",
         "head": {"cpu": 1, "memory": "8Gi"},
+        "prepare": None,
         "submitter": {"cpu": "100m", "memory": "1Gi"},
         "pod_security_context": {
             "runAsUser": 1000,
@@ -107,6 +108,7 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         accelerator_names: {my-*: MINE, g5.*: null}
         default_accelerator: MINE
         head: {cpu: 2, memory: 16Gi}
+        prepare: {cpu: 4, memory: 32Gi}
         submitter: {cpu: 500m, memory: 2Gi}
         pod_security_context: {fsGroup: 2000, supplementalGroups: [3000]}
         ray_job_labels: [example.com/queue]
@@ -137,6 +139,7 @@ def test_every_field_can_be_set_in_the_file(file: Path) -> None:
         accelerator_names={"my-*": "MINE", "g5.*": None},
         default_accelerator="MINE",
         head=PodResources(cpu=2, memory="16Gi"),
+        prepare=PodResources(cpu=4, memory="32Gi"),
         submitter=PodResources(cpu="500m", memory="2Gi"),
         pod_security_context=PodSecurityContext(fsGroup=2000, supplementalGroups=[3000]),
         ray_job_labels=["example.com/queue"],
@@ -170,6 +173,7 @@ def test_every_field_can_be_set_in_the_environment() -> None:
             ACCELERATOR_NAMES='{"my-*": "MINE"}',
             DEFAULT_ACCELERATOR="MINE",
             HEAD='{"cpu": 3, "memory": "9Gi"}',
+            PREPARE='{"cpu": 4, "memory": "10Gi"}',
             SUBMITTER__CPU="200m",
             WATCH_NAMESPACES="one, two",
             NETWORK_POLICIES="false",
@@ -187,6 +191,7 @@ def test_every_field_can_be_set_in_the_environment() -> None:
     assert configuration.dashboard_clients == [NetworkPolicyPeer(namespaceSelector={})]
     assert configuration.listen_port == 9090
     assert configuration.head == PodResources(cpu=3, memory="9Gi")
+    assert configuration.prepare == PodResources(cpu=4, memory="10Gi")
     assert configuration.submitter == PodResources(cpu="200m", memory="1Gi")
     assert configuration.pod_security_context == PodSecurityContext()
     assert (configuration.ray_job_labels, configuration.ray_job_annotations) == (

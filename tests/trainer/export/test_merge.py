@@ -300,7 +300,27 @@ def test_a_base_that_cannot_be_read_is_named(adapter: Path, tiny_model: Path, tm
     error = failure_of(adapter, tmp_path / "merged")
 
     assert error.failure_class == FailureClass.MODEL_NOT_FOUND
-    assert str(error).startswith(f"{base}: cannot be read as a model: ")
+    assert str(error).startswith(
+        f"{adapter}/adapter_config.json: base_model_name_or_path: {base}/model.safetensors is damaged ("
+    )
+    assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_damaged_file_of_an_adapter_is_one_line_that_names_it(
+    adapter: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    (adapter / name).write_bytes(content)
+
+    error = failure_of(adapter, tmp_path / "merged")
+
+    assert error.failure_class == FailureClass.MODEL_NOT_FOUND
+    assert str(error).startswith(f"{adapter}: ")
+    assert f"/{name} " in str(error)
+    assert len(str(error).splitlines()) == 1
 
 
 def test_an_adapter_that_lacks_weights_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.export.merge import merge
 from finetune_trainer.model.load import load_config, load_generation_config, load_model, load_tokenizer, shape
+from finetune_trainer.model.source import fetch_model
+from finetune_trainer.storage.open import open_storage
 
 QUANTIZED: dict[str, JsonValue] = {
     "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -139,7 +141,7 @@ def test_weights_that_the_index_lists_and_are_not_there_are_named(tiny_model: Pa
     gone, *others = sorted(set(index["weight_map"].values()))
     (model / gone).unlink()
 
-    error = refused(lambda: load_model(spec_of(model, FULL), dtype="fp32", on_gpu=False))
+    error = refused(lambda: planned(model))
 
     assert str(error) == (f"spec.model_id: {model} lacks 1 of {len(others) + 1} files of weights: {gone}")
 
@@ -151,7 +153,9 @@ def test_an_index_beside_all_weights_in_one_file_is_not_looked_at(tiny_model: Pa
     load_model(spec_of(model, FULL), dtype="fp32", on_gpu=False)
 
 
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": 5}', '{"weight_map": null}'])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"weight_map": 5}', '{"weight_map": null}', '{"weight_map": {"a": []}}']
+)
 def test_an_index_that_lists_no_files_is_told(tiny_model: Path, tmp_path: Path, content: str) -> None:
     model = copy_of(tiny_model, tmp_path / "model")
     (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
@@ -181,4 +185,47 @@ def test_ends_of_generation_that_are_none_are_told(
     set_keys(model / "generation_config.json", **{name: value})
     assert str(refused(lambda: load_generation_config(spec_of(model, LORA)))) == (
         f"spec.model_id: {model} has a generation_config.json with {name} {value!r}; it must be {right}"
+    )
+
+
+NUMBERS: dict[str, JsonValue] = {"temperature": "hot", "top_p": [0.9], "top_k": {}, "max_length": True}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_of_the_generation_config_that_is_none_is_told(
+    tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    model = copy_of(tiny_model, tmp_path / "model")
+    set_keys(model / "generation_config.json", **{name: NUMBERS[name]})
+    assert str(refused(lambda: load_generation_config(spec_of(model, LORA)))) == (
+        f"spec.model_id: {model} has a generation_config.json with {name} {NUMBERS[name]!r}; it must be a"
+        " number"
+    )
+
+
+@pytest.mark.parametrize("value", ["nf4", 4, ["gptq"]])
+def test_a_quantization_that_is_no_object_is_told(tiny_model: Path, tmp_path: Path, value: JsonValue) -> None:
+    model = copy_of(tiny_model, tmp_path / "model")
+    set_keys(model / "config.json", quantization_config=value)
+    assert str(refused(lambda: load_config(spec_of(model, LORA)))) == (
+        f"spec.model_id: {model} has a config.json with quantization_config {value!r}; it must be an object"
+        " with quant_method, and not be there where the weights are not quantized"
+    )
+
+
+def test_shards_in_object_storage_are_missed_before_any_is_downloaded(
+    tiny_model: Path, tmp_path: Path, s3_bucket: str
+) -> None:
+    model = copy_of(tiny_model, tmp_path / "model")
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    storage = open_storage(f"s3://{s3_bucket}")
+    with storage.staging("tiny") as staging:
+        shutil.copytree(model, staging, dirs_exist_ok=True)
+        storage.publish(staging, "tiny", last="config.json")
+    source = f"s3://{s3_bucket}/tiny"
+
+    assert str(refused(lambda: fetch_model(source, "spec.model_id", weights=False))) == (
+        f"spec.model_id: {source} lacks 1 of 1 files of weights: model-00002-of-00002.safetensors"
     )

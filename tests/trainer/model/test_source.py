@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import boto3
@@ -178,6 +180,28 @@ def test_a_model_is_brought_from_object_storage_without_weights_that_are_not_nee
     assert {file.name: file.read_bytes() for file in here.iterdir()} == {
         file.name: file.read_bytes() for file in tiny_model.iterdir()
     }
+
+
+def test_what_was_downloaded_serves_all_processes_of_the_machine_until_it_changes(
+    tiny_model: Path, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for file in tiny_model.iterdir():
+        boto3.client("s3").upload_file(str(file), s3_bucket, f"models/tiny/{file.name}")
+    source = f"s3://{s3_bucket}/models/tiny"
+    with ThreadPoolExecutor(4) as workers:
+        (here, *others) = workers.map(lambda _: fetch_model(source, FIELD), range(4))
+    before = {file.name: file.stat().st_ino for file in here.iterdir()}
+
+    time.sleep(1.1)  # S3 notes the seconds of a change
+    changed = (tiny_model / "config.json").read_text().replace('"silu"', '"gelu"')
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key="models/tiny/config.json", Body=changed.encode())
+    assert fetch_model(source, FIELD) == here
+
+    assert set(others) == {here}
+    after = {file.name: file.stat().st_ino for file in here.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"config.json"}
+    assert (here / "config.json").read_text() == changed
 
 
 def test_an_object_store_without_the_model_is_named(s3_bucket: str) -> None:

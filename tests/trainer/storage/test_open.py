@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import ClassVar
 
-import boto3
 import pytest
 import torch
 from pyarrow import fs
 from safetensors.torch import save_file
+from tests.trainer.conftest import deny
 
 from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
@@ -656,9 +656,3 @@ def test_a_bucket_that_the_credentials_do_not_open_is_denied(s3_bucket: str) -> 
         open_storage(f"s3://{s3_bucket}").write_text("job.yaml", "text")
 
     assert raised.value.failure_class == FailureClass.ACCESS_DENIED
-
-
-def deny(bucket: str) -> None:
-    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{bucket}/*"}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    boto3.client("s3", region_name="us-east-1").put_bucket_policy(Bucket=bucket, Policy=policy)

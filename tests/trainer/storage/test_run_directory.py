@@ -74,6 +74,35 @@ def run(storage: Storage) -> RunDirectory:
     return RunDirectory(storage)
 
 
+def prepare(run: RunDirectory, content: bytes = b"tokens") -> None:
+    with run.staging_prepared() as staging:
+        (staging / "train.npz").write_bytes(content)
+        run.commit_prepared(staging)
+
+
+def test_what_was_prepared_is_there_whole_until_the_run_has_finished(
+    run: RunDirectory, storage: Storage
+) -> None:
+    assert run.prepared() is None
+    prepare(run)
+    prepare(run, b"other tokens")
+    found = run.prepared()
+    assert found is not None
+    assert found.read_text("train.npz") == "other tokens"
+    assert (run.checkpoints(), run.newest()) == ([], None), "it is no checkpoint"
+
+    storage.write_text("prepared/train.npz", "half")
+    assert run.prepared() is None
+    prepare(run)
+    run.claim("kind: FineTuneJob", "ours")
+    assert run.prepared() is not None, "another attempt begins"
+
+    run.finish(ProgressRecord())
+    assert run.prepared() is None
+    assert not [name for name in storage.files() if name.startswith("prepared/")]
+    run.finish(ProgressRecord())
+
+
 def test_a_run_is_named_after_its_job() -> None:
     assert run_directory_name("default", "qwen", "3f2a") == "default/qwen-3f2a"
 

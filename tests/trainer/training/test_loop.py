@@ -460,9 +460,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_earlier_checkpoin
     models: list[PreTrainedModel | PeftModel] = []
 
     def remember(
-        spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None
+        spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None, mesh: None
     ) -> PreTrainedModel | PeftModel:
-        models.append(load_model(spec, dtype=dtype, on_gpu=on_gpu, resumed=resumed))
+        models.append(load_model(spec, dtype=dtype, on_gpu=on_gpu, resumed=resumed, mesh=mesh))
         return models[-1]
 
     def poison(record: ProgressRecord) -> None:

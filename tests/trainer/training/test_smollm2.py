@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import peft
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from datasets import Dataset
 from peft import PeftModel
 from pydantic import JsonValue
@@ -30,6 +32,8 @@ from finetune_api.manifest import read_spec
 from finetune_trainer.data.batches import row_order
 from finetune_trainer.data.rows import Row, read_rows
 from finetune_trainer.export.merge import merge
+from finetune_trainer.model.load import load_model
+from finetune_trainer.model.quantization import quantized_bytes
 from finetune_trainer.plan.prepare import prepare
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
@@ -49,18 +53,32 @@ def rows(stdlib_train: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job(smollm2: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+def endless(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with the generation config of its base model, which never stops at the end of a turn."""
+    base = tmp_path_factory.mktemp("endless") / "base"
+    shutil.copytree(smollm2, base, copy_function=os.symlink)
+    (base / "generation_config.json").unlink()
+    shutil.copy(smollm2 / "generation_config.json", base)
+    set_keys(base / "generation_config.json", eos_token_id=0, pad_token_id=None)
+    return base
+
+
+@pytest.fixture(scope="module")
+def job(endless: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """A finished job: two steps of all rows, each in four micro-batches."""
-    return finished_job(smollm2, rows, tmp_path_factory.mktemp("smollm2") / "run", {"r": 8})
+    return finished_job(endless, rows, tmp_path_factory.mktemp("smollm2") / "run", {"r": 8})
 
 
-def finished_job(model: Path, rows: Path, run_directory: Path, lora: JsonValue) -> TrainingJob:
+def finished_job(
+    model: Path, rows: Path, run_directory: Path, lora: JsonValue, *, quantization: str | None = None
+) -> TrainingJob:
     spec = read_spec(
         {
             "model_id": str(model),
             "train_path": str(rows),
             "task": "instruction_tuning",
             "lora_config": lora,
+            "quantization": quantization,
             "learning_rate": 1e-3 if lora is not None else 1e-5,
             "lr_scheduler_type": "constant",
             "num_warmup_steps": 0,
@@ -159,32 +177,30 @@ def test_its_adapter_loads_with_plain_peft_and_the_merged_model_answers_as_it_do
     assert answers(merged) == answers(tuned)
 
 
-@pytest.fixture(scope="module")
-def endless(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 with the generation config of its base model, which never stops at the end of a turn."""
-    base = tmp_path_factory.mktemp("endless") / "base"
-    shutil.copytree(smollm2, base, copy_function=os.symlink)
-    (base / "generation_config.json").unlink()
-    shutil.copy(smollm2 / "generation_config.json", base)
-    set_keys(base / "generation_config.json", eos_token_id=0, pad_token_id=None)
-    return base
-
-
 def test_without_what_a_checkpoint_says_its_answers_do_not_end(endless: Path) -> None:
     assert not ends(load(endless), endless, max_new_tokens=LONGEST)
 
 
-@pytest.mark.parametrize("way", ["adapter and merged", "full"])
-def test_its_answers_end_by_themselves(endless: Path, rows: Path, tmp_path: Path, way: str) -> None:
-    finished_job(endless, rows, tmp_path / "run", None if way == "full" else {"r": 8})
-    checkpoint = tmp_path / "run" / f"epoch-{STEPS - 1}"
-    if way == "adapter and merged":
-        generation = GenerationConfig.from_pretrained(checkpoint, max_new_tokens=LONGEST)
-        adapted = PeftModel.from_pretrained(load(endless), str(checkpoint))
-        assert ends(adapted, checkpoint, generation_config=generation)
-        merge(str(checkpoint), tmp_path / "merged")
-        checkpoint = tmp_path / "merged"
+def test_its_answers_end_by_themselves_with_the_adapter_and_merged(
+    adapter: Path, endless: Path, tmp_path: Path
+) -> None:
+    generation = GenerationConfig.from_pretrained(adapter, max_new_tokens=LONGEST)
+    assert ends(PeftModel.from_pretrained(load(endless), str(adapter)), adapter, generation_config=generation)
 
+    merge(str(adapter), tmp_path / "merged")
+    check_that_answers_end(tmp_path / "merged")
+
+
+def test_its_answers_end_by_themselves_trained_in_full(endless: Path, rows: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
+    finished_job(endless, few, tmp_path / "run", None)
+
+    check_that_answers_end(tmp_path / "run" / f"epoch-{STEPS - 1}")
+
+
+def check_that_answers_end(checkpoint: Path) -> None:
+    """Of plain `generate` and of a pipeline, which are told nothing."""
     assert ends(load(checkpoint), checkpoint, max_new_tokens=LONGEST)
     pipe = pipeline("text-generation", model=str(checkpoint), device="cpu")
     [said] = pipe([{"role": "user", "content": QUESTION}], max_new_tokens=LONGEST, do_sample=False)
@@ -205,3 +221,26 @@ def ends(model: PreTrainedModel | PeftModel, checkpoint: Path, **arguments: obje
     assert isinstance(prompt, BatchEncoding)
     answer = model.generate(**prompt, do_sample=False, **arguments)[0, prompt["input_ids"].shape[1] :]  # type: ignore[operator]
     return len(answer) < LONGEST
+
+
+def test_on_a_base_in_4_bits_the_loss_falls_as_on_the_full_one(
+    job: TrainingJob, smollm2: Path, rows: Path, tmp_path: Path
+) -> None:
+    quantized = finished_job(smollm2, rows, tmp_path / "run", {"r": 8}, quantization="nf4")
+
+    falls = []
+    for each in (job, quantized):
+        first, second = column(each.start.run_directory, "loss")
+        falls.append(second / first)
+    assert falls[1] == pytest.approx(falls[0], rel=0.05)
+    assert falls[0] < 0.95, "the loss hardly falls"
+
+    base = load_model(quantized.prepared.spec, dtype="bf16", on_gpu=False).get_submodule("base_model.model")
+    held = 0
+    for layer in base.modules():
+        if isinstance(layer, Linear4bit):
+            state = cast("Params4bit", layer.weight).quant_state
+            tables = (state.absmax, state.offset, state.code, state.state2.absmax, state.state2.code)
+            held += layer.weight.nbytes + sum(table.nbytes for table in tables)
+    assert held == pytest.approx(quantized_bytes(quantized.prepared.shape.quantized_parameters), rel=0.01)
+    assert 0.25 < held / (2 * quantized.prepared.shape.quantized_parameters) < 0.26

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import peft
 import torch
+import torch.distributed as dist
 
 from finetune_trainer.checkpoint.inference import Inference
-from finetune_trainer.checkpoint.state import Collected, Position, save_state
+from finetune_trainer.checkpoint.state import Collected, Position, save_parts, save_state
+from finetune_trainer.checkpoint.streamed import adapter_weights, write_gathered
+from finetune_trainer.model.quantization import save_quantization
 from finetune_trainer.tasks.objective import Model
 
 
@@ -24,18 +27,49 @@ def write_checkpoint(
 ) -> None:
     """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them.
 
-    `dtype` is the precision of a full model's weights (see `save_weights`).
+    `dtype` is the precision of a full model's weights (see `save_weights`). What was collected in parts, all
+    ranks must write together: each its parts of the state, and rank 0 all else.
     """
+    exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
+    if collected.in_parts:
+        _write_together(directory, model, dtype, inference, position, collected, exact=exact)
+        return
     save_weights(model, directory, dtype, collected.weights)
     inference.save(directory)
-    exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
     save_state(directory, position, collected, weights=not exact)
+
+
+def _write_together(
+    directory: Path,
+    model: Model,
+    dtype: torch.dtype,
+    inference: Inference,
+    position: Position,
+    collected: Collected,
+    *,
+    exact: bool,
+) -> None:
+    dist.barrier()  # the directory is there, and empty
+    first = dist.get_rank() == 0
+    if isinstance(model, peft.PeftModel):
+        weights = adapter_weights(model, collected.weights)
+        if first:
+            save_weights(model, directory, dtype, weights)
+    else:
+        write_gathered(model, directory if first else None, dtype, collected.weights)
+        if first:
+            _save_config(model, directory, dtype)
+    if first:
+        inference.save(directory)
+        save_state(directory, position, collected)
+    save_parts(directory, collected, weights=not exact)
 
 
 def write_description(directory: Path, *, model: Model, dtype: torch.dtype, inference: Inference) -> None:
     """Writes the small files of a checkpoint, to see before training that they can be written."""
     if isinstance(model, peft.PeftModel):
         model.peft_config["default"].save_pretrained(str(directory))
+        save_quantization(model, directory)
     else:
         _save_config(model, directory, dtype)
     inference.save(directory)
@@ -50,13 +84,14 @@ def save_weights(
     """Writes the trained weights and the model's configuration.
 
     A PEFT model's adapter is written, as it is, or a full model in `dtype` and in shards of 5 GB. `weights`
-    default to the model's own.
+    default to the model's own. With an adapter goes how its base is quantized, if it is.
     """
     if isinstance(model, peft.PeftModel):
         # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.
         model.save_pretrained(
             str(directory), safe_serialization=True, save_embedding_layers=False, state_dict=weights
         )
+        save_quantization(model, directory)
     else:
         weights = model.state_dict() if weights is None else weights
         model.save_pretrained(directory, max_shard_size="5GB", state_dict=_converted(weights, dtype))

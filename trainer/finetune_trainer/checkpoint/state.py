@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.status import Evaluation
+from finetune_trainer.checkpoint.parts import read_parts, write_parts
+from finetune_trainer.model.parts import part
 
 if TYPE_CHECKING:
     from finetune_trainer.parallel.parallel import Parallel
@@ -24,6 +28,8 @@ _POSITION = "position.json"
 _OPTIMIZER = "optimizer.pt"
 _RANDOM = "random.pt"
 _WEIGHTS = "weights.pt"
+_OPTIMIZER_PARTS = "optimizer"
+_WEIGHT_PARTS = "weights"
 
 
 class RandomState(TypedDict):
@@ -49,14 +55,18 @@ class Position(BaseModel):
 
 @dataclass(frozen=True)
 class Collected:
-    """What a checkpoint saves from all devices. Complete on rank 0, which writes it."""
+    """What a checkpoint saves from all devices.
+
+    Complete on rank 0, which writes it; or `in_parts`, and then every rank writes its own.
+    """
 
     weights: dict[str, torch.Tensor]
-    """All weights of the model by name, frozen ones included."""
+    """All weights of the model by name, frozen ones included. In parts they are DTensors."""
     optimizer: dict[str, Any]
-    """The optimizer's `state_dict`."""
+    """The optimizer's `state_dict`; in parts, the tensors of its state by name (see `by_parameter`)."""
     random: list[RandomState]
     """One for each rank, in order."""
+    in_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class SavedState:
 
     position: Position
     optimizer: dict[str, Any]
+    """As it was collected; what was in parts then is in the parts that this rank needs now."""
     random: list[RandomState]
     """One for each rank of the run that saved it, in order."""
 
@@ -82,15 +93,28 @@ def save_state(directory: Path, position: Position, collected: Collected, *, wei
     precision, and a run that resumed from those would not be the same.
     """
     state = directory / STATE
-    state.mkdir()
+    state.mkdir(exist_ok=True)  # another rank may write its part already
     (state / _POSITION).write_text(position.model_dump_json())
-    contents = {_OPTIMIZER: collected.optimizer, _RANDOM: collected.random}
-    if weights:
-        contents[_WEIGHTS] = collected.weights
+    contents: dict[str, object] = {_RANDOM: collected.random}
+    if not collected.in_parts:
+        contents[_OPTIMIZER] = collected.optimizer
+        if weights:
+            contents[_WEIGHTS] = collected.weights
     for name, content in contents.items():
         # Given a path, torch.save would not say why it cannot write.
         with (state / name).open("wb") as file:
             torch.save(content, file)
+
+
+def save_parts(directory: Path, collected: Collected, *, weights: bool) -> None:
+    """Writes this rank's parts into `state/` of a checkpoint's directory. All ranks must call this.
+
+    `weights` is as in `save_state`, which rank 0 calls first.
+    """
+    state, ranks = directory / STATE, len(collected.random)
+    write_parts(state / _OPTIMIZER_PARTS, collected.optimizer, ranks)
+    if weights:
+        write_parts(state / _WEIGHT_PARTS, collected.weights, ranks)
 
 
 def read_position(text: str) -> Position:
@@ -98,21 +122,49 @@ def read_position(text: str) -> Position:
     return Position.model_validate_json(text)
 
 
-def read_state(directory: Path) -> SavedState:
-    """Reads the `state/` of a checkpoint's directory."""
+def read_state(directory: Path, mesh: DeviceMesh | None = None) -> SavedState:
+    """Reads the `state/` of a checkpoint's directory; where it is in parts, this rank's on the mesh.
+
+    With a mesh, a state that is whole stays in its file, and is read where it is used.
+    """
     state = directory / STATE
+    if (state / _OPTIMIZER_PARTS).is_dir():
+        optimizer: dict[str, Any] = read_parts(state / _OPTIMIZER_PARTS, mesh)
+    else:
+        optimizer = torch.load(
+            state / _OPTIMIZER, map_location="cpu", mmap=mesh is not None, weights_only=True
+        )
     return SavedState(
         position=read_position((state / _POSITION).read_text()),
-        optimizer=torch.load(state / _OPTIMIZER, map_location="cpu", weights_only=True),
+        optimizer=optimizer,
         random=torch.load(state / _RANDOM, map_location="cpu", weights_only=True),
     )
 
 
-def restore_weights(directory: Path, model: torch.nn.Module) -> None:
-    """Gives a model that was loaded from a checkpoint the weights as they were trained, if they are kept."""
-    file = directory / STATE / _WEIGHTS
-    if file.is_file():
-        model.load_state_dict(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+def restore_weights(directory: Path, model: torch.nn.Module, mesh: DeviceMesh | None = None) -> None:
+    """Gives a model that was loaded from a checkpoint the weights as they were trained, if they are kept.
+
+    With a mesh, the model has this rank's parts.
+    """
+    file, parts = directory / STATE / _WEIGHTS, directory / STATE / _WEIGHT_PARTS
+    if parts.is_dir():
+        weights = read_parts(parts, mesh)
+    elif file.is_file():
+        weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    else:
+        return
+    if mesh is None:
+        model.load_state_dict(weights)
+        return
+    held = model.state_dict()
+    with torch.no_grad():
+        for name, weight in weights.items():
+            target = held[name]
+            if isinstance(target, DTensor):
+                local = weight.to_local() if isinstance(weight, DTensor) else part(weight, mesh)
+                target.to_local().copy_(local)
+            else:
+                target.copy_(weight)
 
 
 def restore_state(

@@ -24,10 +24,16 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.checkpoint.inference import generation_config
 from finetune_trainer.model.contents import (
     ADAPTER_CONFIG,
+    check_ends,
     check_is_model,
     check_not_quantized,
+    check_numbers,
+    check_quantization,
+    check_shards,
     without_leftovers,
 )
+from finetune_trainer.model.files import check_files, check_readable, reading
+from finetune_trainer.model.quantization import round_weights, saved_quantization
 from finetune_trainer.model.source import fetch_model
 from finetune_trainer.storage.open import Storage, open_storage
 
@@ -37,6 +43,12 @@ also with 30 layers; a wrong one is above 1e-2."""
 
 PROBE_TOKENS = 64
 
+_FOUR_BITS = (
+    "the adapter was trained on a base in 4 bits, and is merged into the values that those stand for: the"
+    " model has the validation loss that training showed, with what 4 bits cost in it; on the full base, on"
+    " which peft loads the adapter too, the loss is another one, and may be lower"
+)
+
 
 class _AdapterConfig(BaseModel):
     """The fields of PEFT's adapter_config.json that merging needs."""
@@ -45,13 +57,14 @@ class _AdapterConfig(BaseModel):
     base_model_name_or_path: str
 
 
-def merge(checkpoint: str, out: Path) -> None:
-    """Merges the adapter in `checkpoint` into its base model, and writes the result to `out`.
+def merge(checkpoint: str, out: Path) -> list[str]:
+    """Merges the adapter in `checkpoint` into its base model, writes that to `out`, and returns remarks.
 
     `checkpoint` is an adapter's directory, local or in object storage. `out` must not exist or be empty;
     it gets a plain transformers model in the base's precision. Two checks are made: in fp32 the merged
     model must give the same logits as the adapter, and the written files, loaded again, the same as the
-    merged model. On any failure nothing is left at `out`. Needs memory for the model in fp32.
+    merged model. An adapter of a base in 4 bits is merged into the values that those bits stood for, since it
+    was trained on them. On any failure nothing is left at `out`. Needs memory for the model in fp32.
 
     Raises FineTuneError: InvalidSpec when `out` is not empty or the checkpoint is not an adapter that
     can be merged, ModelNotFound when there is no checkpoint or no base model, StorageError, Unknown when
@@ -69,17 +82,19 @@ def merge(checkpoint: str, out: Path) -> None:
     )
     base = fetch_model(name, where)
     check_is_model(base, where, name)
+    check_shards(base, where, name)
     target = open_storage(str(out.absolute().parent))
     with warnings.catch_warnings(), source.local_copy() as adapter, target.staging(out.name) as staging:
         # peft advises to untie embeddings, which is done here. It only warns when weights are missing, and
         # leaves them random.
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        logits = _write_merged(base, adapter, staging, checkpoint)
-        _check(
-            _probe(_load(staging)), logits, f"{checkpoint}: the written model's logits", "the merged model's"
-        )
+        check_files(adapter, checkpoint)
+        logits = _write_merged(base, where, adapter, staging, checkpoint)
+        written = _load(staging, "the merged model")
+        _check(_probe(written), logits, f"{checkpoint}: the written model's logits", "the merged model's")
         target.publish(staging, out.name, last="config.json")
+        return [] if saved_quantization(adapter) is None else [_FOUR_BITS]
 
 
 def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
@@ -111,11 +126,14 @@ def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
     return config
 
 
-def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -> torch.Tensor:
+def _write_merged(base: Path, where: str, adapter: Path, directory: Path, checkpoint: str) -> torch.Tensor:
     """Writes the merged model, and returns its logits (see `_probe`)."""
-    model = _load(base)
+    model = _load(base, where)
     dtype, tied = model.dtype, bool(model.config.get_text_config().tie_word_embeddings)
+    quantization = saved_quantization(adapter)
     _convert(model, torch.float32)
+    if quantization is not None:
+        round_weights(model, quantization)
     adapted = _load_adapter(model, adapter, checkpoint)
     expected = _probe(adapted)
     _unshare(adapted)
@@ -129,40 +147,39 @@ def _write_merged(base: Path, adapter: Path, directory: Path, checkpoint: str) -
     if tied:
         _tie_if_equal(merged)
     _convert(merged, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(
-        adapter if (adapter / "tokenizer_config.json").is_file() else base, trust_remote_code=False
-    )
-    merged.generation_config = _generation_config(merged, adapter, tokenizer)
+    own = (adapter / "tokenizer_config.json").is_file()
+    with reading(adapter if own else base, checkpoint if own else where):
+        tokenizer = AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=False)
+    merged.generation_config = _generation_config(merged, adapter, checkpoint, tokenizer)
     merged.save_pretrained(directory, max_shard_size="5GB")
     tokenizer.save_pretrained(directory)
     return _probe(merged)
 
 
 def _generation_config(
-    model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel, adapter: Path, checkpoint: str, tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
     """The adapter's generation config if it has one, else the base's, without what cannot be used plainly."""
-    there = (adapter / GENERATION_CONFIG_NAME).is_file()
-    base = GenerationConfig.from_pretrained(adapter) if there else model.generation_config
+    base = model.generation_config
+    if (adapter / GENERATION_CONFIG_NAME).is_file():
+        with reading(adapter, checkpoint):
+            check_numbers(adapter, checkpoint, "the adapter")
+            base = GenerationConfig.from_pretrained(adapter)
+            check_ends(base, checkpoint, "the adapter")
     generation, _ = generation_config(base, tokenizer)
     return generation
 
 
-def _load(directory: Path) -> PreTrainedModel:
+def _load(directory: Path, where: str) -> PreTrainedModel:
     """Loads a model in the precision that it was saved in."""
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        check_not_quantized(config, "base_model_name_or_path", str(directory))
-        with without_leftovers(directory) as model:
-            return cast(
-                "PreTrainedModel",
-                AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False),
-            )
-    except (ValueError, OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FineTuneError(
-            FailureClass.MODEL_NOT_FOUND, f"{directory}: cannot be read as a model: {reason}"
-        ) from error
+    with reading(directory, where), without_leftovers(directory) as model:
+        check_quantization(directory, where, str(directory))
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        check_not_quantized(config, where, str(directory))
+        return cast(
+            "PreTrainedModel",
+            AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False),
+        )
 
 
 def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -175,6 +192,7 @@ def _load_adapter(model: PreTrainedModel, adapter: Path, checkpoint: str) -> pef
     try:
         return peft.PeftModel.from_pretrained(model, str(adapter))
     except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+        check_readable(adapter, checkpoint)
         reason = " ".join(str(error).split())[:500]
         raise FineTuneError(
             FailureClass.INVALID_SPEC, f"{checkpoint}: the adapter does not fit its base model: {reason}"

@@ -97,6 +97,32 @@ def _in_our_words(lora: LoraConfig, message: str) -> str | None:
     return f"spec.lora_config: PEFT remarks: {' '.join(message.split())[:300]}"
 
 
+_READ_WHOLE_WEIGHTS = ("olora", "pissa", "mica")
+"""Initialisations that look at the whole of the weights that they adapt."""
+
+
+def check_shardable(lora: LoraConfig) -> None:
+    """Checks that the adapters can be made by ranks that hold parts of the weights only.
+
+    Raises FineTuneError (InvalidSpec) with a problem for each field that needs whole weights.
+    """
+    whole = {
+        "use_dora": lora.use_dora,
+        f"init_lora_weights: {lora.init_lora_weights}": lora.init_lora_weights in _READ_WHOLE_WEIGHTS,
+        "trainable_token_indices": bool(lora.trainable_token_indices),
+        "layer_replication": bool(lora.layer_replication),
+        "target_parameters": bool(lora.target_parameters),
+    }
+    problems = [
+        f"spec.lora_config.{field} needs whole weights, and with fsdp each device holds a part; leave it out,"
+        " or set spec.parallelism to ddp"
+        for field, needed in whole.items()
+        if needed
+    ]
+    if problems:
+        raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
+
+
 def check_targets(lora: LoraConfig, model: PreTrainedModel, *, tied: bool) -> list[str]:
     """Checks that the modules named in `target_modules` and `modules_to_save` exist.
 

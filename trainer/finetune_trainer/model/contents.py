@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
 
@@ -17,6 +18,25 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_NUMBERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+)
+"""What transformers compares or computes with when it reads a generation config, or generates."""
 
 
 def check_is_model(directory: Path, where: str, source: str) -> None:
@@ -36,22 +56,43 @@ def check_shards(directory: Path, where: str, source: str) -> None:
 
     As transformers does, looks at no index where all weights are in one file.
     """
-    index = directory / INDEX
-    if not index.is_file() or (directory / WEIGHTS).is_file():
+    if (directory / INDEX).is_file():
+        there = {file.name for file in directory.iterdir() if file.is_file()}
+        check_listed((directory / INDEX).read_text(), there, f"{where}: {directory}", f"{where}: {source}")
+
+
+def check_listed(index: str, there: Collection[str], directory: str, source: str) -> None:
+    """The same, by the text of the index and the names of all files.
+
+    Both `directory`, where the index is, and `source` have the field before them.
+    """
+    if WEIGHTS in there:
         return
-    by_weight = json.loads(index.read_text()).get("weight_map")
-    if not isinstance(by_weight, dict):
+    by_weight = json.loads(index).get("weight_map")
+    if not isinstance(by_weight, dict) or not all(isinstance(name, str) for name in by_weight.values()):
         raise FineTuneError(
             FailureClass.MODEL_NOT_FOUND,
-            f"{where}: {index} has no weight_map, which names the file of each weight; copy it there again",
+            f"{directory}/{INDEX} has no weight_map, which names the file of each weight;"
+            " copy it there again",
         )
     listed = set(by_weight.values())
-    absent = sorted(name for name in listed if not (directory / name).is_file())
+    absent = sorted(listed - set(there))
     if absent:
         shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         raise FineTuneError(
             FailureClass.MODEL_NOT_FOUND,
-            f"{where}: {source} lacks {len(absent)} of {len(listed)} files of weights: {shown}",
+            f"{source} lacks {len(absent)} of {len(listed)} files of weights: {shown}",
+        )
+
+
+def check_quantization(directory: Path, where: str, source: str) -> None:
+    """Raises FineTuneError (ModelNotFound) when config.json does not say how weights are quantized."""
+    found = json.loads((directory / CONFIG).read_text()).get("quantization_config")
+    if found is not None and not isinstance(found, dict):
+        raise FineTuneError(
+            FailureClass.MODEL_NOT_FOUND,
+            f"{where}: {source} has a config.json with quantization_config {found!r}; it must be an object"
+            " with quant_method, and not be there where the weights are not quantized",
         )
 
 
@@ -82,6 +123,19 @@ def check_ends(generation: GenerationConfig, where: str, source: str) -> None:
                 FailureClass.MODEL_NOT_FOUND,
                 f"{where}: {source} has a generation_config.json with {name} {value!r}; it must be {right}",
             )
+
+
+def check_numbers(directory: Path, where: str, source: str) -> None:
+    """Raises FineTuneError (ModelNotFound) for each number in generation_config.json that is none."""
+    fields = json.loads((directory / GENERATION_CONFIG_NAME).read_text())
+    problems = [
+        f"{where}: {source} has a generation_config.json with {name} {fields[name]!r}; it must be a number"
+        for name in _NUMBERS
+        if fields.get(name) is not None
+        and (isinstance(fields[name], bool) or not isinstance(fields[name], int | float))
+    ]
+    if problems:
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, *problems)
 
 
 def leftover_adapter(directory: Path) -> bool:

@@ -28,6 +28,7 @@ OBJECTS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "adapter_config.json",
+    "quantization_config.json",
     "model.safetensors.index.json",
 )
 """Small files of a JSON object each."""
@@ -52,6 +53,14 @@ def check_files(directory: Path, where: str) -> None:
     _refuse(directory, where, _quick)
 
 
+def check_readable(directory: Path, where: str) -> None:
+    """Looks at all that can be seen of the files, which takes a while for large ones.
+
+    Raises FineTuneError (ModelNotFound) with a problem for every damaged file, as `check_files` does.
+    """
+    _refuse(directory, where, _problem)
+
+
 def pointer(start: bytes) -> str | None:
     """What is wrong with a file that begins so, if it is one that git-lfs leaves where it has not fetched."""
     if not start.startswith(_POINTER):
@@ -74,7 +83,7 @@ def reading(directory: Path, where: str) -> Iterator[None]:
         if "can't allocate memory" in str(error):
             raise
         _log.info("%s cannot be read", directory, exc_info=error)
-        _refuse(directory, where, _problem)
+        check_readable(directory, where)
         raise FineTuneError(
             FailureClass.MODEL_NOT_FOUND, f"{where}: {directory} cannot be read: {one_line(error)}"
         ) from error

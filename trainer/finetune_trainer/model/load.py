@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -9,15 +10,19 @@ from typing import TypedDict, cast
 import peft
 import torch
 from safetensors import safe_open
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.experimental import implicit_replication
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -27,6 +32,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.model.adapters import (
     check_adapter,
     check_patterns,
+    check_shardable,
     check_targets,
     load_adapter,
     peft_remarks,
@@ -37,11 +43,21 @@ from finetune_trainer.model.contents import (
     check_ends,
     check_is_model,
     check_not_quantized,
+    check_numbers,
+    check_quantization,
     check_shards,
     leftover_adapter,
     without_leftovers,
 )
 from finetune_trainer.model.files import one_line, reading
+from finetune_trainer.model.parts import plain, read_in_parts, whole_shapes
+from finetune_trainer.model.quantization import (
+    check_quantizable,
+    keep_layout,
+    quantization_config,
+    quantized_layers,
+    quantized_parameters,
+)
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
 from finetune_trainer.model.sizes import NO_SIZES, Sizes, sizes_of
 from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
@@ -66,6 +82,8 @@ class Shape:
     context_length: int | None
     """The most tokens that the model takes; None when its configuration does not say."""
     warnings: tuple[str, ...]
+    quantized_parameters: int = 0
+    """Those of `total_parameters` that are held in 4 bits."""
     sizes: Sizes = NO_SIZES
 
 
@@ -87,6 +105,7 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     path, name = fetch_model(source, where, weights=False), source_name(source)
     check_is_model(path, where, name)
     with reading(path, where):
+        check_quantization(path, where, name)
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
         check_not_quantized(config, where, name)
     return config
@@ -118,6 +137,7 @@ def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
     path = fetch_model(source, where, weights=False)
     with reading(path, where):
         if (path / GENERATION_CONFIG_NAME).is_file():
+            check_numbers(path, where, source_name(source))
             generation = GenerationConfig.from_pretrained(path)
             check_ends(generation, where, source_name(source))
             return generation
@@ -173,7 +193,11 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     text = config.get_text_config()
     warnings = _remarks(spec, freeze_unreached(model))
     trained: torch.nn.Module = model
+    quantized = 0
     if spec.lora_config is not None:
+        if spec.quantization is not None:
+            warnings += check_quantizable(spec.lora_config, model)
+            quantized = quantized_parameters(quantized_layers(model))
         warnings += check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
         with peft_remarks(spec.lora_config, warnings):
             trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
@@ -191,6 +215,7 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         vocabulary=text.vocab_size,
         context_length=getattr(text, "max_position_embeddings", None),
         warnings=tuple(warnings),
+        quantized_parameters=quantized,
         sizes=sizes_of(cast("PreTrainedModel | peft.PeftModel", trained)),
     )
 
@@ -219,21 +244,39 @@ def _remarks(spec: FineTuneJobSpec, frozen: list[str]) -> list[str]:
 
 
 def load_model(
-    spec: FineTuneJobSpec, *, dtype: ResolvedPrecision, on_gpu: bool, resumed: Path | None = None
+    spec: FineTuneJobSpec,
+    *,
+    dtype: ResolvedPrecision,
+    on_gpu: bool,
+    resumed: Path | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> PreTrainedModel | peft.PeftModel:
-    """Loads the model to train, on the CPU and in train mode.
+    """Loads the model to train, in train mode and on the CPU, or on this worker's GPU when it is quantized.
 
     With `resumed`, a checkpoint's directory, the trained weights come from there. Frozen weights are held
-    in `dtype`, trained ones in fp32, because AdamW's small updates vanish in bf16. New adapters depend
-    only on the spec's seed. Raises FineTuneError (ModelNotFound) when weights are missing or damaged.
+    in `dtype`, or in 4 bits where the spec says so, and trained ones in fp32, because AdamW's small updates
+    vanish in bf16. New adapters depend only on the spec's seed. With `mesh`, which is of CPUs, every rank
+    calls this and reads its parts of the base model only; adapters are whole. Raises FineTuneError
+    (ModelNotFound) when weights are missing or damaged.
     """
+    if mesh is not None:
+        check_in_parts(spec)
     source, where = _base(spec)
     weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
     model_class = task_of(spec).model_class
     where = where if weights != resumed else "the checkpoint to resume from"
-    model = _read_weights(weights, where, model_class, dtype=held, attention=attention)
+    model = _read_weights(
+        weights,
+        where,
+        model_class,
+        dtype=held,
+        attention=attention,
+        quantization=None if spec.quantization is None else quantization_config(held),
+        on_gpu=on_gpu,
+        mesh=mesh,
+    )
     freeze_unreached(model)
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
@@ -244,12 +287,30 @@ def load_model(
     if adapter is None and spec.initial_adapter_model_ckpt_path is not None:
         adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
     torch.manual_seed(spec.seed)
-    adapted = with_adapters(model, spec.lora_config)
+    copied = spec.lora_config.modules_to_save or []
+    with whole_shapes(model, copied) if mesh is not None else nullcontext():
+        adapted = with_adapters(model, spec.lora_config)
     if adapter is not None:
-        with reading(adapter, "the adapter"):
+        # Modules that are trained in full are parts, and what is read is whole.
+        with reading(adapter, "the adapter"), implicit_replication() if mesh is not None else nullcontext():
             load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
     return adapted.train()
+
+
+def check_in_parts(spec: FineTuneJobSpec) -> None:
+    """Checks that several devices can hold a part of the model each.
+
+    Raises FineTuneError (InvalidSpec) with a problem for each field that needs whole weights.
+    """
+    if spec.quantization is not None:
+        cannot = (
+            "spec.quantization: weights in 4 bits cannot be held in parts: bitsandbytes keeps them as rows of"
+            " bytes with a table for each whole weight; leave it out, or set spec.parallelism to ddp"
+        )
+        raise FineTuneError(FailureClass.INVALID_SPEC, cannot)
+    if spec.lora_config is not None:
+        check_shardable(spec.lora_config)
 
 
 def saved_dtype(spec: FineTuneJobSpec) -> torch.dtype:
@@ -298,17 +359,33 @@ def _read_weights(
     *,
     dtype: torch.dtype,
     attention: str | None,
+    quantization: BitsAndBytesConfig | None,
+    on_gpu: bool,
+    mesh: DeviceMesh | None,
 ) -> PreTrainedModel:
-    """Loads a model, and fails when weights are missing, which transformers itself fills at random."""
+    """Loads a model, and fails when weights are missing, which transformers itself fills at random.
+
+    It is on the CPU, unless it is quantized, which a GPU does in a hundredth of the time.
+    """
+    quantized: dict[str, object] = {}
+    if quantization is not None:
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        quantized = {"quantization_config": quantization, "device_map": {"": device}}
     with reading(path, where), without_leftovers(path) as directory:
         check_shards(path, where, str(path))
-        loaded = model_class.from_pretrained(
+        reader = model_class
+        if mesh is not None:
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            reader = cast("type[AutoModelForCausalLM]", read_in_parts(model_class, config, mesh))
+        loaded = reader.from_pretrained(
             directory,
+            distributed_config=DistributedConfig() if mesh is not None else None,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **quantized,
         )
     # With output_loading_info it gives a pair.
     model, loading = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
@@ -317,7 +394,9 @@ def _read_weights(
         shown = ", ".join(absent[:SHOWN_WEIGHTS]) + (", ..." if len(absent) > SHOWN_WEIGHTS else "")
         what = f"has no weights for {shown} in the sizes that its config.json says; give a complete model"
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {path} {what}")
-    return model
+    if quantization is not None:
+        keep_layout(model)
+    return plain(model) if mesh is not None else model
 
 
 def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:

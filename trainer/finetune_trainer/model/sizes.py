@@ -11,6 +11,8 @@ import peft
 import torch
 from transformers import PreTrainedModel
 
+from finetune_trainer.model.quantization import quantized_layers
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -68,8 +70,7 @@ def sizes_of(model: PreTrainedModel | peft.PeftModel) -> Sizes:
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and isinstance(module.weight, torch.nn.Parameter)
     }
-    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
-    kept = {id(each) for each in head.parameters()} if isinstance(head, torch.nn.Module) else set()
+    quantizable = {id(layer.weight) for layer in quantized_layers(base).values()}
     in_layers = {id(each) for module in gathered if module is not embeddings for each in module.parameters()}
 
     def count(parameters: Iterable[torch.nn.Parameter]) -> Parameters:
@@ -81,7 +82,7 @@ def sizes_of(model: PreTrainedModel | peft.PeftModel) -> Sizes:
             total += Parameters(
                 frozen=0 if parameter.requires_grad else size,
                 trained=size if parameter.requires_grad else 0,
-                quantizable=size if key in linear and key not in kept and not parameter.requires_grad else 0,
+                quantizable=size if key in quantizable and not parameter.requires_grad else 0,
                 matrices=size if parameter.requires_grad and matrix else 0,
             )
         return total

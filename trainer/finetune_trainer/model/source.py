@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 from pathlib import Path
@@ -21,6 +24,7 @@ from huggingface_hub.errors import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository, scheme
+from finetune_trainer.model.contents import INDEX, check_listed, check_shards
 from finetune_trainer.model.files import LARGEST_POINTER, check_files, pointer
 from finetune_trainer.storage.mounts import mounted_here
 from finetune_trainer.storage.open import Storage, local_path, open_storage
@@ -65,10 +69,13 @@ def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True
     Without `weights`, only its configuration and tokenizer are downloaded, and must be there. For a local
     path the hub is never asked. Raises FineTuneError (ModelNotFound, AccessDenied or StorageError) with a
     message that begins with `where`, a field such as `spec.model_id`, and for files that are damaged as
-    `check_files` does.
+    `check_files` does. Weights that an index lists and are not there are told before they are downloaded, but
+    for those of the hub.
     """
     path = _fetched(source, where, weights=weights)
     check_files(path, where)
+    if isinstance(source, str) and hub_name(source) is None and scheme(source) not in ("s3", "gs"):
+        check_shards(path, where, source_name(source))
     return path
 
 
@@ -169,17 +176,32 @@ def _from_storage(source: str, where: str, *, weights: bool) -> Path:
                 f"{where}: {source} holds no {what} ({pattern}); give a model's directory",
             )
     _refuse_pointers(storage, files, where)
+    if INDEX in files:
+        with suppress(
+            ValueError, AttributeError
+        ):  # an index that is no JSON object is told of with all files
+            index = storage.read_text(INDEX) or ""
+            check_listed(index, files, f"{where}: {storage.path}", f"{where}: {source}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "models"
     target = cache / hashlib.sha256(source.encode()).hexdigest()[:16]
-    storage.download(
-        [
-            file
-            for file in files
-            if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)
-        ],
-        target,
-    )
+    wanted = [
+        file for file in files if _fits(file, _patterns(weights=weights)) and not _fits(file, _SAME_WEIGHTS)
+    ]
+    with _alone_in(target):
+        storage.download(wanted, target)
     return target
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keeps the other processes of this machine out, so that what one has downloaded serves all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_pointers(storage: Storage, files: dict[str, int], where: str) -> None:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.checkpoint.state import Collected, RandomState, random_state
-from finetune_trainer.parallel.replica import clip_gradient, weights_of
+from finetune_trainer.parallel.ranks import Ranks
+from finetune_trainer.parallel.replica import by_index, clip_gradient, weights_of
 from finetune_trainer.tasks.objective import Objective
 
 
-class DataParallel:
+class DataParallel(Ranks):
     """Several devices with a copy of the model each. Needs an initialised process group.
 
     Implements `finetune_trainer.parallel.parallel.Parallel`.
     """
 
-    def __init__(self, rank: int, num_devices: int, device: torch.device) -> None:
-        self.rank = rank
-        self.num_devices = num_devices
-        self.device = device
+    in_parts = False
 
     def place(self, objective: Objective) -> torch.nn.Module:
         """Moves the objective to the device, and wraps it in DDP."""
@@ -48,20 +44,12 @@ class DataParallel:
         """Clips the gradient, of which every device has all."""
         return clip_gradient(self._objective, max_norm)
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Exchanges a table with a row for each rank, so that all ranks add in the same order."""
-        table = torch.zeros(self.num_devices, len(values), dtype=torch.float64, device=self.device)
-        table[self.rank] = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(table)
-        return [float(value) for value in table.sum(dim=0)]
-
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
         """Exchanges the random states. Weights and optimizer state are the same on all ranks."""
-        mine = random_state(self.device)
-        everyone: list[RandomState] = [mine] * self.num_devices
-        dist.all_gather_object(everyone, mine)
+        everyone: list[RandomState] = self.gather(random_state(self.device))
         return Collected(weights_of(self._objective), optimizer.state_dict(), everyone)
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Loads the state, of which every rank has all."""
-        optimizer.load_state_dict(state)
+        whole = state if "param_groups" in state else by_index(self._objective, optimizer, state)
+        optimizer.load_state_dict(whole)

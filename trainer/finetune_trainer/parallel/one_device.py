@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from finetune_trainer.checkpoint.state import Collected, random_state
-from finetune_trainer.parallel.replica import clip_gradient, weights_of
+from finetune_trainer.parallel.replica import by_index, clip_gradient, weights_of
 from finetune_trainer.tasks.objective import Objective
+
+T = TypeVar("T")
 
 
 class OneDevice:
@@ -21,6 +23,7 @@ class OneDevice:
 
     rank = 0
     num_devices = 1
+    in_parts = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -46,10 +49,15 @@ class OneDevice:
         """Returns the values."""
         return list(values)
 
+    def gather(self, value: T) -> list[T]:
+        """Returns the value."""
+        return [value]
+
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
         """Returns references to weights and optimizer state, not copies."""
         return Collected(weights_of(self._objective), optimizer.state_dict(), [random_state(self.device)])
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Loads the state."""
-        optimizer.load_state_dict(state)
+        whole = state if "param_groups" in state else by_index(self._objective, optimizer, state)
+        optimizer.load_state_dict(whole)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from finetune_api.sharding import COPIES, Sharding
 from finetune_trainer.checkpoint.state import Collected
 from finetune_trainer.parallel.ddp import DataParallel
+from finetune_trainer.parallel.fsdp import FullySharded
 from finetune_trainer.parallel.one_device import OneDevice
 from finetune_trainer.tasks.objective import Objective
+
+T = TypeVar("T")
 
 
 class Parallel(Protocol):
@@ -24,6 +28,8 @@ class Parallel(Protocol):
     rank: int
     num_devices: int
     device: torch.device
+    in_parts: bool
+    """Whether a rank holds a part of the model, not a whole copy. Then all ranks write what is saved."""
 
     def place(self, objective: Objective) -> torch.nn.Module:
         """Puts an objective on the devices, and returns the module to call for its forward passes."""
@@ -43,13 +49,21 @@ class Parallel(Protocol):
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums each value over all ranks, in fp64. Every rank gets the same sums."""
 
+    def gather(self, value: T) -> list[T]:
+        """The values that the ranks pass in, in order. Every rank gets all of them."""
+
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
-        """Collects what a checkpoint saves: weights, optimizer state, random states. Complete on rank 0."""
+        """Collects what a checkpoint saves: weights, optimizer state, random states.
+
+        Complete on rank 0, or, where `in_parts`, a part on each rank.
+        """
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Loads the optimizer state of a checkpoint, as `collect` returned it, into the optimizer."""
+        """Loads the optimizer state of a checkpoint, as any kind of parallelism collected it."""
 
 
-def parallel_of(rank: int, num_devices: int, device: torch.device) -> Parallel:
+def parallel_of(rank: int, num_devices: int, device: torch.device, sharding: Sharding = COPIES) -> Parallel:
     """The kind of parallelism of a run. With several devices the process group must be initialised."""
+    if sharding.kind == "fsdp":
+        return FullySharded(rank, num_devices, device, sharding)
     return OneDevice(device) if num_devices == 1 else DataParallel(rank, num_devices, device)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from finetune_trainer.checkpoint.parts import by_parameter
 from finetune_trainer.tasks.objective import Objective
 
 
@@ -17,3 +20,12 @@ def weights_of(objective: Objective) -> dict[str, torch.Tensor]:
     """All weights of the model by name; references, not copies."""
     weights: dict[str, torch.Tensor] = objective.model.state_dict()
     return weights
+
+
+def by_index(objective: Objective, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state that was saved in parts, by name, in the form of its `state_dict`."""
+    names = {id(parameter): name for name, parameter in objective.model.named_parameters()}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tables = by_parameter(state)
+    indexed = {index: tables.get(names[id(parameter)], {}) for index, parameter in enumerate(trained)}
+    return {"state": indexed, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -16,6 +16,7 @@ from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import StatusModel
 from finetune_trainer.model.load import Shape, load_config
+from finetune_trainer.model.quantization import quantized_bytes
 from finetune_trainer.model.sizes import Parameters, Sizes
 from finetune_trainer.plan.layer_memory import LayerMemory, layer_memory
 from finetune_trainer.plan.prepare import Prepared
@@ -25,9 +26,6 @@ _TRAINED = 4
 """Bytes of a trained weight, and of its gradient: they are held in fp32, see `load_model`."""
 _MOMENTS = 8
 """Bytes of AdamW's two moments of a weight."""
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in NF4: 4 bits, 8 for each block of 64, 32 for each 256 blocks. Dettmers et al. 2023,
-"QLoRA", section 3."""
 _LOSS = 12
 """Bytes of each score over the vocabulary when the loss's gradient is computed: the log-probabilities, their
 gradient and that of the scores, in fp32."""
@@ -257,7 +255,7 @@ def _plus(
 def _held(parameters: Parameters, step: Step) -> float:
     """Bytes of weights as they are held: trained ones in fp32, frozen ones in the precision of the job."""
     quantized = parameters.quantizable if step.quantized else 0
-    frozen = (parameters.frozen - quantized) * _BYTES[step.dtype] + quantized * _NF4
+    frozen = (parameters.frozen - quantized) * _BYTES[step.dtype] + quantized_bytes(quantized)
     return frozen + parameters.trained * _TRAINED
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -28,11 +27,10 @@ from finetune_trainer.model.load import (
     remarks_on_weights,
     shape,
 )
+from finetune_trainer.model.remarks import transformers_remarks
+from finetune_trainer.plan.tokenization import Tokenization, Tokens, all_or_every_problem
 from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.tasks.task import task_of
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class TokenStatistics(StatusModel):
@@ -71,27 +69,36 @@ class Prepared:
         return digest.hexdigest()
 
 
-def prepare(spec: FineTuneJobSpec, *, planning: bool = False) -> Prepared:
+def prepare(
+    spec: FineTuneJobSpec,
+    tokenize: Callable[[Tokenization], Tokens] = Tokenization.tokenize,
+    *,
+    planning: bool = False,
+) -> Prepared:
     """Reads and checks all that a job needs, without loading weights.
 
-    With `planning` nothing is trained afterwards: the weights may be absent, and a remark says so. Raises
-    FineTuneError with the first problem of the tracker or the model, with every problem of the rows of both
-    files, or with those of the numbers.
+    `tokenize` gives the tokens of the rows, which may have been kept from before. With `planning` nothing is
+    trained afterwards: the weights may be absent, and a remark says so. Raises FineTuneError with the first
+    problem of the tracker or the model, with every problem of the rows of both files, or with those of the
+    numbers.
     """
     check_tracker(spec)
-    config = load_config(spec)
-    if not planning:
-        check_weights(spec)
-    tokenizer = load_tokenizer(spec)
-    model_shape = shape(spec, config)
+    remarks: list[str] = []
+    with transformers_remarks("spec.model_id", remarks):
+        config = load_config(spec)
+        if planning:
+            remarks += remarks_on_weights(spec)
+        else:
+            check_weights(spec)
+        tokenizer = load_tokenizer(spec)
+        model_shape = shape(spec, config)
     task = task_of(spec)
     chat = task.chat(tokenizer)
-    reader = task.reader(chat)
 
-    paths = [spec.train_path] + ([spec.valid_path] if spec.valid_path else [])
-    tokenized = _all_or_every_problem(reader.read, paths)
-    warnings = remarks_on_weights(spec) if planning else []
-    warnings += [*model_shape.warnings, *reader.warnings, *_inference_remarks(spec, tokenizer, chat)]
+    tokenization = Tokenization(spec, tokenizer, task, chat)
+    tokens = tokenize(tokenization)
+    tokenized = tokens.files
+    warnings = [*remarks, *model_shape.warnings, *tokens.warnings, *_inference_remarks(spec, tokenizer, chat)]
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (
@@ -105,9 +112,9 @@ def prepare(spec: FineTuneJobSpec, *, planning: bool = False) -> Prepared:
         longest_row=max(rows.longest for rows in tokenized),
         model_context_length=model_shape.context_length,
     )
-    cut = _all_or_every_problem(
+    cut = all_or_every_problem(
         lambda pair: truncate(pair[0], computed.context_length, pair[1]),
-        list(zip(tokenized, paths, strict=True)),
+        list(zip(tokenized, tokenization.paths, strict=True)),
     )
     train = cut[0][0]
     validation = cut[1][0] if len(cut) > 1 else None
@@ -172,22 +179,6 @@ def plan_of(
         trainable_parameters=model_shape.trainable_parameters,
         total_parameters=model_shape.total_parameters,
     )
-
-
-def _all_or_every_problem(check: Callable[[T], R], items: list[T]) -> list[R]:
-    """Calls `check` on every item, and raises one error with all problems when some fail."""
-    results: list[R] = []
-    errors: list[FineTuneError] = []
-    for item in items:
-        try:
-            results.append(check(item))
-        except FineTuneError as error:
-            errors.append(error)
-    if errors:
-        raise FineTuneError(
-            errors[0].failure_class, *(problem for error in errors for problem in error.problems)
-        ) from errors[0]
-    return results
 
 
 def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from finetune_api.failure import FineTuneError
 from finetune_api.numbers import Numbers
 from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
@@ -15,6 +17,9 @@ from finetune_trainer.report.pace import Pace
 from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
+
+Gather = Callable[[dict[str, int]], list[dict[str, int]]]
+"""Exchanges the sizes of files between all ranks, which must all call it."""
 
 
 class Reporter(Protocol):
@@ -71,11 +76,29 @@ class SilentReporter:
         """Does nothing."""
 
 
+class HelpingReporter(SilentReporter):
+    """The reporter of ranks other than 0 where each holds a part of the model: they write their parts."""
+
+    def __init__(self, run: RunDirectory, gather: Gather) -> None:
+        self._run = run
+        self._gather = gather
+
+    def save(
+        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+    ) -> None:
+        """Writes this rank's files, and tells rank 0 of them, which makes the checkpoint complete."""
+        del evaluation
+        name = checkpoint or self._run.snapshot_name(step)
+        with self._run.helping(name) as staging:
+            write(staging)
+            self._gather(self._run.hand_in(name, staging))
+
+
 class RankZeroReporter:
     """The reporter of rank 0.
 
     `to_keep` is how many checkpoints are kept, `tokens_trained` how many tokens the run had trained on
-    before, and `report` takes progress records.
+    before, and `report` takes progress records. `gather` is given where other ranks write files too.
     """
 
     def __init__(
@@ -88,7 +111,9 @@ class RankZeroReporter:
         tokens_trained: int,
         tracker: Tracker,
         report: Callable[[ProgressRecord], None],
+        gather: Gather | None = None,
     ) -> None:
+        self._gather = gather
         self._plan = plan
         self._numbers = numbers
         self._run = run
@@ -147,10 +172,12 @@ class RankZeroReporter:
         """
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
             write(staging)
+            others = self._gather({})[1:] if self._gather is not None else []
+            handed_in = {name: size for files in others for name, size in files.items()}
             if checkpoint:
-                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation))
+                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation), handed_in)
             else:
-                self._run.commit_snapshot(step, staging)
+                self._run.commit_snapshot(step, staging, handed_in)
         complete = self._run.checkpoints()
         keep = kept(complete, self._to_keep, finished=False)
         self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]
@@ -177,7 +204,12 @@ class RankZeroReporter:
         self._run.prune(keep)
 
     def closed(self) -> None:
-        """The tracker is closed: reports what has turned out meanwhile that it did not get."""
+        """Training is over, or has failed, and the tracker is closed: stores the last lines of metrics.jsonl.
+
+        Reports what has turned out meanwhile to be missing there, or at the tracker.
+        """
+        with suppress(FineTuneError):  # which is what `late_metrics` says then
+            self._run.flush_metrics()
         if self._last is None or self._last.warnings == self._warnings():
             return
         self._told(self._last.model_copy(update={"warnings": self._warnings()}))
@@ -189,7 +221,7 @@ class RankZeroReporter:
         self._report(record)
 
     def _warnings(self) -> list[str]:
-        return [self._tracker.lost] if self._tracker.lost is not None else []
+        return [each for each in (self._tracker.lost, self._run.late_metrics) if each is not None]
 
     def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:
         return Checkpoint(

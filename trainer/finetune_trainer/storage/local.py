@@ -18,6 +18,8 @@ class LocalStorage:
     directory's.
     """
 
+    trouble = None
+
     def __init__(self, root: Path, *, shown: str | None = None) -> None:
         self._root = root
         self._shown = shown
@@ -102,6 +104,22 @@ class LocalStorage:
                 yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    @contextmanager
+    def helping(self, name: str) -> Iterator[Path]:
+        """The writer's own directory, which is there when the first file is written."""
+        directory = self._root / f".{name}.partial"
+        with explained_writing(directory):
+            yield directory
+
+    def hand_in(self, staging: Path, name: str) -> dict[str, int]:  # noqa: ARG002 - as in the protocol
+        """Lists the directory as this process sees it."""
+        with explained(staging):
+            return {
+                file.relative_to(staging).as_posix(): file.stat().st_size
+                for file in staging.rglob("*")
+                if file.is_file()
+            }
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
         """Waits until all files are on disk, and renames the directory. All files appear at once."""

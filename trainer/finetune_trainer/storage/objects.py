@@ -14,7 +14,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,6 +79,8 @@ class ObjectStorage:
         self._filesystem = filesystem
         self._root = root
         self._appended: dict[str, list[str]] = {}
+        self._waiting: set[str] = set()
+        self._trouble: str | None = None
         self._flushed_at = time.monotonic()
 
     @property
@@ -115,6 +118,7 @@ class ObjectStorage:
     def write_text(self, name: str, text: str) -> None:
         """Replaces the object."""
         self._appended.pop(name, None)
+        self._waiting.discard(name)
         self._put(name, text)
 
     def append_text(self, name: str, text: str) -> None:
@@ -125,6 +129,7 @@ class ObjectStorage:
         if name not in self._appended:
             self._appended[name] = [self.read_text(name) or ""]
         self._appended[name].append(text)
+        self._waiting.add(name)
         if time.monotonic() - self._flushed_at < FLUSH_SECONDS:
             return
         try:
@@ -133,10 +138,23 @@ class ObjectStorage:
             _log.warning("%s; it is tried again in %d s", error, FLUSH_SECONDS)
 
     def flush(self) -> None:
-        """Uploads all texts that were appended to."""
+        """Uploads all texts that were appended to since their last upload."""
         self._flushed_at = time.monotonic()
-        for name, parts in self._appended.items():
-            self._put(name, "".join(parts))
+        for name in sorted(self._waiting):
+            try:
+                self._put(name, "".join(self._appended[name]))
+            except FineTuneError as error:
+                self._trouble = f"at {datetime.now(UTC):%H:%M} UTC: {error}"
+                raise
+            self._waiting.discard(name)
+
+    @property
+    def trouble(self) -> str | None:
+        """When an upload of such a text failed last, and whether all of it is there now."""
+        if self._trouble is None:
+            return None
+        now = "lacks its newest lines" if self._waiting else "had to wait for its lines, and has them all now"
+        return f"{now}; an upload failed {self._trouble}"
 
     def delete(self, name: str) -> None:
         """Deletes an object, or all objects below a prefix."""
@@ -151,13 +169,17 @@ class ObjectStorage:
                     self._filesystem.delete_dir(key)
 
     def download(self, names: Iterable[str], directory: Path) -> None:
-        """Downloads objects to files.
+        """Downloads objects to files, but those that are there as they are, by size and time of change.
 
         Each file appears only when it is complete, so several processes may download to one
         directory at once.
         """
         for name in names:
             target = directory / name
+            with explained(child(self._path, name)):
+                entry = self._filesystem.get_file_info(self._key(name))
+            if _is_there(target, entry):
+                continue
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
             with explained(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +192,8 @@ class ObjectStorage:
                         destination_filesystem=fs.LocalFileSystem(),
                         chunk_size=CHUNK_BYTES,
                     )
+                    if entry.mtime_ns is not None:
+                        os.utime(partial, ns=(entry.mtime_ns, entry.mtime_ns))
                     partial.replace(target)
                 finally:
                     partial.unlink(missing_ok=True)
@@ -190,10 +214,27 @@ class ObjectStorage:
         ):
             yield Path(directory)
 
+    def helping(self, name: str) -> AbstractContextManager[Path]:
+        """A temporary directory of this process."""
+        return self.staging(name)
+
+    def hand_in(self, staging: Path, name: str) -> dict[str, int]:
+        """Uploads the files."""
+        sizes = {
+            file.relative_to(staging).as_posix(): file.stat().st_size
+            for file in staging.rglob("*")
+            if file.is_file()
+        }
+        self._upload(staging, name, sorted(sizes))
+        return sizes
+
     def publish(self, staging: Path, name: str, *, last: str) -> None:
         """Uploads the files one by one, `last` at the end."""
         files = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: (file == last, file)):
+        self._upload(staging, name, sorted(files, key=lambda file: (file == last, file)))
+
+    def _upload(self, staging: Path, name: str, files: Iterable[str]) -> None:
+        for file in files:
             target = f"{name}/{file}"
             with explained(child(self._path, target)):
                 fs.copy_files(
@@ -216,3 +257,11 @@ class ObjectStorage:
             self._filesystem.open_output_stream(self._key(name)) as stream,
         ):
             stream.write(text.encode("utf-8"))
+
+
+def _is_there(file: Path, entry: fs.FileInfo) -> bool:
+    """Whether a file is what `download` made of this object, and the object has not changed since."""
+    if entry.mtime_ns is None or not file.is_file():
+        return False
+    found = file.stat()
+    return found.st_size == entry.size and found.st_mtime_ns == entry.mtime_ns

@@ -67,11 +67,15 @@ class Storage(Protocol):
     def flush(self) -> None:
         """Stores all that was appended so far."""
 
+    @property
+    def trouble(self) -> str | None:
+        """For people, what storing an appended text has met, and how it stands; None for nothing."""
+
     def delete(self, name: str) -> None:
         """Deletes a file, or a directory with all its content, if it exists."""
 
     def download(self, names: Iterable[str], directory: Path) -> None:
-        """Copies files to a directory on this machine, over those of the same names."""
+        """Copies files to a directory on this machine, over those of the same names that are different."""
 
     def local_copy(self) -> AbstractContextManager[Path]:
         """A directory on this machine with all files, for the `with` block. They must not be changed."""
@@ -81,6 +85,16 @@ class Storage(Protocol):
 
         It is deleted when the `with` block ends. An error of the system when writing in the block is
         raised as FineTuneError.
+        """
+
+    def helping(self, name: str) -> AbstractContextManager[Path]:
+        """Where another process than that in `staging` puts its files: there too, or in one of its own."""
+
+    def hand_in(self, staging: Path, name: str) -> dict[str, int]:
+        """Brings the files of a directory of `helping` to where the writer's will be.
+
+        Returns the names and sizes of all files that are there for this process. Called before the writer
+        publishes.
         """
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:

@@ -3,6 +3,7 @@
     <storage>/<namespace>/<name>-<uid>/
         job.yaml            the manifest; its first line says whose run this is
         inputs.json         the SHA-256 of each file of rows when the run began
+        prepared/           what was prepared before a cluster was asked for, until the run has finished
         epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, complete.json written last
         snapshot-1234/      the same files, to resume from between checkpoints; at most one
         checkpoints.json    the complete checkpoints, the best and the latest marked
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -33,6 +34,7 @@ JOB = "job.yaml"
 INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints.json"
 METRICS = "metrics.jsonl"
+PREPARED = "prepared"
 RESULT = "result.json"
 COMPLETE = "complete.json"
 
@@ -52,6 +54,13 @@ class Completion(BaseModel):
     """None in a snapshot."""
     files: dict[str, int]
     """All other files of the checkpoint, with their sizes in bytes."""
+
+
+class PreparedFiles(BaseModel):
+    """The content of complete.json of what was prepared."""
+
+    files: dict[str, int]
+    """All other files, with their sizes in bytes."""
 
 
 class RunDirectory:
@@ -109,6 +118,30 @@ class RunDirectory:
         except ValidationError:
             return {}
 
+    def staging_prepared(self) -> AbstractContextManager[Path]:
+        """A new empty directory on this machine for the files that are prepared.
+
+        Commit it inside the `with` block; afterwards it is deleted.
+        """
+        return self._storage.staging(PREPARED)
+
+    def commit_prepared(self, staging: Path) -> None:
+        """Makes the files in `staging` what is prepared, in place of what was."""
+        self._delete(PREPARED)
+        written = PreparedFiles(files=_sizes(staging))
+        (staging / COMPLETE).write_text(written.model_dump_json(indent=2), encoding="utf-8")
+        self._storage.publish(staging, PREPARED, last=COMPLETE)
+
+    def prepared(self) -> Storage | None:
+        """Where the files are that were prepared; None when they are not there, or not all of them."""
+        storage = self._storage.child(PREPARED)
+        try:
+            complete = PreparedFiles.model_validate_json(storage.read_text(COMPLETE) or "")
+        except ValidationError:
+            return None
+        there = storage.files()
+        return storage if all(there.get(name) == size for name, size in complete.files.items()) else None
+
     def checkpoints(self) -> list[Checkpoint]:
         """The complete checkpoints in the order they were saved in. The best and the latest are marked."""
         found = self._complete()
@@ -145,6 +178,17 @@ class RunDirectory:
         """
         return self._storage.staging(name)
 
+    def helping(self, name: str) -> AbstractContextManager[Path]:
+        """A directory on this machine for the files that another rank than the first writes of a checkpoint.
+
+        It may be that of `staging`, where both see the same storage. Hand it in inside the `with` block.
+        """
+        return self._storage.helping(name)
+
+    def hand_in(self, name: str, staging: Path) -> dict[str, int]:
+        """Hands in the files in a directory of `helping`. Returns their sizes, for the rank that commits."""
+        return self._storage.hand_in(staging, name)
+
     def try_writing(self, write: Callable[[Path], None]) -> None:
         """Has `write` write into an empty directory, writes a file into storage, and deletes all of it."""
         with self._storage.staging(_TRIAL) as staging:
@@ -152,12 +196,15 @@ class RunDirectory:
         self._storage.write_text(_TRIAL, "")
         self._storage.delete(_TRIAL)
 
-    def commit(self, name: str, staging: Path, record: Checkpoint) -> None:
+    def commit(
+        self, name: str, staging: Path, record: Checkpoint, handed_in: Mapping[str, int] | None = None
+    ) -> None:
         """Makes the files in `staging` the checkpoint `name`, and deletes snapshots, which are now older.
 
-        Raises ValueError when there is a complete checkpoint of that name.
+        `handed_in` are the sizes of files that other ranks have handed in. Raises ValueError when there is a
+        complete checkpoint of that name.
         """
-        self._commit(name, staging, step=record.step, checkpoint=record)
+        self._commit(name, staging, handed_in or {}, step=record.step, checkpoint=record)
         self._write_index()
         self._delete_snapshots(but=None)
 
@@ -165,13 +212,13 @@ class RunDirectory:
         """The name of the snapshot after `step` optimizer steps."""
         return f"snapshot-{step}"
 
-    def commit_snapshot(self, step: int, staging: Path) -> None:
+    def commit_snapshot(self, step: int, staging: Path, handed_in: Mapping[str, int] | None = None) -> None:
         """Makes the files in `staging` the snapshot after `step` optimizer steps, and deletes others.
 
         Raises ValueError when there is a complete snapshot of that step.
         """
         name = self.snapshot_name(step)
-        self._commit(name, staging, step=step, checkpoint=None)
+        self._commit(name, staging, handed_in or {}, step=step, checkpoint=None)
         self._delete_snapshots(but=name)
 
     def prune(self, keep: set[str]) -> None:
@@ -193,6 +240,11 @@ class RunDirectory:
         """Stores all lines that were added so far."""
         self._storage.flush()
 
+    @property
+    def late_metrics(self) -> str | None:
+        """For people, that lines were not stored when they should have been, and why; else None."""
+        return None if self._storage.trouble is None else f"{METRICS} {self._storage.trouble}"
+
     def truncate_metrics(self, step: int) -> None:
         """Removes the lines that will be written again when training resumes after `step` optimizer steps.
 
@@ -207,8 +259,9 @@ class RunDirectory:
             self._storage.write_text(METRICS, remaining)
 
     def finish(self, record: ProgressRecord) -> None:
-        """Marks the run as finished, with its last progress record."""
+        """Marks the run as finished, with its last progress record. What was prepared is deleted."""
         self._storage.flush()
+        self._delete(PREPARED)
         self._storage.write_text(
             RESULT, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
         )
@@ -258,16 +311,28 @@ class RunDirectory:
         except ValidationError:
             return None
 
-    def _commit(self, name: str, staging: Path, *, step: int, checkpoint: Checkpoint | None) -> None:
+    def _commit(
+        self,
+        name: str,
+        staging: Path,
+        handed_in: Mapping[str, int],
+        *,
+        step: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:
         if name in self._complete():
             raise ValueError(f"{self.checkpoint_path(name)} is complete and must not change")
-        self._delete(name)
-        files = {
-            file.relative_to(staging).as_posix(): file.stat().st_size
-            for file in sorted(staging.rglob("*"))
-            if file.is_file()
-        }
-        completion = Completion(step=step, checkpoint=checkpoint, files=files)
+        if not handed_in:
+            self._delete(name)
+        files = _sizes(staging)
+        absent = sorted(handed_in.keys() - files.keys() - self._storage.child(name).files().keys())
+        if absent:
+            raise FineTuneError(
+                FailureClass.STORAGE_ERROR,
+                f"{self.path}: another worker has written {absent[0]} there, and here it is not: they do not"
+                " see the same directory; give storage that all nodes share",
+            )
+        completion = Completion(step=step, checkpoint=checkpoint, files=files | dict(handed_in))
         (staging / COMPLETE).write_text(completion.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
         self._storage.publish(staging, name, last=COMPLETE)
         self._storage.flush()
@@ -286,6 +351,15 @@ class RunDirectory:
         # The marker first, so that a half-deleted directory is not taken for a checkpoint.
         self._storage.delete(f"{name}/{COMPLETE}")
         self._storage.delete(name)
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """The files in a directory of this machine, at any depth, with their sizes in bytes."""
+    return {
+        file.relative_to(directory).as_posix(): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _saved_names(files: dict[str, int]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import peft
 import torch
+from torch.utils._pytree import register_dataclass
 from transformers import PreTrainedModel
 
 from finetune_trainer.data.layout import Batch
@@ -22,6 +23,10 @@ class Loss:
     """The sum over all tokens of the batch that count; a scalar in fp32, 0 when none does."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further sums by name; scalars. The names are the same for every batch, also for an empty one."""
+
+
+# FSDP finds the tensors of an output in it, from which the backward pass begins.
+register_dataclass(Loss)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ class Forward:
         """Computes the loss of the rows with these indices, in fp32 or, by autocast, in bf16."""
         device = self.parallel.device
         batch = self.layout.batch(rows, indices).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"):
+        # Copies in bf16 that are kept to the end of the pass would be a whole model, where ranks have parts.
+        cached = not self.parallel.in_parts
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16", cache_enabled=cached
+        ):
             loss: Loss = self.module(batch)
         return loss

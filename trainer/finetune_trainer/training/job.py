@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from finetune_api.numbers import ResolvedPrecision
+from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 
@@ -29,6 +30,7 @@ class Start:
     run_directory: str
     resume_from: str | None
     """The name of the checkpoint or snapshot in the run directory to resume from; None begins anew."""
+    sharding: Sharding = COPIES
 
 
 @dataclass(frozen=True)

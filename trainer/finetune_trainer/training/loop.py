@@ -2,7 +2,7 @@
 
 Every worker calls `train` with the same job and its own rank. Workers exchange gradients, losses and
 requests to stop. What a step is divided by needs no exchange, since every worker has all rows. All ranks
-collect what is saved; only rank 0 writes and reports.
+collect what is saved, and write it where each holds a part; only rank 0 reports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from functools import partial
 
@@ -22,7 +22,7 @@ from finetune_trainer.checkpoint.save import write_checkpoint, write_description
 from finetune_trainer.data.batches import Indices, row_order, step_rows
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
-from finetune_trainer.report.reporter import RankZeroReporter, Reporter, SilentReporter
+from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, Reporter, SilentReporter
 from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
@@ -55,7 +55,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     spec, numbers = job.prepared.spec, job.prepared.numbers
     train_rows, validation_rows = job.prepared.train, job.prepared.validation
     loaded = loaded or load(job.start, worker.device)
-    parallel = parallel_of(worker.rank, worker.num_devices, worker.device)
+    parallel = parallel_of(worker.rank, worker.num_devices, worker.device, job.start.sharding)
     forward, optimizer, position = set_up(job, loaded, parallel)
     model, dtype, inference = loaded.model, loaded.dtype, loaded.inference
     describe = partial(write_description, model=model, dtype=dtype, inference=inference)
@@ -63,7 +63,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     step, evaluation = position.step, position.evaluation
     saved_at = time.monotonic()
 
-    with _reporter(job, worker, step) as reporter:
+    with _reporter(job, worker, parallel, step) as reporter:
         reporter.try_saving(describe)
         if step == 0 and spec.eval_first and validation_rows is not None:
             evaluation = _validate(forward, job.prepared, step)
@@ -105,29 +105,34 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
 
 
 @contextmanager
-def _reporter(job: TrainingJob, worker: Worker, step: int) -> Iterator[Reporter]:
-    """The reporter of this rank: rank 0's writes and reports, the others' do nothing.
+def _reporter(job: TrainingJob, worker: Worker, parallel: Parallel, step: int) -> Iterator[Reporter]:
+    """The reporter of this rank: rank 0's writes and reports, the others' write parts, if they have any.
 
     On rank 0, lines of metrics.jsonl that this run will write again are removed first.
     """
+    run = RunDirectory.open(job.start.run_directory)
     if worker.rank > 0:
-        yield SilentReporter()
+        yield HelpingReporter(run, parallel.gather) if parallel.in_parts else SilentReporter()
         return
     prepared = job.prepared
-    run = RunDirectory.open(job.start.run_directory)
     run.truncate_metrics(step if job.start.resume_from else -1)
-    with open_tracker(prepared.spec, job.name) as tracker:
-        reporter = RankZeroReporter(
-            prepared.plan,
-            prepared.numbers,
-            run,
-            to_keep=prepared.spec.num_checkpoints_to_keep,
-            tokens_trained=sum(_tokens(prepared, rows) for rows in itertools.islice(_steps(prepared), step)),
-            tracker=tracker,
-            report=worker.report,
-        )
-        yield reporter
-    reporter.closed()
+    trained = sum(_tokens(prepared, rows) for rows in itertools.islice(_steps(prepared), step))
+    tracking = ExitStack()
+    reporter = RankZeroReporter(
+        prepared.plan,
+        prepared.numbers,
+        run,
+        to_keep=prepared.spec.num_checkpoints_to_keep,
+        tokens_trained=trained,
+        tracker=tracking.enter_context(open_tracker(prepared.spec, job.name)),
+        report=worker.report,
+        gather=parallel.gather if parallel.in_parts else None,
+    )
+    try:
+        with tracking:
+            yield reporter
+    finally:
+        reporter.closed()
 
 
 def _steps(prepared: Prepared) -> Iterator[Indices]:

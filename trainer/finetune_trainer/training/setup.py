@@ -18,6 +18,7 @@ from finetune_trainer.checkpoint.state import (
 from finetune_trainer.data.layout import Padded
 from finetune_trainer.model.files import reading
 from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id, saved_dtype
+from finetune_trainer.model.parts import mesh_of
 from finetune_trainer.parallel.parallel import Parallel
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Model
@@ -42,17 +43,21 @@ class Loaded:
 def load(start: Start, device: torch.device) -> Loaded:
     """Loads all that a worker needs besides the rows, on the CPU; `device` is the one that will train.
 
-    Raises FineTuneError as `load_model` and `load_tokenizer` do, and where the checkpoint is damaged.
+    Where devices share a model each worker gets its parts, and all must call this. Raises FineTuneError as
+    `load_model` and `load_tokenizer` do, and where the checkpoint is damaged.
     """
+    mesh = mesh_of(start.sharding, "cpu") if start.sharding.kind == "fsdp" else None
     run, name = RunDirectory.open(start.run_directory), start.resume_from
     with (
         run.local_copy(name) if name is not None else nullcontext() as resumed,
         reading(resumed, "the checkpoint to resume from") if resumed is not None else nullcontext(),
     ):
-        model = load_model(start.spec, dtype=start.dtype, on_gpu=device.type == "cuda", resumed=resumed)
-        saved = read_state(resumed) if resumed is not None else None
+        model = load_model(
+            start.spec, dtype=start.dtype, on_gpu=device.type == "cuda", resumed=resumed, mesh=mesh
+        )
+        saved = read_state(resumed, mesh) if resumed is not None else None
         if resumed is not None:
-            restore_weights(resumed, model)
+            restore_weights(resumed, model, mesh)
     tokenizer = load_tokenizer(start.spec)
     chat = task_of(start.spec).chat(tokenizer)
     ready, _ = inference(tokenizer, chat, model.generation_config)
@@ -77,7 +82,8 @@ def set_up(
         layout=Padded(pad_token_id(loaded.inference.tokenizer), job.padded_length),
         dtype=job.start.dtype,
     )
-    optimizer = adamw(objective, spec, fused=parallel.device.type == "cuda")
+    on_gpu = next(objective.parameters()).device.type == "cuda"
+    optimizer = adamw(objective, spec, fused=on_gpu)
     torch.manual_seed(spec.seed + parallel.rank)
     saved, loaded.saved = loaded.saved, None
     if saved is None:

@@ -119,6 +119,7 @@ class RayGroup:
                 ray.train.torch.TorchTrainer(
                     train_worker,
                     train_loop_config={"worker": WorkerConfig(start, self._board, workers.threads)},
+                    torch_config=ray.train.torch.TorchConfig(backend=_backend(workers, start)),
                     scaling_config=ray.train.ScalingConfig(
                         num_workers=workers.num_devices,
                         use_gpu=workers.on_gpu,
@@ -135,6 +136,12 @@ class RayGroup:
                 ).fit()
         except BaseException as error:  # noqa: BLE001 - it crosses to the thread that follows, which names it
             self._error = error
+
+
+def _backend(workers: RayWorkers, start: Start) -> str | None:
+    """What workers communicate over; None is Ray's choice."""
+    # Parts of a model may be in the host's memory, of which NCCL knows nothing.
+    return "cpu:gloo,cuda:nccl" if workers.on_gpu and start.sharding.kind == "fsdp" else None
 
 
 def how_it_ended(
