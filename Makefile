@@ -28,7 +28,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-gpu e2e bench-start cluster cluster-down environment lint format lock generate run-operator clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-gpu e2e bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster 
 
 bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
 	env -u OMP_WAIT_POLICY $(ENV)/bin/python bench/start.py $(ARGS)
+
+bench-memory: $(ENV)/dev.installed $(ENV)/project.installed ## measure a training step's memory on a GPU beside the estimate; ARGS="--device cpu --small" tries it without one
+	PYTHONPATH=.:examples $(ENV)/bin/python -m bench.peak_memory $(ARGS)
 
 cluster: $(ENV)/dev.installed ## start that cluster, and print the line that makes kubectl use it
 	@$(ENV)/bin/python -m devcluster up

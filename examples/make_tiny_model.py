@@ -39,7 +39,7 @@ def make_tiny_model(
     `vocab_size` counts tokens, special ones included, and must hold the 256 bytes and the 4 special tokens.
     `seed` decides the weights; the tokenizer does not depend on it.
     """
-    tokenizer = _tokenizer(vocab_size, max_position_embeddings)
+    tokenizer = make_tokenizer(vocab_size, max_position_embeddings)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=64,
@@ -61,7 +61,7 @@ def make_tiny_model(
     return directory
 
 
-def _tokenizer(vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the Python documentation that comes with Python.
 
     As Llama 3's does, it puts a BOS before every text it encodes with special tokens; the chat template

@@ -152,11 +152,18 @@ def plan(
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Write the manifest of the nearest settings that fit the device instead."),
+    ] = False,
 ) -> None:
     """Show what would be trained: rows, tokens, steps, epochs, memory; nothing is trained."""
     from finetune_api.manifest import read_manifest
-    from finetune_cli.plan import show_plan
+    from finetune_cli.plan import show_fitting, show_plan
 
+    if fit:
+        show_fitting(read_manifest(file))
+        return
     show_plan(read_manifest(file), picture=plot, json_wanted=output is Output.JSON)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_cli.plain_text import console, say_warnings
 
@@ -23,7 +24,7 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
         from finetune_cli.plan_view import job_plan, show_tables
         from finetune_trainer.plan.prepare import prepare
 
-        plan = job_plan(manifest, prepare(manifest.spec))
+        plan = job_plan(manifest, prepare(manifest.spec, planning=True))
         if picture is not None:
             from finetune_cli.learning_rate_plot import draw_learning_rate
 
@@ -35,3 +36,25 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
         show_tables(people, manifest, plan)
     if picture is not None:
         people.print(f"learning-rate plot: {picture}")
+
+
+def show_fitting(manifest: Manifest) -> None:
+    """Writes the manifest of the nearest settings that fit the device; what is different goes to people.
+
+    Raises FineTuneError for what is wrong with the job, where it names no device, and where nothing fits.
+    """
+    people = console(stderr=True)
+    with people.status("reading the model and the rows"):
+        from finetune_trainer.plan.fit import device_of, fitted, job_of
+        from finetune_trainer.plan.prepare import prepare
+
+        prepared = prepare(manifest.spec, planning=True)
+        device = device_of(manifest.spec)
+        if device is None:
+            what = "names no accelerator whose memory is known; give accelerator_type:A10G, say"
+            raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.worker_resources: {what}")
+        settings = fitted(job_of(prepared, on_gpu=True), device)
+    say_warnings((*manifest.warnings, *prepared.warnings))
+    people.print("the job fits as it is" if settings is None else settings.words)
+    changed = manifest if settings is None else manifest.model_copy(update={"spec": settings.spec})
+    typer.echo(changed.to_yaml(), nl=False)

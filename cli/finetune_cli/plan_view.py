@@ -9,13 +9,28 @@ from rich.table import Table
 
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import Numbers, ResolvedPrecision
+from finetune_api.sharding import Sharding
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
-from finetune_trainer.plan.memory import MemoryEstimate, estimate
+from finetune_trainer.plan.fit import Device, Job, device_of, job_of, nearest, required
+from finetune_trainer.plan.memory import MemoryEstimate
 from finetune_trainer.plan.prepare import Prepared, TokenStatistics
 
 GIB = 2**30
 SHOWN_EPOCHS = 6
+
+
+class PlannedDevice(StatusModel):
+    """A device beside what the job needs of it."""
+
+    name: str
+    memory: int
+    """Bytes that it has."""
+    required: int
+    """Bytes that it must have: the estimate, and what allocator and libraries take."""
+    fits: bool
+    ways: tuple[str, ...]
+    """The nearest settings with which it fits, where it does not."""
 
 
 class JobPlan(StatusModel):
@@ -28,23 +43,48 @@ class JobPlan(StatusModel):
     token_statistics: TokenStatistics
     memory_per_device: dict[ResolvedPrecision, MemoryEstimate]
     """Bytes on each device, by the precision that is computed in."""
+    sharding: Sharding
+    """How the devices hold the model."""
+    device: PlannedDevice | None
+    """The device that the job's workers ask for; None where it names none."""
     warnings: tuple[str, ...]
 
 
 def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
     """The plan of a prepared job.
 
-    With `dtype: auto` it has the memory for both precisions that the job may be computed in.
+    Where the job names no device and no precision, it has the memory on a GPU and on a CPU.
     """
-    precisions: tuple[ResolvedPrecision, ...] = (
-        ("bf16", "fp32") if manifest.spec.dtype == "auto" else (manifest.spec.dtype,)
-    )
+    device = device_of(prepared.spec)
+    jobs = {
+        job.dtype: job
+        for job in (
+            job_of(prepared, on_gpu=on_gpu)
+            for on_gpu in ((True,) if device or prepared.spec.dtype != "auto" else (True, False))
+        )
+    }
+    on_gpu = next(iter(jobs.values()))
+    sharding = on_gpu.sharding(device)
     return JobPlan(
         plan=prepared.plan,
         numbers=prepared.numbers,
         token_statistics=prepared.token_statistics,
-        memory_per_device={precision: estimate(prepared, precision) for precision in precisions},
+        memory_per_device={precision: job.needs(sharding, device) for precision, job in jobs.items()},
+        sharding=sharding,
+        device=None if device is None else _planned(on_gpu, device, sharding),
         warnings=(*manifest.warnings, *prepared.warnings),
+    )
+
+
+def _planned(job: Job, device: Device, sharding: Sharding) -> PlannedDevice:
+    needed = required(job.needs(sharding, device))
+    fits = needed <= device.memory
+    return PlannedDevice(
+        name=device.name,
+        memory=device.memory,
+        required=needed,
+        fits=fits,
+        ways=() if fits else tuple(each.words for each in nearest(job, device)),
     )
 
 
@@ -54,10 +94,21 @@ def show_tables(console: Console, manifest: Manifest, plan: JobPlan) -> None:
     for table in (
         _plan_table(plan),
         _tokens_table(plan.token_statistics),
-        _memory_table(plan.memory_per_device),
+        _memory_table(plan),
     ):
         console.print()
         console.print(table)
+    if plan.device is not None:
+        console.print()
+        console.print(one_line(in_words(plan.device)))
+
+
+def in_words(device: PlannedDevice) -> str:
+    """Whether a job fits its device."""
+    needs = f"needs {device.required / GIB:.1f} GiB a device, {device.name} has {device.memory / GIB:.1f}"
+    if device.fits:
+        return f"fits: {needs}"
+    return f"does not fit: {needs}: {'; or '.join(device.ways) or 'no settings were found that fit'}"
 
 
 def _plan_table(plan: JobPlan) -> Table:
@@ -105,7 +156,8 @@ def _tokens_table(statistics: TokenStatistics) -> Table:
     return table
 
 
-def _memory_table(memory: dict[ResolvedPrecision, MemoryEstimate]) -> Table:
+def _memory_table(plan: JobPlan) -> Table:
+    memory = plan.memory_per_device
     names = (
         {"bf16": "GPU, bf16", "fp32": "CPU, fp32"}
         if len(memory) > 1
@@ -113,8 +165,20 @@ def _memory_table(memory: dict[ResolvedPrecision, MemoryEstimate]) -> Table:
     )
     table = _table("Memory of a device, estimated, GiB", *(names[precision] for precision in memory))
     for part in MemoryEstimate.model_fields:
-        table.add_row(part, *(f"{getattr(estimated, part) / GIB:,.2f}" for estimated in memory.values()))
+        values = [getattr(estimated, part) for estimated in memory.values()]
+        name = {"moment": "at its most", "host": "host's, for a device"}.get(part, part)
+        table.add_row(name, *(value if isinstance(value, str) else f"{value / GIB:,.2f}" for value in values))
+    table.add_row("the model", *([_words(plan.sharding)] * len(memory)))
     return table
+
+
+def _words(sharding: Sharding) -> str:
+    """`a part on each device (fsdp), cpu_offload`."""
+    if sharding.kind == "ddp":
+        return "a copy on each device"
+    where = "fsdp within nodes" if sharding.within_nodes else "fsdp"
+    kept = "" if sharding.reshard else ", kept gathered"
+    return f"a part on each device ({where}{kept}{', cpu_offload' if sharding.cpu_offload else ''})"
 
 
 def _table(title: str, *headings: str) -> Table:

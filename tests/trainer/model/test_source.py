@@ -129,6 +129,24 @@ def test_a_directory_without_configuration_or_without_weights_is_no_model(
     )
 
 
+def test_what_is_planned_needs_no_weights_and_what_is_trained_does(
+    tiny_model: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    model = copy_of(tiny_model, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    spec = spec_of(model, LORA, train_path=str(tiny_rows), valid_path=None)
+
+    planned = prepare(spec, planning=True)
+    assert planned.plan == prepare(spec.model_copy(update={"model_id": str(tiny_model)})).plan
+    remark = "the weights are not on this machine; the plan is made from configuration and tokenizer alone"
+    assert f"spec.model_id: {model}: {remark}" in planned.warnings
+    with pytest.raises(FineTuneError) as raised:
+        prepare(spec)
+    assert str(raised.value) == (
+        f"spec.model_id: {model} holds no weights (*.safetensors); give a model's directory"
+    )
+
+
 def test_what_is_mounted_on_a_cluster_only_is_no_model_here() -> None:
     assert "pvc://models/llama is mounted on a cluster only" in str(failure_of("pvc://models/llama"))
 

@@ -59,7 +59,8 @@ from finetune_trainer.model.quantization import (
     quantized_parameters,
 )
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
-from finetune_trainer.model.source import fetch_model, source_name, source_revision
+from finetune_trainer.model.sizes import NO_SIZES, Sizes, sizes_of
+from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
 from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
@@ -83,6 +84,7 @@ class Shape:
     warnings: tuple[str, ...]
     quantized_parameters: int = 0
     """Those of `total_parameters` that are held in 4 bits."""
+    sizes: Sizes = NO_SIZES
 
 
 class LoadingInfo(TypedDict):
@@ -107,6 +109,23 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
         check_not_quantized(config, where, name)
     return config
+
+
+def check_weights(spec: FineTuneJobSpec) -> None:
+    """Raises FineTuneError (ModelNotFound) where the directory of the base model holds no weights."""
+    source, where = _base(spec)
+    if lacks_weights(source):
+        what = f"{source_name(source)} holds no weights (*.safetensors); give a model's directory"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}")
+
+
+def remarks_on_weights(spec: FineTuneJobSpec) -> list[str]:
+    """A remark where the base model's weights are not on this machine."""
+    source, where = _base(spec)
+    if any(fetch_model(source, where, weights=False).glob("*.safetensors")):
+        return []
+    what = "the weights are not on this machine; the plan is made from configuration and tokenizer alone"
+    return [f"{where}: {source_name(source)}: {what}"]
 
 
 def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
@@ -197,6 +216,7 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         context_length=getattr(text, "max_position_embeddings", None),
         warnings=tuple(warnings),
         quantized_parameters=quantized,
+        sizes=sizes_of(cast("PreTrainedModel | peft.PeftModel", trained)),
     )
 
 

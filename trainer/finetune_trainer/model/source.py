@@ -66,17 +66,32 @@ def source_revision(source: str | HubRepository) -> str | None:
 def fetch_model(source: str | HubRepository, where: str, *, weights: bool = True) -> Path:
     """Returns a local directory with a model or an adapter, downloaded if needed.
 
-    Without `weights`, only its configuration and tokenizer are downloaded. For a local path the hub is never
-    asked. Raises FineTuneError (ModelNotFound, AccessDenied or StorageError)
-    with a message that begins with `where`, a field such as `spec.model_id`, and for files that are damaged
-    as `check_files` does. Weights that an index lists and are not there are told before they are downloaded,
-    but for those of the hub.
+    Without `weights`, only its configuration and tokenizer are downloaded, and must be there. For a local
+    path the hub is never asked. Raises FineTuneError (ModelNotFound, AccessDenied or StorageError) with a
+    message that begins with `where`, a field such as `spec.model_id`, and for files that are damaged as
+    `check_files` does. Weights that an index lists and are not there are told before they are downloaded, but
+    for those of the hub.
     """
     path = _fetched(source, where, weights=weights)
     check_files(path, where)
     if isinstance(source, str) and hub_name(source) is None and scheme(source) not in ("s3", "gs"):
         check_shards(path, where, source_name(source))
     return path
+
+
+def lacks_weights(source: str | HubRepository) -> bool:
+    """Whether a directory that `fetch_model` finds, here or in object storage, holds no weights.
+
+    The hub is not asked: what it has is known when it is downloaded.
+    """
+    if isinstance(source, HubRepository) or hub_name(source) is not None:
+        return False
+    files = (
+        open_storage(source).files()
+        if scheme(source) in ("s3", "gs")
+        else [file.name for file in (mounted_here(source) or local_path(source)).iterdir()]
+    )
+    return not any(_fits(file, _WEIGHT_FILES) for file in files if "/" not in file)
 
 
 def _fetched(source: str | HubRepository, where: str, *, weights: bool) -> Path:
@@ -101,7 +116,7 @@ def _fetched(source: str | HubRepository, where: str, *, weights: bool) -> Path:
             else "is not there; give a model's directory or organisation/name on the hub"
         )
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {source} {what}")
-    for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
+    for what, pattern in _needed(weights=weights):
         if not any(path.glob(pattern)):
             raise FineTuneError(
                 FailureClass.MODEL_NOT_FOUND,
@@ -154,7 +169,7 @@ def _from_hub(name: str, where: str, *, weights: bool) -> Path:
 def _from_storage(source: str, where: str, *, weights: bool) -> Path:
     storage = open_storage(source)
     files = storage.files()
-    for what, pattern in (("configuration", "*config.json"), ("weights", "*.safetensors")):
+    for what, pattern in _needed(weights=weights):
         if not any(_fits(file, [pattern]) for file in files if "/" not in file):
             raise FineTuneError(
                 FailureClass.MODEL_NOT_FOUND,
@@ -199,6 +214,11 @@ def _refuse_pointers(storage: Storage, files: dict[str, int], where: str) -> Non
                 problems.append(f"{where}: {storage.path}/{file} {problem}")
     if problems:
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, *problems)
+
+
+def _needed(*, weights: bool) -> list[tuple[str, str]]:
+    """What a model's directory must hold, in words and as a pattern."""
+    return [("configuration", "*config.json")] + ([("weights", "*.safetensors")] if weights else [])
 
 
 def _patterns(*, weights: bool) -> list[str]:

@@ -1,68 +1,368 @@
-"""Estimates the memory that one device needs.
+"""Estimates the memory that training takes, on each device and on its host.
 
-The allocator's overhead and temporary tensors come on top.
+What decides is `memory`, a pure function of sizes. A step takes the most at one of few moments, which are
+looked at one by one: when the loss is computed, at the start and at the end of the backward pass, when the
+weights change, and in validation. The allocator's overhead and what a process and its libraries take come on
+top.
 """
 
 from __future__ import annotations
 
-from finetune_api.numbers import ResolvedPrecision
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from finetune_api.numbers import ResolvedPrecision, default_batch_size, default_context_length
+from finetune_api.sharding import COPIES, Sharding
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import StatusModel
+from finetune_trainer.model.load import Shape, load_config
 from finetune_trainer.model.quantization import quantized_bytes
+from finetune_trainer.model.sizes import Parameters, Sizes
+from finetune_trainer.plan.layer_memory import LayerMemory, layer_memory
 from finetune_trainer.plan.prepare import Prepared
 
 _BYTES = {"bf16": 2, "fp32": 4}
-_ACTIVATION_VALUES_PER_HIDDEN = 17
-"""How many values a transformer layer keeps for the backward pass, per token and hidden unit.
+_TRAINED = 4
+"""Bytes of a trained weight, and of its gradient: they are held in fp32, see `load_model`."""
+_MOMENTS = 8
+"""Bytes of AdamW's two moments of a weight."""
+_LOSS = 12
+"""Bytes of each score over the vocabulary when the loss's gradient is computed: the log-probabilities, their
+gradient and that of the scores, in fp32."""
+_PROCESS = 3 * 2**30
+"""What a worker's process takes of its host: Python, torch, transformers, the driver of its device."""
 
-Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.1: 34 bytes in 16 bits, without the
-attention matrix, which PyTorch's attention does not keep."""
+Moment = Literal["loss", "backward", "gradients", "update", "validation"]
 
 
 class MemoryEstimate(StatusModel):
-    """The memory of one device, in bytes."""
+    """The memory of one device at the moment of a step that takes the most, and that of its host; bytes."""
 
     weights: int
     gradients: int
     optimizer: int
     """AdamW's two moments."""
+    copies: int
+    """Weights gathered from other devices, copies of weights in bf16, and buffers to exchange gradients."""
     activations: int
-    """The values that the layers keep for the backward pass."""
+    """The values that the layers keep for the backward pass, and those of the layer that is computed."""
     logits: int
-    """The scores over the vocabulary, in the precision of the arithmetic and in fp32, and their gradients."""
+    """The scores over the vocabulary, and their gradients."""
     total: int
+    moment: Moment
+    """`loss`: the loss is computed; `backward`: the backward pass begins; `gradients`: it ends; `update`: the
+    optimizer changes the weights."""
+    host: int
+    """Of the host's memory for this device's process, weights and optimizer that are kept there included."""
 
 
-def estimate(prepared: Prepared, dtype: ResolvedPrecision) -> MemoryEstimate:
-    """Estimates the memory of a training step on one device.
+@dataclass(frozen=True)
+class Step:
+    """What a step of a job is, as far as memory depends on it."""
 
-    All rows of the micro-batch are taken to be as long as the longest row, or as the context length when rows
-    are padded to it.
-    """
-    shape = prepared.shape
-    value = _BYTES[dtype]
-    frozen = shape.total_parameters - shape.trainable_parameters
-    # Trained weights are held in fp32; see finetune_trainer.model.load.load_model.
-    quantized = shape.quantized_parameters
-    weights = (frozen - quantized) * value + quantized_bytes(quantized) + shape.trainable_parameters * 4
+    sizes: Sizes
+    layer: LayerMemory
+    vocabulary: int
+    hidden_size: int
+    dtype: ResolvedPrecision
+    sharding: Sharding
+    devices: int
+    """That share the work."""
+    sharers: int
+    """Devices that share one model with fsdp: all, or those of a node."""
+    rows: int
+    """Of a micro-batch."""
+    length: int
+    """Tokens of the longest row."""
+    counted: int
+    """Tokens of a micro-batch that count in the loss, at most."""
+    accumulates: bool
+    """Whether a step has several micro-batches."""
+    recomputes: bool
+    """Whether activations are computed again in the backward pass."""
+    evaluated_rows: int = 0
+    """Of a micro-batch of validation; 0 without one."""
+    evaluated_length: int = 0
+    padded: bool = False
+    """Whether attention gets a mask, since rows of a micro-batch differ in length."""
+    on_gpu: bool = True
+    """There the optimizer computes without temporary values."""
+    quantized: bool = False
+    """Whether the frozen weights of linear layers are held in 4 bits."""
 
-    longest = (
-        prepared.numbers.context_length
-        if prepared.spec.padding == "max_length"
-        else min(prepared.numbers.context_length, prepared.train.longest)
+
+@dataclass(frozen=True)
+class _Parts:
+    """Bytes of a device at one moment."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    copies: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations + self.logits
+
+
+def memory(step: Step) -> MemoryEstimate:
+    """The memory of a training step."""
+    moments = _moments(step)
+    moment = max(moments, key=lambda name: moments[name].total)
+    parts = {name: round(value) for name, value in vars(moments[moment]).items()}
+    return MemoryEstimate(**parts, total=sum(parts.values()), moment=moment, host=round(_host(step)))
+
+
+def _moments(step: Step) -> dict[Moment, _Parts]:
+    sizes, sharding, value = step.sizes, step.sharding, _BYTES[step.dtype]
+    whole, shared = sizes.whole, sharding.kind == "fsdp"
+    share = step.sharers if shared else 1
+    on_device = 0.0 if sharding.cpu_offload else 1.0 / share
+    tokens = step.rows * step.length
+    layers = sizes.layers
+
+    # Of a gradient that is complete on each device between micro-batches, or exchanged at once.
+    gradient = _TRAINED * whole.trained
+    kept_whole = shared and step.accumulates and whole.trained <= 0.1 * (whole.trained + whole.frozen)
+    gradients = gradient if kept_whole else gradient * on_device
+    held = _Parts(
+        weights=_held(whole, step) * on_device,
+        gradients=gradients if step.accumulates else 0.0,
+        optimizer=_MOMENTS * whole.trained * on_device,
+        copies=0.0 if shared or step.devices == 1 else gradient,
+        activations=0.0,
+        logits=0.0,
     )
-    tokens = prepared.numbers.train_batch_size_per_device * longest
-    of_layer = tokens * shape.hidden_size * _ACTIVATION_VALUES_PER_HIDDEN * value
-    inputs = tokens * shape.hidden_size * value * shape.layers
-    activations = inputs + of_layer if prepared.spec.recomputes_activations else shape.layers * of_layer
 
-    gradients = shape.trainable_parameters * 4
-    optimizer = shape.trainable_parameters * 8
-    logits = tokens * shape.vocabulary * (2 * value + 8)
-    return MemoryEstimate(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=activations,
-        logits=logits,
-        total=weights + gradients + optimizer + activations + logits,
+    bf16 = step.dtype == "bf16"
+    head = 2 * sizes.rest.matrices if bf16 else 0
+    # Where activations are kept, so are these copies.
+    layer_in_bf16 = 2 * sizes.layer.matrices if bf16 and step.recomputes else 0
+    all_in_bf16 = 2 * (whole.matrices - sizes.rest.matrices) if bf16 else 0
+    kept_in_bf16 = 0.0 if step.recomputes else step.layer.kept_whatever * layers
+    # Autocast keeps its copies to the end of the forward pass, but for shared models.
+    cached = head + (kept_in_bf16 if shared else max(kept_in_bf16, all_in_bf16))
+    unpacked = value * sizes.largest_frozen if step.quantized else 0
+
+    rest, layer = _held(sizes.rest, step), _held(sizes.layer, step)
+    gathered, computed = 0.0, 0.0
+    if shared:
+        gathered = rest if sharding.reshard else rest + _held(sizes.embedding + sizes.all_layers, step)
+        # One layer computes while the next one comes.
+        computed = 2 * layer if sharding.reshard else 0.0
+    # Gradients before they are exchanged: of a layer, and of the rest, which comes last.
+    of_layer = _TRAINED * sizes.layer.trained if shared else 0
+    of_rest = _TRAINED * sizes.rest.trained if shared else 0
+
+    of_mask = step.rows * step.length**2 if step.padded else 0
+    kept = step.layer.kept + (step.layer.expanded if step.padded else 0)
+    if step.recomputes:
+        stack = tokens * step.layer.entered * layers + of_mask
+        work = tokens * (step.layer.working_again + (step.layer.expanded if step.padded else 0))
+        work += value * of_mask + step.layer.working_whatever
+    else:
+        stack = (tokens * kept + value * of_mask) * layers + of_mask
+        work = tokens * step.layer.working
+    stack += tokens * step.layer.ends
+
+    scores = step.vocabulary
+    forward = scores * (value * tokens + 8 * step.counted)
+    # The gradient of the weights that make the scores comes while that of the scores is there.
+    back = max(scores * _LOSS * step.counted, scores * value * (tokens + step.counted) + head)
+    largest = sizes.largest * (2 if bf16 else 0)
+    # An embedding's gradient comes as a whole, and is copied once more to be exchanged.
+    embedded = 2 * _TRAINED * sizes.embedding.trained if shared else 0
+    # The gradient of an embedding that the output shares is held until both are there.
+    tied = _TRAINED * step.vocabulary * step.hidden_size if _is_tied(sizes) else 0
+    own = 0 if shared else _TRAINED * (sizes.layer.trained + sizes.embedding.trained)
+    whole_layer = layer_in_bf16 + unpacked + gathered + computed + of_layer + of_rest + largest
+    first = 0 if step.accumulates or shared else _TRAINED * sizes.rest.trained
+
+    moments: dict[Moment, _Parts] = {
+        "loss": _plus(held, copies=cached + gathered, activations=stack, logits=forward),
+        "backward": max(
+            _plus(
+                held,
+                copies=head + kept_in_bf16 + gathered + computed / 2,
+                activations=stack,
+                logits=back,
+            ),
+            _plus(
+                held,
+                gradients=first,
+                copies=kept_in_bf16
+                + layer_in_bf16
+                + unpacked
+                + gathered
+                + computed
+                + of_layer
+                + of_rest
+                + largest,
+                activations=stack + work,
+            ),
+            key=lambda parts: parts.total,
+        ),
+        "gradients": max(
+            _plus(
+                held,
+                gradients=0.0 if step.accumulates else gradients - own,
+                copies=whole_layer,
+                activations=work + tokens * (step.layer.entered if step.recomputes else kept),
+            ),
+            _plus(
+                held,
+                gradients=0.0 if step.accumulates else gradients,
+                copies=gathered + of_rest + of_layer + embedded + tied,
+                activations=tokens * step.layer.ends,
+            ),
+            key=lambda parts: parts.total,
+        ),
+        "update": _plus(
+            replace(held, gradients=gradients),
+            copies=0.0 if step.on_gpu or sharding.cpu_offload else 2 * _TRAINED * sizes.largest / share,
+        ),
+    }
+    if step.evaluated_rows:
+        evaluated = step.evaluated_rows * step.evaluated_length
+        moments["validation"] = _plus(
+            replace(held, gradients=0.0),
+            copies=cached + gathered + computed,
+            activations=evaluated * max(step.layer.evaluated, value * step.hidden_size),
+            logits=scores * (value + 8) * evaluated,
+        )
+    return moments
+
+
+def _plus(
+    parts: _Parts,
+    *,
+    gradients: float = 0.0,
+    copies: float = 0.0,
+    activations: float = 0.0,
+    logits: float = 0.0,
+) -> _Parts:
+    return replace(
+        parts,
+        gradients=parts.gradients + gradients,
+        copies=parts.copies + copies,
+        activations=parts.activations + activations,
+        logits=parts.logits + logits,
+    )
+
+
+def _held(parameters: Parameters, step: Step) -> float:
+    """Bytes of weights as they are held: trained ones in fp32, frozen ones in the precision of the job."""
+    quantized = parameters.quantizable if step.quantized else 0
+    frozen = (parameters.frozen - quantized) * _BYTES[step.dtype] + quantized_bytes(quantized)
+    return frozen + parameters.trained * _TRAINED
+
+
+def _is_tied(sizes: Sizes) -> bool:
+    return sizes.embedding == Parameters() and sizes.rest.trained > 0
+
+
+def _host(step: Step) -> float:
+    """Of the host for one device: its process, the weights while they are loaded, and what is offloaded."""
+    whole = step.sizes.whole
+    share = step.sharers if step.sharding.kind == "fsdp" else 1
+    weights = _held(whole, step) / share
+    if step.sharding.cpu_offload:
+        weights += (_TRAINED + _MOMENTS) * whole.trained / share
+    return _PROCESS + weights
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The rows of a job as far as memory depends on them, in tokens."""
+
+    longest: int
+    """Of a training row, padding included."""
+    counted: int
+    """That count in the loss, at most, of a row."""
+    padded: bool
+    """Whether rows of a micro-batch are padded."""
+    longest_validated: int
+    """Of a validation row; 0 without any."""
+
+
+def lengths_of(prepared: Prepared) -> Lengths:
+    """The lengths of rows that were read."""
+    rows, numbers = prepared.train, prepared.numbers
+    to_the_full = prepared.spec.padding == "max_length"
+    longest = numbers.context_length if to_the_full else min(numbers.context_length, rows.longest)
+    together = numbers.train_batch_size_per_device > 1 or to_the_full
+    return Lengths(
+        longest=longest,
+        counted=int(rows.predicted.max()),
+        padded=together and int(rows.lengths.min()) < longest,
+        longest_validated=0 if prepared.validation is None else prepared.validation.longest,
+    )
+
+
+def step_of(
+    spec: FineTuneJobSpec,
+    shape: Shape,
+    layer: LayerMemory,
+    lengths: Lengths,
+    *,
+    dtype: ResolvedPrecision,
+    sharding: Sharding,
+    on_gpu: bool,
+    devices_of_a_node: int | None = None,
+) -> Step:
+    """What a step of a job is.
+
+    `devices_of_a_node` is needed for sharing within nodes; without it all devices are taken to be one's.
+    """
+    node = min(spec.num_devices, devices_of_a_node or spec.num_devices)
+    context = spec.context_length or default_context_length(lengths.longest, shape.context_length)
+    validated = spec.eval_batch_size_per_device or default_batch_size(context)
+    return Step(
+        sizes=shape.sizes,
+        layer=layer,
+        vocabulary=shape.vocabulary,
+        hidden_size=shape.hidden_size,
+        dtype=dtype,
+        sharding=sharding,
+        devices=spec.num_devices,
+        sharers=node if sharding.within_nodes else spec.num_devices,
+        rows=rows_of_micro_batch(spec, context),
+        length=lengths.longest,
+        counted=rows_of_micro_batch(spec, context) * lengths.counted,
+        accumulates=spec.gradient_accumulation_steps > 1,
+        recomputes=spec.recomputes_activations,
+        evaluated_rows=validated if lengths.longest_validated else 0,
+        evaluated_length=lengths.longest_validated,
+        padded=lengths.padded,
+        on_gpu=on_gpu,
+        quantized=spec.quantization is not None,
+    )
+
+
+def rows_of_micro_batch(spec: FineTuneJobSpec, context_length: int) -> int:
+    """The rows that a device computes at once."""
+    return spec.train_batch_size_per_device or default_batch_size(context_length)
+
+
+def estimate(
+    prepared: Prepared,
+    dtype: ResolvedPrecision,
+    sharding: Sharding = COPIES,
+    *,
+    on_gpu: bool | None = None,
+) -> MemoryEstimate:
+    """Estimates the memory of a training step of a job whose rows were read; on a GPU where it is in bf16."""
+    layer = layer_memory(prepared.spec, load_config(prepared.spec), dtype)
+    return memory(
+        step_of(
+            prepared.spec,
+            prepared.shape,
+            layer,
+            lengths_of(prepared),
+            dtype=dtype,
+            sharding=sharding,
+            on_gpu=dtype == "bf16" if on_gpu is None else on_gpu,
+        )
     )

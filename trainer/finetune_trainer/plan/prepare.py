@@ -19,10 +19,12 @@ from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.tokens import TokenizedRows, trained_tokens, truncate
 from finetune_trainer.model.load import (
     Shape,
+    check_weights,
     load_config,
     load_generation_config,
     load_tokenizer,
     pad_token_id,
+    remarks_on_weights,
     shape,
 )
 from finetune_trainer.model.remarks import transformers_remarks
@@ -68,18 +70,26 @@ class Prepared:
 
 
 def prepare(
-    spec: FineTuneJobSpec, tokenize: Callable[[Tokenization], Tokens] = Tokenization.tokenize
+    spec: FineTuneJobSpec,
+    tokenize: Callable[[Tokenization], Tokens] = Tokenization.tokenize,
+    *,
+    planning: bool = False,
 ) -> Prepared:
     """Reads and checks all that a job needs, without loading weights.
 
-    `tokenize` gives the tokens of the rows, which may have been kept from before.
-    Raises FineTuneError with the first problem of the tracker or the model, with every problem of the rows of
-    both files, or with those of the numbers.
+    `tokenize` gives the tokens of the rows, which may have been kept from before. With `planning` nothing is
+    trained afterwards: the weights may be absent, and a remark says so. Raises FineTuneError with the first
+    problem of the tracker or the model, with every problem of the rows of both files, or with those of the
+    numbers.
     """
     check_tracker(spec)
     remarks: list[str] = []
     with transformers_remarks("spec.model_id", remarks):
         config = load_config(spec)
+        if planning:
+            remarks += remarks_on_weights(spec)
+        else:
+            check_weights(spec)
         tokenizer = load_tokenizer(spec)
         model_shape = shape(spec, config)
     task = task_of(spec)

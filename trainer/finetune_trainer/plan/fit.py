@@ -1,0 +1,312 @@
+"""Whether a job fits the memory of its devices, and if not, the nearest settings with which it does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pydantic import JsonValue
+
+from finetune_api.consistency import contradictions
+from finetune_api.deepspeed import DeepSpeedConfig, asked_sharding
+from finetune_api.devices import device_memory, worker_device
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.numbers import (
+    SHORTEST_CONTEXT,
+    ResolvedPrecision,
+    default_batch_size,
+    default_context_length,
+    resolved_dtype,
+)
+from finetune_api.sharding import Sharding
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.model.load import Shape, load_config, shape
+from finetune_trainer.plan.layer_memory import LayerMemory, layer_memory
+from finetune_trainer.plan.memory import (
+    Lengths,
+    MemoryEstimate,
+    lengths_of,
+    memory,
+    rows_of_micro_batch,
+    step_of,
+)
+from finetune_trainer.plan.prepare import Prepared
+from finetune_trainer.plan.sharding import choose_sharding
+
+GIB = 2**30
+LONGEST_TAKEN = 8192
+"""Tokens that rows are taken to have at most where they are not read yet and the job does not say."""
+MOST_DEVICES = 64
+"""As many as are suggested at most."""
+_FRAGMENTS = 0.05
+"""What the allocator takes on top of what is allocated."""
+_LIBRARIES = GIB
+"""What the driver, cuBLAS and NCCL take of a device."""
+_COSTS = {"checkpointing": 1, "halved": 1, "fsdp": 1, "devices": 4, "offload": 5, "nf4": 6}
+"""How far a change is from what was asked: what changes speed alone is nearer than what takes more devices,
+and farthest is what changes the weights that are trained on."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a job runs on."""
+
+    name: str
+    """`an A10G`, as in a sentence."""
+    memory: int
+    """Bytes."""
+    of_a_node: int | None = None
+    """How many of them a node has, where that is known."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job whose memory can be estimated, with whatever settings."""
+
+    spec: FineTuneJobSpec
+    shape: Shape
+    layer: LayerMemory
+    lengths: Lengths
+    dtype: ResolvedPrecision
+    on_gpu: bool
+    file: DeepSpeedConfig | None = None
+    """What `deepspeed.config_path` holds, where it could be read."""
+
+    def needs(self, sharding: Sharding, device: Device | None = None) -> MemoryEstimate:
+        """The memory of a step with this sharding."""
+        return memory(
+            step_of(
+                self.spec,
+                self.shape,
+                self.layer,
+                self.lengths,
+                dtype=self.dtype,
+                sharding=sharding,
+                on_gpu=self.on_gpu,
+                devices_of_a_node=device.of_a_node if device else None,
+            )
+        )
+
+    def sharding(self, device: Device | None) -> Sharding:
+        """How the devices hold the model: as asked, and where that is left open, as it fits."""
+        return choose_sharding(
+            asked_sharding(self.spec, self.file),
+            self.spec.num_devices,
+            lambda sharding: required(self.needs(sharding, device)),
+            device.memory if device else None,
+        )
+
+
+def job_of(prepared: Prepared, *, on_gpu: bool) -> Job:
+    """A job whose rows were read, in the precision that it has on a GPU or without one."""
+    spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=on_gpu)
+    layer = layer_memory(spec, load_config(spec), dtype)
+    return Job(spec, prepared.shape, layer, lengths_of(prepared), dtype, on_gpu)
+
+
+def job_without_rows(spec: FineTuneJobSpec, *, on_gpu: bool) -> Job:
+    """The same before rows are read: all are taken to be as long as the context, or as the model takes."""
+    config, dtype = load_config(spec), resolved_dtype(spec, on_gpu=on_gpu)
+    sizes = shape(spec, config)
+    longest = spec.context_length or min(sizes.context_length or SHORTEST_CONTEXT, LONGEST_TAKEN)
+    lengths = Lengths(longest, longest, padded=False, longest_validated=longest if spec.valid_path else 0)
+    return Job(spec, sizes, layer_memory(spec, config, dtype), lengths, dtype, on_gpu)
+
+
+def device_of(spec: FineTuneJobSpec) -> Device | None:
+    """The device that the job's workers ask for; None where it names none, or its memory is not known."""
+    asked = worker_device(spec.worker_resources or {}).type
+    memory_of_it = device_memory(asked) if asked else None
+    if asked is None or memory_of_it is None:
+        return None
+    article = "an" if asked[0] in "AHL" else "a"
+    return Device(f"{article} {asked}", memory_of_it)
+
+
+def required(estimated: MemoryEstimate) -> int:
+    """The bytes that a device must have: the estimate, and what allocator and libraries take."""
+    return round(estimated.total * (1 + _FRAGMENTS)) + _LIBRARIES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A job with settings that fit."""
+
+    spec: FineTuneJobSpec
+    changes: dict[str, JsonValue]
+    """The fields of the spec that differ, with their new values."""
+    required: int
+    """Bytes of a device."""
+    distance: int
+    """From what was asked; larger is farther."""
+
+    @property
+    def words(self) -> str:
+        """`with num_devices 32 and cpu_offload it needs 17.0 GiB`."""
+        said = [
+            name if value is True else f"{name} {str(value).lower() if value is False else value}"
+            for name, value in self.changes.items()
+        ]
+        listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+        return f"with {listed} it needs {self.required / GIB:.1f} GiB"
+
+
+def check_fits(job: Job, device: Device) -> None:
+    """Raises FineTuneError (InvalidSpec), with the nearest settings that fit, where the job does not fit."""
+    estimated = job.needs(job.sharding(device), device)
+    if required(estimated) > device.memory:
+        raise FineTuneError(FailureClass.INVALID_SPEC, refusal(job, device, estimated))
+
+
+def fitted(job: Job, device: Device) -> Settings | None:
+    """The nearest settings that fit; None where the job fits as it is.
+
+    Raises FineTuneError (InvalidSpec) where no settings do.
+    """
+    estimated = job.needs(job.sharding(device), device)
+    if required(estimated) <= device.memory:
+        return None
+    found = nearest(job, device)
+    if not found:
+        raise FineTuneError(FailureClass.INVALID_SPEC, refusal(job, device, estimated))
+    return found[0]
+
+
+def refusal(job: Job, device: Device, estimated: MemoryEstimate) -> str:
+    """What to say of a job that does not fit."""
+    needs = f"the job needs {required(estimated) / GIB:.1f} GiB a device"
+    has = f"{device.name} has {device.memory / GIB:.1f}"
+    found = nearest(job, device)
+    ways = "; or ".join(each.words for each in found) or (
+        f"no settings were found that fit, with up to {MOST_DEVICES} devices; take a larger device, a"
+        " smaller model or a shorter spec.context_length"
+    )
+    return f"{needs}, {has}: {ways}"
+
+
+def nearest(job: Job, device: Device) -> list[Settings]:
+    """The nearest settings that fit; beside it those without more devices, and without NF4, if they differ.
+
+    The rows of an optimizer step stay the same.
+    """
+    fitting = sorted(_fitting(job, device), key=lambda each: (each.distance, each.required))
+    found = [
+        next(iter(fitting), None),
+        next((each for each in fitting if "num_devices" not in each.changes), None),
+        next((each for each in fitting if "quantization" not in each.changes), None),
+    ]
+    return list({id(each): each for each in found if each is not None}.values())
+
+
+def _fitting(job: Job, device: Device) -> Iterator[Settings]:
+    spec = job.spec
+    context = spec.context_length or default_context_length(job.lengths.longest, job.shape.context_length)
+    rows = rows_of_micro_batch(spec, context)
+    asked = asked_sharding(spec, job.file)
+    shares = [False] if asked.kind == "fsdp" else [False, True]
+    for checkpointing, halvings, fsdp, doublings, offload, nf4 in itertools.product(
+        [False] if spec.recomputes_activations else [False, True],
+        range(rows.bit_length()),
+        shares,
+        range((MOST_DEVICES // spec.num_devices).bit_length() or 1),
+        [False] if asked.cpu_offload else [False, True],
+        [False, True] if spec.lora_config is not None and spec.quantization is None else [False],
+    ):
+        changes = _changes(
+            spec,
+            rows,
+            halvings=halvings,
+            doublings=doublings,
+            checkpointing=checkpointing,
+            fsdp=fsdp,
+            offload=offload,
+            nf4=nf4,
+        )
+        distance = (
+            _COSTS["checkpointing"] * checkpointing
+            + _COSTS["halved"] * halvings
+            + _COSTS["fsdp"] * fsdp
+            + _COSTS["devices"] * doublings
+            + _COSTS["offload"] * offload
+            + _COSTS["nf4"] * nf4
+        )
+        if changes is not None:
+            yield from _with_validation(job, device, changes, context, distance)
+
+
+def _with_validation(
+    job: Job, device: Device, changes: dict[str, JsonValue], context: int, distance: int
+) -> Iterator[Settings]:
+    """These settings with the largest batch of validation with which they fit, if they do.
+
+    How many rows are validated at once changes nothing else.
+    """
+    validated = job.spec.eval_batch_size_per_device or default_batch_size(context)
+    for rows in (validated // 2**halvings for halvings in range(validated.bit_length())):
+        smaller: dict[str, JsonValue] = {} if rows == validated else {"eval_batch_size_per_device": rows}
+        changed = replace(job, spec=job.spec.model_copy(update=changes | smaller))
+        if not changes | smaller or any(True for _ in contradictions(changed.spec)):
+            continue
+        sharding = changed.sharding(device)
+        if changes.get("cpu_offload") and sharding.kind != "fsdp":
+            return
+        estimated = changed.needs(sharding, device)
+        needs = required(estimated)
+        if needs <= device.memory:
+            yield Settings(changed.spec, changes | smaller, needs, distance)
+            return
+        if estimated.moment != "validation":
+            return
+
+
+def _changes(
+    spec: FineTuneJobSpec,
+    rows: int,
+    *,
+    halvings: int,
+    doublings: int,
+    checkpointing: bool,
+    fsdp: bool,
+    offload: bool,
+    nf4: bool,
+) -> dict[str, JsonValue] | None:
+    """The fields that differ; None where the rows of a step cannot stay the same."""
+    divided = _divided(rows, spec.gradient_accumulation_steps, halvings, doublings)
+    if divided is None:
+        return None
+    batch, accumulation = divided
+    new: dict[str, JsonValue] = {
+        "num_devices": spec.num_devices * 2**doublings,
+        "train_batch_size_per_device": batch,
+        "gradient_accumulation_steps": accumulation,
+    }
+    old = {**new, "num_devices": spec.num_devices, "train_batch_size_per_device": rows}
+    old["gradient_accumulation_steps"] = spec.gradient_accumulation_steps
+    changes = {name: value for name, value in new.items() if value != old[name]}
+    if checkpointing:
+        # Only one of the two spellings may be there.
+        older = spec.no_gradient_checkpoint is not None
+        changes |= {"no_gradient_checkpoint": False} if older else {"gradient_checkpointing": True}
+    if fsdp:
+        changes["parallelism"] = "fsdp"
+    if offload:
+        changes["cpu_offload"] = True
+    if nf4:
+        changes["quantization"] = "nf4"
+    return changes
+
+
+def _divided(batch: int, accumulation: int, halvings: int, doublings: int) -> tuple[int, int] | None:
+    """Batch and accumulation with which as many rows are in a step; None where there are none."""
+    if batch % 2**halvings:
+        return None
+    batch, accumulation = batch // 2**halvings, accumulation * 2**halvings
+    for _ in range(doublings):
+        if accumulation % 2 == 0:
+            accumulation //= 2
+        elif batch % 2 == 0:
+            batch //= 2
+        else:
+            return None
+    return batch, accumulation

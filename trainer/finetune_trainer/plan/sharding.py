@@ -1,0 +1,31 @@
+"""Chooses how the devices of a job hold the model, where the job leaves it open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from finetune_api.deepspeed import Asked
+from finetune_api.sharding import COPIES, Sharding
+
+
+def choose_sharding(
+    asked: Asked, num_devices: int, needed: Callable[[Sharding], int], device_memory: int | None
+) -> Sharding:
+    """How the devices hold the model.
+
+    `auto` is a copy on each where that fits, and where nothing is known of the devices; else each has a part.
+    What asks for `cpu_offload` only where nothing else fits gets it there. `needed` gives the bytes that a
+    device needs, and is asked only where the choice depends on them.
+    """
+
+    def fits(sharding: Sharding) -> bool:
+        return device_memory is None or needed(sharding) <= device_memory
+
+    kind = asked.kind
+    if kind == "auto":
+        kind = "ddp" if num_devices == 1 or fits(COPIES) else "fsdp"
+    if kind == "ddp":
+        return COPIES
+    parts = Sharding(kind="fsdp", reshard=asked.reshard, within_nodes=asked.within_nodes)
+    offloads = not fits(parts) if asked.cpu_offload is None else asked.cpu_offload
+    return parts.model_copy(update={"cpu_offload": offloads})
