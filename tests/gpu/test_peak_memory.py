@@ -14,11 +14,11 @@ from tests.trainer.training_jobs import FULL, LORA, Fields
 from finetune_api.numbers import ResolvedPrecision
 from finetune_trainer.plan.memory import estimate
 
-BAND = (0.6, 1.4)
-"""The peak divided by the estimate.
+BANDS = {"bf16": (0.95, 1.05), "fp32": (0.95, 1.7)}
+"""The peak divided by the estimate, by the precision of the arithmetic.
 
-On a CPU, what PyTorch allocates for a smaller model of these proportions is 0.69 (fp32, recomputed) to 1.23
-(bf16, kept) of the estimate.
+In fp32 PyTorch's attention on a GPU keeps the matrix of scores when several heads share keys, as here, and the
+estimate does not count it.
 """
 
 
@@ -50,4 +50,5 @@ def test_the_peak_is_near_the_estimate(
 
     peak, estimated = torch.cuda.max_memory_allocated() - before, estimate(prepared, dtype).total
     print(f"peak {peak / 2**30:.2f} GiB, estimated {estimated / 2**30:.2f} GiB: {peak / estimated:.2f}")
-    assert BAND[0] <= peak / estimated <= BAND[1]
+    least, most = BANDS[dtype]
+    assert least <= peak / estimated <= most
