@@ -17,8 +17,8 @@ from finetune_trainer.plan.memory import estimate
 BANDS = {"bf16": (0.95, 1.05), "fp32": (0.95, 1.7)}
 """The peak divided by the estimate, by the precision of the arithmetic.
 
-In fp32 PyTorch's attention on a GPU keeps the matrix of scores when several heads share keys, as here, and the
-estimate does not count it.
+In fp32 PyTorch's attention on a GPU keeps the matrix of scores when several heads share keys, as here, and
+the estimate does not count it.
 """
 
 
