@@ -160,6 +160,7 @@ async def clusters_of_jobs(body: kopf.Body, **_: object) -> Mapping[str, RayClus
 async def job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002 - kopf's name
     """A FineTuneJob is new, was changed, or is gone."""
     state = _state(memo)
+    state.namespaces.handling()
     job = read_job(_plain(body))
     if state.namespaces.is_left_alone(job.metadata.namespace):
         return  # a last word of a watch that has been ended

@@ -188,8 +188,14 @@ LEFT_TO_THE_OPERATOR = {
     "lora_config: {target_modules: [q_proj], layers_pattern: layers}": "spec.lora_config.layers_pattern",
     "lora_config: {trainable_token_indices: 5}": "spec.lora_config.trainable_token_indices",
     "lora_config: {lora_bias: true, init_lora_weights: gaussian}": "spec.lora_config.lora_bias",
+    **{
+        f"quantization: nf4\nlora_config: {{init_lora_weights: {name}}}": "spec.lora_config.init_lora_weights"
+        for name in ("olora", "pissa", "orthogonal", "mica")
+    },
     # Maps that CEL cannot look into.
     "lora_config: {loftq_config: {loftq_bits: 4}}": "spec.lora_config.loftq_config",
+    "quantization: nf4\nlora_config: {velora_config: {}}": "spec.lora_config.velora_config",
+    "quantization: nf4\nlora_config: {use_bdlora: {}}": "spec.lora_config.use_bdlora",
     # Comparing all keys with all others costs more than CEL may.
     "worker_resources: {'accelerator_type:L4': 1, 'anyscale/accelerator_shape:4xA10G': 1}": (
         "spec.worker_resources"

@@ -60,6 +60,7 @@ class WatchedNamespaces:
         self._left_alone: set[str] = set()
         self._looked = False
         self._holds_up: str | None = None
+        self._handling = False
 
     def is_left_alone(self, namespace: str) -> bool:
         """Whether a namespace is not watched now."""
@@ -75,7 +76,11 @@ class WatchedNamespaces:
         At the start kopf handles nothing until it has listed every namespace, and of one that it no longer
         watches it does not forget that.
         """
-        return self._holds_up
+        return None if self._handling else self._holds_up
+
+    def handling(self) -> None:
+        """Notes that kopf handles what happens: it has listed every namespace."""
+        self._handling = True
 
     async def leave_alone(self, namespace: str, refusals: Sequence[str]) -> None:
         """Watches a namespace no more, and says why."""

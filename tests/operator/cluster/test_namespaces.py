@@ -149,3 +149,15 @@ async def test_one_that_closes_later_or_was_closed_before_holds_nobody_up() -> N
 
     assert scene.turns == [("a", False), ("b", False)]
     assert scene.namespaces.holds_up() is None
+
+
+@in_a_loop
+async def test_one_that_closes_soon_after_everything_was_listed_holds_nobody_up() -> None:
+    scene = Scene()
+    scene.namespaces.handling()
+    scene.server.closed["b"] = WATCHED
+
+    await scene.looks(1)
+
+    assert scene.turns == [("b", False)]
+    assert scene.namespaces.holds_up() is None

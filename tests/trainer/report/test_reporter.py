@@ -164,4 +164,5 @@ def test_what_a_tracker_did_not_get_of_a_run_that_fails_is_told_too(tiny_model: 
     with pytest.raises(RuntimeError, match="a device fails"):
         train(job, Course().worker(0, 1, records))
 
-    assert re.match(r"mlflow did not get \d+ of 2 points of this run", records[-1].warnings[0])
+    # What it got before the run was deleted there, and what it did not, is a matter of moments.
+    assert re.match(r"mlflow did not get (\d of 2 points|all numbers) of this run", records[-1].warnings[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +34,27 @@ class KeptTokens(BaseModel):
     files: int
     """1, or 2 with validation rows."""
     warnings: list[str]
+    warnings_sha256: str
+
+    @classmethod
+    def of(cls, fingerprint: str, tokens: Tokens) -> KeptTokens:
+        """The description of these tokens."""
+        warnings = list(tokens.warnings)
+        return cls(
+            fingerprint=fingerprint,
+            files=len(tokens.files),
+            warnings=warnings,
+            warnings_sha256=_sha256(warnings),
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the warnings are those that were written."""
+        return _sha256(self.warnings) == self.warnings_sha256
+
+
+def _sha256(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
 class TokensToKeep:
@@ -61,9 +83,7 @@ class TokensToKeep:
         with run.staging_prepared() as staging:
             for name, rows in zip(FILES, tokens.files, strict=False):
                 np.savez(staging / name, **{array: getattr(rows, array) for array in _ARRAYS})
-            described = KeptTokens(
-                fingerprint=fingerprint, files=len(tokens.files), warnings=list(tokens.warnings)
-            )
+            described = KeptTokens.of(fingerprint, tokens)
             (staging / DESCRIPTION).write_text(described.model_dump_json(indent=2), encoding="utf-8")
             run.commit_prepared(staging)
 
@@ -81,7 +101,7 @@ def tokens_of(tokenization: Tokenization, run: RunDirectory, say: Callable[[str]
     fingerprint = None
     with suppress(FineTuneError):  # it is said, with all other problems, when the rows are tokenized
         fingerprint = tokenization.fingerprint()
-    if kept is None or kept.fingerprint != fingerprint:
+    if kept is None or not kept.is_whole or kept.fingerprint != fingerprint:
         say(
             f"warning: {storage.path}: what was prepared is of other rows, another tokenizer or another"
             " version; the rows are tokenized again"
