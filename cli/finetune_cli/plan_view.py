@@ -12,9 +12,10 @@ from finetune_api.numbers import Numbers, ResolvedPrecision
 from finetune_api.sharding import Sharding
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
-from finetune_trainer.plan.fit import Device, Job, device_of, job_of, nearest, required
+from finetune_trainer.plan.fit import Job, device_of, job_of, nearest, required
 from finetune_trainer.plan.memory import MemoryEstimate
 from finetune_trainer.plan.prepare import Prepared, TokenStatistics
+from finetune_trainer.plan.sharding import Device
 
 GIB = 2**30
 SHOWN_EPOCHS = 6

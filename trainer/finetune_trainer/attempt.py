@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from finetune_api.deepspeed import Asked
+from finetune_api.deepspeed import DeepSpeedConfig, asked_sharding
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
-from finetune_api.sharding import COPIES, Sharding
+from finetune_api.sharding import Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
-from finetune_trainer.plan.deepspeed_file import asked_sharding_here
+from finetune_trainer.plan.deepspeed_file import deepspeed_here
+from finetune_trainer.plan.sharding import Device, choose_sharding, is_open
 from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.storage.open import digest
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -51,13 +52,16 @@ def attempt(
     on_gpu: bool,
     locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
     sharding: Sharding | None = None,
+    device: Device | None = None,
+    memory: int | None = None,
 ) -> Ended:
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
 
     `manifest` is kept in the run directory, `spec` is what is trained here, and `locked` keeps others away
-    from the run. `sharding` is by default what the spec asks for. A signal before the first step ends the
-    attempt at once. Raises FineTuneError, with nothing written, for what is wrong before training; what goes
-    wrong in training is in what is returned.
+    from the run. `sharding` is by default what the spec asks for, and where that is left open what fits
+    `device`, as far as its memory is known; on CPUs `memory` is that of the machine, in bytes. A signal
+    before the first step ends the attempt at once. Raises FineTuneError, with nothing written, for what is
+    wrong before training; what goes wrong in training is in what is returned.
     """
     with stop_signals(observer.say) as signals:
         warned: set[str] = set()
@@ -76,8 +80,8 @@ def attempt(
 
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
-            asked = asked_sharding_here(spec)
-            sharding = sharding_of(asked) if sharding is None else sharding
+            file, unread = deepspeed_here(spec)
+            sharding = sharding_of(spec, file, device) if sharding is None else sharding
             start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
             with workers.started(start) as group:
                 # They import what takes seconds, which the workers do meanwhile.
@@ -90,9 +94,11 @@ def attempt(
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
                 remarks = (
                     *manifest.warnings,
-                    *asked.remarks,
+                    *asked_sharding(spec, file).remarks,
+                    *unread,
                     *_remarks(spec, on_gpu=on_gpu),
                     *prepared.warnings,
+                    *_memory_remarks(prepared, sharding, device, memory),
                 )
                 for remark in dict.fromkeys(remarks):
                     observer.say(f"warning: {remark}")
@@ -120,16 +126,30 @@ def attempt(
             return Ended(None, Outcome.STOPPED)
 
 
-def sharding_of(asked: Asked) -> Sharding:
-    """How the devices hold the model, as far as the job says it; else a copy on each."""
-    if asked.kind != "fsdp" and not asked.cpu_offload:
-        return COPIES
-    return Sharding(
-        kind="fsdp",
-        reshard=asked.reshard,
-        cpu_offload=bool(asked.cpu_offload),
-        within_nodes=asked.within_nodes,
-    )
+def sharding_of(spec: FineTuneJobSpec, file: DeepSpeedConfig | None, device: Device | None) -> Sharding:
+    """How the devices hold the model: as the spec or its DeepSpeed file says, else as it fits `device`.
+
+    That is a GPU, where its memory is known. Raises FineTuneError as reading the model's configuration does.
+    """
+    asked = asked_sharding(spec, file)
+    if device is None or not is_open(asked, spec.num_devices):
+        return choose_sharding(asked, spec.num_devices, lambda _: 0, None)
+    from finetune_trainer.plan.fit import job_without_rows
+
+    return job_without_rows(spec, on_gpu=True, file=file).sharding(device)
+
+
+def _memory_remarks(
+    prepared: Prepared, sharding: Sharding, device: Device | None, memory: int | None
+) -> list[str]:
+    """Raises FineTuneError (InvalidSpec) where the job does not fit; returns a remark where it may not."""
+    from finetune_trainer.plan.fit import check_prepared, check_without_device
+
+    if device is not None:
+        check_prepared(prepared, sharding, device)
+    elif memory is not None:
+        return check_without_device(prepared, sharding, memory)
+    return []
 
 
 def claim(run: RunDirectory, manifest: Manifest) -> None:

@@ -109,7 +109,15 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
         observer.say(f"warning: {remark}")
     asked = manifest.model_copy(update={"spec": _asked(manifest.spec, devices)})
     ended = attempt(
-        asked, spec, run, _workers(machine, spec), observer, on_gpu=machine.gpus > 0, locked=locked
+        asked,
+        spec,
+        run,
+        _workers(machine, spec),
+        observer,
+        on_gpu=machine.gpus > 0,
+        locked=locked,
+        device=machine.device,
+        memory=machine.memory,
     )
     status = _status(ended, _message(ended))
     if ended.began is None:

@@ -20,12 +20,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from finetune_api.assignment import ASSIGNMENT, Assignment
+from finetune_api.devices import worker_device
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE, run_directory_name
 from finetune_api.retention import best
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.attempt import attempt
+from finetune_trainer.plan.sharding import Device, named
 from finetune_trainer.report.config_map import ConfigMap
 from finetune_trainer.report.record_writer import RecordWriter
 from finetune_trainer.storage.open import open_storage
@@ -180,7 +182,15 @@ def _train(
         reports.say(f"{run.path}: this run has already finished")
         reports.finished(result)
         return FINISHED
-    ended = attempt(manifest, manifest.spec, run, workers, reports, on_gpu=assignment.on_gpu)
+    ended = attempt(
+        manifest,
+        manifest.spec,
+        run,
+        workers,
+        reports,
+        on_gpu=assignment.on_gpu,
+        device=device_for(assignment, manifest),
+    )
     stopped = ended.outcome is Outcome.STOPPED
     if ended.failure is not None:
         reports.failed(ended.failure, interrupted=stopped and ended.saved)
@@ -190,6 +200,13 @@ def _train(
         return STOPPED
     reports.finished(ended.record or ProgressRecord(checkpoints=run.checkpoints()))
     return FINISHED
+
+
+def device_for(assignment: Assignment, manifest: Manifest) -> Device | None:
+    """The device of a worker, where its memory is known."""
+    if assignment.device_memory is None or not assignment.on_gpu:
+        return None
+    return Device(named(worker_device(manifest.spec.worker_resources or {}).type), assignment.device_memory)
 
 
 def run_of(assignment: Assignment, manifest: Manifest, namespace: str) -> RunDirectory:

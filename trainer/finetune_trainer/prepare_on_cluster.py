@@ -15,8 +15,8 @@ from finetune_api.assignment import Assignment
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE
 from finetune_api.status import ProgressRecord
-from finetune_trainer.attempt import claim
-from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, reported, run_of
+from finetune_trainer.attempt import claim, sharding_of
+from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, device_for, reported, run_of
 from finetune_trainer.report.config_map import ConfigMap
 
 
@@ -41,11 +41,17 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     run = run_of(assignment, manifest, namespace)
     reports.progress(ProgressRecord(checkpoints=run.checkpoints()))
 
+    from finetune_trainer.plan.deepspeed_file import deepspeed_here
+    from finetune_trainer.plan.fit import check_prepared
     from finetune_trainer.plan.kept_tokens import TokensToKeep
     from finetune_trainer.plan.prepare import prepare
 
     tokens = TokensToKeep()
     prepared = prepare(manifest.spec, tokens.tokenize)
+    device = device_for(assignment, manifest)
+    if device is not None:
+        file, _ = deepspeed_here(manifest.spec)
+        check_prepared(prepared, sharding_of(manifest.spec, file, device), device)
     for remark in (*manifest.warnings, *prepared.warnings):
         reports.say(f"warning: {remark}")
     claim(run, manifest)

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
-from bench.model_shapes import config_of
+from bench.model_shapes import config_of, write_description
 from bench.tracked_memory import model_for, shape_of
 from pydantic import JsonValue
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_spec
 from finetune_api.numbers import resolved_dtype
-from finetune_trainer.plan.fit import Device, Job, check_fits, device_of, fitted, required
+from finetune_api.sharding import COPIES
+from finetune_trainer.plan.fit import (
+    Job,
+    check_fits,
+    check_prepared,
+    check_without_device,
+    device_of,
+    fitted,
+    job_of,
+    required,
+)
 from finetune_trainer.plan.layer_memory import LayerMemory
 from finetune_trainer.plan.memory import Lengths
+from finetune_trainer.plan.prepare import Prepared, prepare
+from finetune_trainer.plan.sharding import Device
 
 Fields = dict[str, JsonValue]
 
@@ -146,3 +159,36 @@ def test_a_device_that_a_job_names_is_known_with_its_memory() -> None:
 
     assert device_of(read_spec(document)) == Device("an A10G", int(22.0 * 2**30))
     assert device_of(read_spec({**document, "worker_resources": {"accelerator_type:CPU": 0.01}})) is None
+
+
+def prepared_in(directory: Path, rows: Path, **fields: JsonValue) -> Prepared:
+    model = write_description("small llama", directory / "model")
+    document: Fields = {"model_id": str(model), "train_path": str(rows), "num_warmup_steps": 1, **fields}
+    return prepare(read_spec(document), planning=True)
+
+
+def test_a_prepared_job_is_refused_on_a_device_that_is_too_small(tmp_path: Path, tiny_rows: Path) -> None:
+    prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16)
+    needs = required(job_of(prepared, on_gpu=True).needs(COPIES))
+
+    check_prepared(prepared, COPIES, Device("a card", needs))
+    with pytest.raises(FineTuneError) as raised:
+        check_prepared(prepared, COPIES, Device("a card", needs - 2**20))
+
+    assert raised.value.failure_class is FailureClass.INVALID_SPEC
+    assert "a card has " in str(raised.value)
+    assert "with train_batch_size_per_device 8 and gradient_accumulation_steps 2 it needs" in str(
+        raised.value
+    )
+
+
+def test_on_cpus_only_what_surely_does_not_fit_is_refused(tmp_path: Path, tiny_rows: Path) -> None:
+    prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16)
+    # Weights, gradients and the two moments; what changes a weight takes some more.
+    fixed = 16 * prepared.shape.total_parameters
+
+    assert check_without_device(prepared, COPIES, 16 * 2**30) == []
+    [remark] = check_without_device(prepared, COPIES, int(fixed * 1.6))
+    assert "the job may need" in remark
+    with pytest.raises(FineTuneError, match="train adapters"):
+        check_without_device(prepared, COPIES, fixed // 2)

@@ -6,24 +6,22 @@ A layer's weights are gathered before it computes, and given back afterwards. So
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
-import peft
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
-from transformers import PreTrainedModel
 
 from finetune_api.sharding import Sharding
 from finetune_trainer.checkpoint.parts import by_parameter
 from finetune_trainer.checkpoint.state import Collected, RandomState, random_state
 from finetune_trainer.model.parts import dimension, mesh_of, part
 from finetune_trainer.model.quantization import move_scales
+from finetune_trainer.model.sizes import layers_of
 from finetune_trainer.parallel.ranks import Ranks
-from finetune_trainer.tasks.objective import Model, Objective
+from finetune_trainer.tasks.objective import Objective
 
 SMALL_SHARE = 0.1
 """Up to which share of trained parameters their gradients are kept whole between micro-batches.
@@ -53,7 +51,7 @@ class FullySharded(Ranks):
         """
         move_scales(objective, self.device)
         held = _Held(objective)
-        for module in (*_layers(objective.model), objective):
+        for module in (*layers_of(objective.model), objective):
             self._shard(module, reshard=self._sharding.reshard if module is not objective else None)
         held.fill(self._held_on)
         self._objective = objective
@@ -172,31 +170,6 @@ def _slots(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torc
         for name, parameter in list(owner._parameters.items()):
             if parameter is not None:
                 yield owner, name, parameter
-
-
-def _layers(model: Model) -> list[torch.nn.Module]:
-    """The modules that are gathered by themselves: the layers and the embeddings, outer ones only.
-
-    One that shares a parameter with the rest of the model is none of them.
-    """
-    base = cast("PreTrainedModel", model.get_base_model() if isinstance(model, peft.PeftModel) else model)
-    classes = set(base._no_split_modules or ())
-    listed = {id(child) for each in base.modules() if isinstance(each, torch.nn.ModuleList) for child in each}
-    embeddings = base.get_input_embeddings()
-    found: list[torch.nn.Module] = []
-    inside: set[int] = set()
-    for module in base.modules():
-        layer = type(module).__name__ in classes if classes else id(module) in listed
-        if (layer or module is embeddings) and id(module) not in inside:
-            found.append(module)
-            inside.update(id(each) for each in module.modules())
-    places = Counter(id(parameter) for _, _, parameter in _slots(model))
-
-    def apart(module: torch.nn.Module) -> bool:
-        own = Counter(id(parameter) for _, _, parameter in _slots(module))
-        return bool(own) and all(places[key] == count for key, count in own.items())
-
-    return [module for module in found if apart(module)]
 
 
 def _like(parameter: torch.nn.Parameter, value: torch.Tensor, scalars: torch.device) -> torch.Tensor:

@@ -21,8 +21,9 @@ from finetune_api.numbers import (
 )
 from finetune_api.sharding import Sharding
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.model.load import Shape, load_config, shape
-from finetune_trainer.plan.layer_memory import LayerMemory, layer_memory
+from finetune_trainer.model.load import Shape, check_in_parts, load_config, shape
+from finetune_trainer.plan.deepspeed_file import deepspeed_here
+from finetune_trainer.plan.layer_memory import NO_LAYER, LayerMemory, layer_by_rule, layer_memory
 from finetune_trainer.plan.memory import (
     Lengths,
     MemoryEstimate,
@@ -32,7 +33,7 @@ from finetune_trainer.plan.memory import (
     step_of,
 )
 from finetune_trainer.plan.prepare import Prepared
-from finetune_trainer.plan.sharding import choose_sharding
+from finetune_trainer.plan.sharding import Device, choose_sharding, named
 
 GIB = 2**30
 LONGEST_TAKEN = 8192
@@ -43,21 +44,11 @@ _FRAGMENTS = 0.05
 """What the allocator takes on top of what is allocated."""
 _LIBRARIES = GIB
 """What the driver, cuBLAS and NCCL take of a device."""
+_SURELY = 4
+"""How many times what a rule for GPT says a layer takes less than, whatever it is."""
 _COSTS = {"checkpointing": 1, "halved": 1, "fsdp": 1, "devices": 4, "offload": 5, "nf4": 6}
 """How far a change is from what was asked: what changes speed alone is nearer than what takes more devices,
 and farthest is what changes the weights that are trained on."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a job runs on."""
-
-    name: str
-    """`an A10G`, as in a sentence."""
-    memory: int
-    """Bytes."""
-    of_a_node: int | None = None
-    """How many of them a node has, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +93,17 @@ def job_of(prepared: Prepared, *, on_gpu: bool) -> Job:
     """A job whose rows were read, in the precision that it has on a GPU or without one."""
     spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=on_gpu)
     layer = layer_memory(spec, load_config(spec), dtype)
-    return Job(spec, prepared.shape, layer, lengths_of(prepared), dtype, on_gpu)
+    file, _ = deepspeed_here(spec)
+    return Job(spec, prepared.shape, layer, lengths_of(prepared), dtype, on_gpu, file)
 
 
-def job_without_rows(spec: FineTuneJobSpec, *, on_gpu: bool) -> Job:
+def job_without_rows(spec: FineTuneJobSpec, *, on_gpu: bool, file: DeepSpeedConfig | None = None) -> Job:
     """The same before rows are read: all are taken to be as long as the context, or as the model takes."""
     config, dtype = load_config(spec), resolved_dtype(spec, on_gpu=on_gpu)
     sizes = shape(spec, config)
     longest = spec.context_length or min(sizes.context_length or SHORTEST_CONTEXT, LONGEST_TAKEN)
     lengths = Lengths(longest, longest, padded=False, longest_validated=longest if spec.valid_path else 0)
-    return Job(spec, sizes, layer_memory(spec, config, dtype), lengths, dtype, on_gpu)
+    return Job(spec, sizes, layer_memory(spec, config, dtype), lengths, dtype, on_gpu, file)
 
 
 def device_of(spec: FineTuneJobSpec) -> Device | None:
@@ -120,8 +112,7 @@ def device_of(spec: FineTuneJobSpec) -> Device | None:
     memory_of_it = device_memory(asked) if asked else None
     if asked is None or memory_of_it is None:
         return None
-    article = "an" if asked[0] in "AHL" else "a"
-    return Device(f"{article} {asked}", memory_of_it)
+    return Device(named(asked), memory_of_it)
 
 
 def required(estimated: MemoryEstimate) -> int:
@@ -152,11 +143,54 @@ class Settings:
         return f"with {listed} it needs {self.required / GIB:.1f} GiB"
 
 
-def check_fits(job: Job, device: Device) -> None:
-    """Raises FineTuneError (InvalidSpec), with the nearest settings that fit, where the job does not fit."""
-    estimated = job.needs(job.sharding(device), device)
+def check_fits(job: Job, device: Device, sharding: Sharding | None = None) -> None:
+    """Raises FineTuneError (InvalidSpec), with the nearest settings that fit, where the job does not fit.
+
+    `sharding` is by default the one that is chosen for the device.
+    """
+    estimated = job.needs(sharding or job.sharding(device), device)
     if required(estimated) > device.memory:
         raise FineTuneError(FailureClass.INVALID_SPEC, refusal(job, device, estimated))
+
+
+def check_prepared(prepared: Prepared, sharding: Sharding, device: Device) -> None:
+    """The same of a job whose rows were read, on a GPU."""
+    dtype = resolved_dtype(prepared.spec, on_gpu=True)
+    rule = layer_by_rule(prepared.shape.hidden_size * _SURELY, dtype)
+    lengths, file = lengths_of(prepared), deepspeed_here(prepared.spec)[0]
+    at_most = Job(prepared.spec, prepared.shape, rule, lengths, dtype, on_gpu=True, file=file)
+    if required(at_most.needs(sharding, device)) > device.memory:
+        check_fits(job_of(prepared, on_gpu=True), device, sharding)
+
+
+def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host: int) -> list[str]:
+    """Whether a job that is trained on CPUs fits the machine's memory, as far as that can be told.
+
+    Returns a remark where it may not. Raises FineTuneError (InvalidSpec) where it surely does not: other
+    programs come and go, and a machine may have swap.
+    """
+    spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=False)
+    lengths, devices = lengths_of(prepared), spec.num_devices
+    least = Job(spec, prepared.shape, NO_LAYER, replace(lengths, longest=0, counted=0), dtype, on_gpu=False)
+    fixed = least.needs(sharding).total * devices
+    has = f"this machine has {memory_of_host / GIB:.1f}"
+    if fixed > memory_of_host:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"the job needs {fixed / GIB:.1f} GiB for weights, gradients and the optimizer's state, {has}:"
+            " train adapters (lora_config), a smaller model, or on a larger machine",
+        )
+    if fixed < memory_of_host / 4:
+        return []
+    needed = job_of(prepared, on_gpu=False).needs(sharding).total * devices
+    if needed <= memory_of_host:
+        return []
+    return [f"the job may need {needed / GIB:.1f} GiB, and {has}"]
+
+
+def host_memory(estimated: MemoryEstimate, devices: int) -> int:
+    """The bytes of its host's memory that a pod with so many devices needs."""
+    return estimated.host * devices
 
 
 def fitted(job: Job, device: Device) -> Settings | None:
@@ -249,7 +283,7 @@ def _with_validation(
         if not changes | smaller or any(True for _ in contradictions(changed.spec)):
             continue
         sharding = changed.sharding(device)
-        if changes.get("cpu_offload") and sharding.kind != "fsdp":
+        if not _is_possible(changed.spec, sharding):
             return
         estimated = changed.needs(sharding, device)
         needs = required(estimated)
@@ -258,6 +292,17 @@ def _with_validation(
             return
         if estimated.moment != "validation":
             return
+
+
+def _is_possible(spec: FineTuneJobSpec, sharding: Sharding) -> bool:
+    """Whether devices can hold what is trained so."""
+    if sharding.kind == "ddp":
+        return not spec.cpu_offload
+    try:
+        check_in_parts(spec)
+    except FineTuneError:
+        return False
+    return True
 
 
 def _changes(
@@ -293,7 +338,10 @@ def _changes(
     if offload:
         changes["cpu_offload"] = True
     if nf4:
+        # In parts it cannot be, whatever a DeepSpeed file says.
         changes["quantization"] = "nf4"
+        if spec.parallelism != "auto" or spec.deepspeed is not None:
+            changes["parallelism"] = "ddp"
     return changes
 
 

@@ -58,18 +58,26 @@ class LayerMemory:
 
 
 def layer_memory(spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision) -> LayerMemory:
-    """Counts what a layer takes.
-
-    Where a model cannot be computed without data, by a rule for GPT: Korthikanti et al. 2022, "Reducing
-    Activation Recomputation", section 4.1: 34 bytes for each token and hidden unit in 16 bits, without the
-    attention matrix, which PyTorch's attention does not keep.
-    """
+    """Counts what a layer takes; where a model cannot be computed without data, by a rule."""
     try:
         return _counted(spec, config, dtype)
     except Exception as error:  # noqa: BLE001 - whatever an architecture does with data
         _log.info("the memory of a layer is estimated, not counted", exc_info=error)
-        unit = config.get_text_config().hidden_size * (1 if dtype == "bf16" else 2)
-        return LayerMemory(34 * unit, 2 * unit, 34 * unit, 68 * unit, 34 * unit, 4 * unit, 0, 0, 0)
+        return layer_by_rule(config.get_text_config().hidden_size, dtype)
+
+
+def layer_by_rule(hidden_size: int, dtype: ResolvedPrecision) -> LayerMemory:
+    """What a layer of GPT takes.
+
+    Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.1: 34 bytes for each token and
+    hidden unit in 16 bits, without the attention matrix, which PyTorch's attention does not keep.
+    """
+    unit = hidden_size * (1 if dtype == "bf16" else 2)
+    return LayerMemory(34 * unit, 2 * unit, 34 * unit, 68 * unit, 34 * unit, 4 * unit, 0, 0, 0)
+
+
+NO_LAYER = LayerMemory(0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""Of a step without tokens."""
 
 
 def _counted(spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision) -> LayerMemory:

@@ -10,27 +10,43 @@ import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.plan.sharding import Device
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The processors of a machine."""
+    """The processors and the memory of a machine."""
 
     cpus: int
     gpus: int
     gpu_name: str | None = None
+    memory: int | None = None
+    """Bytes of the host's memory; None where the system does not say."""
+    gpu_memory: int | None = None
+    """Bytes of the first GPU's."""
 
     @property
     def description(self) -> str:
         """The machine in words: `1 NVIDIA H200` or `CPU (2 cores)`."""
         return f"{self.gpus} {self.gpu_name}" if self.gpus else f"CPU ({self.cpus} cores)"
 
+    @property
+    def device(self) -> Device | None:
+        """Its GPU; None on a CPU."""
+        if self.gpu_memory is None:
+            return None
+        return Device(f"a {self.gpu_name} here", self.gpu_memory, of_a_node=self.gpus)
+
 
 def this_machine() -> Machine:
     """The processors of this machine that this process may use."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Machine(
-        cpus=len(os.sched_getaffinity(0)), gpus=gpus, gpu_name=torch.cuda.get_device_name(0) if gpus else None
+        cpus=len(os.sched_getaffinity(0)),
+        gpus=gpus,
+        gpu_name=torch.cuda.get_device_name(0) if gpus else None,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu_memory=torch.cuda.mem_get_info(0)[1] if gpus else None,
     )
 
 

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from finetune_api.deepspeed import Asked
 from finetune_api.sharding import COPIES, Sharding
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a job runs on."""
+
+    name: str
+    """`an A10G`, as in a sentence."""
+    memory: int
+    """Bytes."""
+    of_a_node: int | None = None
+    """How many of them a node has, where that is known."""
+
+
+def named(accelerator_type: str | None) -> str:
+    """A device of this type, as in a sentence: `an A10G`."""
+    if accelerator_type is None:
+        return "a device"
+    return f"{'an' if accelerator_type[0] in 'AHL' else 'a'} {accelerator_type}"
+
+
+def is_open(asked: Asked, num_devices: int) -> bool:
+    """Whether the choice depends on what fits."""
+    return (asked.kind == "auto" and num_devices > 1) or (asked.kind == "fsdp" and asked.cpu_offload is None)
 
 
 def choose_sharding(
