@@ -85,7 +85,10 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
         found = get(kubectl, namespace, "job")
         return found if "goes on from" in str(at(found, "status", "message")) else None
 
-    suspended = wait_for("its word", given_back, seconds=60)
+    def seen() -> str:
+        return f"{at(get(kubectl, namespace, 'job'), 'status')}\n{kubectl.story(namespace)}"
+
+    suspended = wait_for("its word", given_back, seconds=60, seen=seen)
     done = int(str(at(suspended, "status", "progress", "step")))
     assert names_of(at(suspended, "status", "checkpoints")) >= before
     assert len(ray_jobs(sightings, "job")) == 2
