@@ -12,9 +12,7 @@ from devcluster.objects import at
 from devcluster.volumes import Volume
 
 MINUTE = 120
-"""Epochs of 24 steps that take about a minute: for what happens while the job goes on training."""
-SHORT = 60
-"""For what ends or suspends the training itself, which then resumes."""
+"""Epochs of 24 steps that take about a minute."""
 CHECKPOINTS = 4
 
 

@@ -21,7 +21,7 @@ from tests.e2e.jobs import (
     wait_for_phase,
     wait_for_step,
 )
-from tests.e2e.long_jobs import SHORT, check_the_end, long_job, ray_jobs
+from tests.e2e.long_jobs import MINUTE, check_the_end, long_job, ray_jobs
 from tests.e2e.pod_names import names
 from tests.e2e.sightings import Sightings
 
@@ -52,7 +52,7 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     del operator
     kubectl.apply(job("unwanted", namespace, num_epochs=5000, checkpoint_every_n_epochs=2500))
     _give_its_worker_a_sidecar_that_is_killed_once(kubectl, namespace, "unwanted")
-    kubectl.apply(job("job", namespace, **long_job(SHORT)))
+    kubectl.apply(job("job", namespace, **long_job(MINUTE)))
     wait_for_step(kubectl, namespace, "unwanted", 2, seconds=400)
     assert _last_end_of_its_sidecar(kubectl, namespace, "unwanted") == "OOMKilled"
     _lose_its_worker(kubectl, namespace, "unwanted")
@@ -95,7 +95,7 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     change(kubectl, namespace, "finetunejob", "job", suspend=False)
 
     ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
-    check_the_end(tiny_inputs, ended, SHORT)
+    check_the_end(tiny_inputs, ended, MINUTE)
     assert done < int(str(at(ended, "status", "plan", "totalSteps")))
     assert at(ended, "status", "attempts") == 2
     assert at(ended, "status", "failure") is None
