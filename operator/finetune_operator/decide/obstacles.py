@@ -70,26 +70,9 @@ def submitter_obstacle(observed: Observed, now: datetime) -> Wait | None:
     found = _gravest(observed, pods)
     if found is not None:
         return found
-    pods = _present(pods)
-    name = ray_job.metadata.name
-    if not pods:
-        cluster = observed.ray_cluster
-        ready = (cluster.ready_since if cluster is not None else None) or ray_job.status.start_time
-        if ready is None or now < ready + SLOW_SUBMITTER:
-            return Wait(
-                Obstacle.STARTING, f"waiting for the pod of Job {name}, which hands the program to Ray"
-            )
-        return Wait(
-            Obstacle.REFUSED,
-            f"Job {name}, which hands the program to Ray, has no pod: a quota, a LimitRange or an admission"
-            f" policy may refuse it (kubectl events --for job/{name})",
-        )
-    waiting = next((pod for pod in pods if pod.status.phase in ("", "Pending")), None)
-    if waiting is not None:
-        return Wait(
-            Obstacle.STARTING, f"waiting for pod {waiting.name} to start, which hands the program to Ray"
-        )
-    return None
+    cluster = observed.ray_cluster
+    ready = (cluster.ready_since if cluster is not None else None) or ray_job.status.start_time
+    return _of_a_job(ray_job.metadata.name, "hands the program to Ray", pods, since=ready, now=now)
 
 
 def prepare_obstacle(observed: Observed, now: datetime) -> Wait | None:
@@ -102,18 +85,26 @@ def prepare_obstacle(observed: Observed, now: datetime) -> Wait | None:
     found = _gravest(observed, observed.pods_that_prepare) or lost_pod(observed.lost_pods_that_prepare)
     if found is not None:
         return found
-    pods = _present(observed.pods_that_prepare)
-    if not pods:
-        if begun is None or now < begun + SLOW_SUBMITTER:
-            return Wait(Obstacle.STARTING, f"waiting for the pod of Job {name}, which prepares")
+    return _of_a_job(name, "prepares", observed.pods_that_prepare, since=begun, now=now)
+
+
+def _of_a_job(name: str, does: str, pods: list[Pod], *, since: datetime | None, now: datetime) -> Wait | None:
+    """What a Job of Kubernetes waits for until its pod runs; its pods were looked at for what is wrong.
+
+    `does` is what it is for, and `since` when it may have had a pod for the first time, if that is known.
+    """
+    present = _present(pods)
+    if not present:
+        if since is None or now < since + SLOW_SUBMITTER:
+            return Wait(Obstacle.STARTING, f"waiting for the pod of Job {name}, which {does}")
         return Wait(
             Obstacle.REFUSED,
-            f"Job {name}, which prepares, has no pod: a quota, a LimitRange or an admission policy may refuse"
+            f"Job {name}, which {does}, has no pod: a quota, a LimitRange or an admission policy may refuse"
             f" it (kubectl events --for job/{name})",
         )
-    waiting = next((pod for pod in pods if pod.status.phase in ("", "Pending")), None)
+    waiting = next((pod for pod in present if pod.status.phase in ("", "Pending")), None)
     if waiting is not None:
-        return Wait(Obstacle.STARTING, f"waiting for pod {waiting.name} to start, which prepares")
+        return Wait(Obstacle.STARTING, f"waiting for pod {waiting.name} to start, which {does}")
     return None
 
 

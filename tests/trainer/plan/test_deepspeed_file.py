@@ -12,7 +12,7 @@ from finetune_api import paths
 from finetune_api.deepspeed import Asked, asked_sharding
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.plan.deepspeed_file import LARGEST, asked_sharding_here
+from finetune_trainer.plan.deepspeed_file import LARGEST, deepspeed_here
 
 OFFLOADED = json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}})
 
@@ -28,6 +28,13 @@ def spec(path: str | None) -> FineTuneJobSpec:
     )
 
 
+def asked_here(spec: FineTuneJobSpec) -> Asked:
+    """What is asked for by what could be read, with the remarks about both, as an attempt takes it."""
+    file, unread = deepspeed_here(spec)
+    asked = asked_sharding(spec, file)
+    return asked.model_copy(update={"remarks": (*asked.remarks, *unread)})
+
+
 def is_offloaded(asked: Asked) -> bool:
     return asked.kind == "fsdp" and asked.cpu_offload is True
 
@@ -36,7 +43,7 @@ def is_offloaded(asked: Asked) -> bool:
 def test_a_file_that_is_there_is_taken_at_its_word_whatever_its_name(tmp_path: Path, form: str) -> None:
     (tmp_path / "zero_2.json").write_text(f"\ufeff{OFFLOADED}")
 
-    asked = asked_sharding_here(spec(form.format(tmp_path / "zero_2.json")))
+    asked = asked_here(spec(form.format(tmp_path / "zero_2.json")))
 
     assert is_offloaded(asked)
     assert asked.remarks[0].startswith("spec.deepspeed: zero_2.json was read, and is ZeRO stage 3 with")
@@ -48,13 +55,13 @@ def test_a_relative_path_is_below_the_directory_that_the_run_is_started_in(
     (tmp_path / "ds.json").write_text(OFFLOADED)
     monkeypatch.chdir(tmp_path)
 
-    assert is_offloaded(asked_sharding_here(spec("ds.json")))
+    assert is_offloaded(asked_here(spec("ds.json")))
 
 
 def test_a_file_is_read_from_a_bucket(s3_bucket: str) -> None:
     boto3.client("s3").put_object(Bucket=s3_bucket, Key="ds/zero_2.json", Body=OFFLOADED.encode())
 
-    assert is_offloaded(asked_sharding_here(spec(f"s3://{s3_bucket}/ds/zero_2.json")))
+    assert is_offloaded(asked_here(spec(f"s3://{s3_bucket}/ds/zero_2.json")))
 
 
 def test_a_file_is_read_from_a_config_map_that_is_mounted(
@@ -65,24 +72,24 @@ def test_a_file_is_read_from_a_config_map_that_is_mounted(
     mount.mkdir(parents=True)
     (mount / "ds.json").write_text(OFFLOADED)
 
-    assert is_offloaded(asked_sharding_here(spec("configmap://zero/ds.json")))
+    assert is_offloaded(asked_here(spec("configmap://zero/ds.json")))
 
 
 @pytest.mark.parametrize("path", [None, "deepspeed_configs/zero_2.json", "/nowhere/zero_3_hpz.json"])
 def test_of_a_file_that_is_not_there_the_name_says_what_it_asks_for(path: str | None) -> None:
-    assert asked_sharding_here(spec(path)) == asked_sharding(spec(path))
+    assert asked_here(spec(path)) == asked_sharding(spec(path))
 
 
 def test_of_a_file_that_is_not_in_its_bucket_the_name_says_it(s3_bucket: str) -> None:
     path = f"s3://{s3_bucket}/zero_2.json"
 
-    assert asked_sharding_here(spec(path)) == asked_sharding(spec(path))
+    assert asked_here(spec(path)) == asked_sharding(spec(path))
 
 
 def test_of_a_file_that_cannot_be_reached_the_name_says_it_and_why_it_was_not_read_is_said() -> None:
     path = "configmap://zero/zero_3_offload_optim.json"
 
-    asked = asked_sharding_here(spec(path))
+    asked = asked_here(spec(path))
 
     assert is_offloaded(asked)
     assert asked.remarks[0] == asked_sharding(spec(path)).remarks[0]
@@ -109,7 +116,7 @@ def test_a_file_that_is_wrong_is_an_error_with_its_path(tmp_path: Path, content:
     path.write_bytes(content)
 
     with pytest.raises(FineTuneError) as raised:
-        asked_sharding_here(spec(str(path)))
+        asked_here(spec(str(path)))
 
     assert raised.value.failure_class is FailureClass.INVALID_SPEC
     assert raised.value.problems == (f"spec.deepspeed: {path}: {problem}",)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from finetune_api.deepspeed import Asked, DeepSpeedConfig, asked_sharding, read_deepspeed_config
+from finetune_api.deepspeed import DeepSpeedConfig, read_deepspeed_config
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.storage.open import open_input
 
 LARGEST = 2**20
 """Bytes of a DeepSpeed file; real ones have one thousand."""
-
-
-def asked_sharding_here(spec: FineTuneJobSpec) -> Asked:
-    """What a job asks of sharding, by what its DeepSpeed file holds where that can be read from here.
-
-    Raises what `deepspeed_here` raises.
-    """
-    config, remarks = deepspeed_here(spec)
-    asked = asked_sharding(spec, config)
-    return asked.model_copy(update={"remarks": (*asked.remarks, *remarks)})
 
 
 def deepspeed_here(spec: FineTuneJobSpec) -> tuple[DeepSpeedConfig | None, tuple[str, ...]]:
