@@ -28,7 +28,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-gpu e2e bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-long test-gpu e2e bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k l
 
 test-fast: $(ENV)/dev.installed $(ENV)/project.installed ## run those that need neither torch nor a server, in half a minute
 	$(ENV)/bin/python -m pytest --no-server $(FAST) $(ARGS)
+
+test-long: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests of what takes minutes: a real model on two devices, a compiled one in parts
+	$(ENV)/bin/python -m pytest tests/long $(ARGS)
 
 test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need a GPU; without one this fails
 	$(ENV)/bin/python -m pytest tests/gpu $(ARGS)

@@ -22,8 +22,14 @@ NAMESPACE = "finetune-system"
 ROLLOUT_SECONDS = 90
 
 SMALL_WORKER: dict[str, JsonValue] = {"cpu": "300m", "memory": "3Gi"}
+ABSENT_DEVICE: dict[str, JsonValue] = {
+    **SMALL_WORKER,
+    "resource": "nvidia.com/gpu",
+    "device_memory": "1072Mi",
+}
+"""No node here has one. Beside what libraries take there is room for little more than the smallest model."""
 CONFIGURATION: dict[str, JsonValue] = {
-    "accelerators": {"A10G": SMALL_WORKER, "CPU": SMALL_WORKER},
+    "accelerators": {"A10G": SMALL_WORKER, "CPU": SMALL_WORKER, "L4": ABSENT_DEVICE},
     "head": {"cpu": "200m", "memory": "4Gi"},
     "submitter": {"cpu": "50m", "memory": "1Gi"},
     "resync_seconds": 20,

@@ -21,6 +21,9 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
     """
     people = console(stderr=json_wanted)
     with people.status("reading the model and the rows"):
+        from finetune_trainer.workers.environment import without_bitsandbytes
+
+        without_bitsandbytes(manifest.spec)
         from finetune_cli.plan_view import job_plan, show_tables
         from finetune_trainer.plan.prepare import prepare
 

@@ -157,6 +157,8 @@ class Plan(StatusModel):
     """Parameters that training changes."""
     total_parameters: Count
     """Of the base model and its adapters."""
+    host_memory: Count | None = None
+    """Bytes that training on a GPU takes of its host for each device, by estimate."""
 
 
 class Progress(StatusModel):

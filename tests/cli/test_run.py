@@ -22,6 +22,8 @@ from tests.trainer.training_jobs import column
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_trainer.checkpoint.state import read_position
+from finetune_trainer.storage.run_directory import RunDirectory
 from make_tiny_rows import make_tiny_rows
 
 STEPS = 120
@@ -251,10 +253,17 @@ def test_sigterm_to_every_process_of_several_workers_leaves_a_snapshot(
     ended = terminated(tmp_path, *map(str, arguments), with_children=True)
 
     assert (ended.code, ended.err) == (130, "")
-    assert re.search(
-        r"^Suspended: stopped after step \d+ of \d+; run again to resume$", ended.out, re.MULTILINE
+    stopped = re.search(
+        r"^Suspended: stopped after step (\d+) of \d+; run again to resume$", ended.out, re.MULTILINE
     )
-    assert len(list(tmp_path.glob("runs/*/*/snapshot-*/complete.json"))) == 1
+    assert stopped is not None, ended.out
+    [job_yaml] = tmp_path.glob("runs/*/*/job.yaml")
+    newest = RunDirectory.open(str(job_yaml.parent)).newest()
+    # Where an epoch ended with that step it is a checkpoint.
+    assert newest is not None
+    assert read_position((job_yaml.parent / newest / "state/position.json").read_text()).step == int(
+        stopped[1]
+    )
 
 
 def test_two_workers_see_the_same_losses_as_one_with_copies_of_the_model_and_with_parts(

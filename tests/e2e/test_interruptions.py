@@ -1,4 +1,4 @@
-"""A worker is interrupted, and the job itself. The end is the same.
+"""A worker is interrupted, and the job itself. The end is the same, and so are the losses.
 
 The operator: test_several_jobs.py. The API server, and the operator's release: test_running_job.py.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
+import pytest
 from pydantic import JsonValue
+from tests.cli.command_line import process, write_job
 from tests.e2e.jobs import (
     OURS,
     change,
@@ -21,9 +24,10 @@ from tests.e2e.jobs import (
     wait_for_phase,
     wait_for_step,
 )
-from tests.e2e.long_jobs import MINUTE, check_the_end, long_job, ray_jobs
+from tests.e2e.long_jobs import check_the_end, long_job, losses_of, ray_jobs
 from tests.e2e.pod_names import names
 from tests.e2e.sightings import Sightings
+from tests.trainer.training_jobs import column
 
 from devcluster.faults import kill_pod
 from devcluster.installation import Installation
@@ -35,6 +39,9 @@ from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
 SIDECAR = "istio-proxy"
+EPOCHS, DEVICES = 48, 2
+IN_PARTS: dict[str, JsonValue] = {"parallelism": "fsdp", **long_job(EPOCHS, devices=DEVICES)}
+"""A job whose workers hold a part of the model each. It takes about a minute."""
 
 
 def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_saved(
@@ -42,17 +49,21 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     kubectl: Kubectl,
     namespace: str,
     tiny_inputs: Volume,
+    tiny_model: Path,
+    tiny_rows: Path,
+    tmp_path: Path,
     sightings: Sightings,
     say: Say,
 ) -> None:
-    """Beside another job that loses its worker, and is deleted while it is retried.
+    """The losses are those of one undisturbed device.
 
-    In that one a container that is not the job's was killed for want of memory before.
+    Beside another job that loses its worker, and is deleted while it is retried. In that one a container that
+    is not the job's was killed for want of memory before.
     """
     del operator
     kubectl.apply(job("unwanted", namespace, num_epochs=5000, checkpoint_every_n_epochs=2500))
     _give_its_worker_a_sidecar_that_is_killed_once(kubectl, namespace, "unwanted")
-    kubectl.apply(job("job", namespace, **long_job(MINUTE)))
+    kubectl.apply(job("job", namespace, **IN_PARTS))
     wait_for_step(kubectl, namespace, "unwanted", 2, seconds=400)
     assert _last_end_of_its_sidecar(kubectl, namespace, "unwanted") == "OOMKilled"
     _lose_its_worker(kubectl, namespace, "unwanted")
@@ -95,7 +106,12 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     change(kubectl, namespace, "finetunejob", "job", suspend=False)
 
     ended = wait_for_phase(kubectl, namespace, "job", "Succeeded", seconds=400)
-    check_the_end(tiny_inputs, ended, MINUTE)
+    check_the_end(tiny_inputs, ended, EPOCHS, devices=DEVICES)
+    found, expected = (
+        losses_of(tiny_inputs, at(ended, "status")),
+        _losses_of_one_device(tiny_model, tiny_rows, tmp_path),
+    )
+    assert found == pytest.approx(expected, abs=1e-5)
     assert done < int(str(at(ended, "status", "plan", "totalSteps")))
     assert at(ended, "status", "attempts") == 2
     assert at(ended, "status", "failure") is None
@@ -103,8 +119,28 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     assert "Retrying" in [reason for reason, _ in events(kubectl, namespace, "job")]
 
 
+def _losses_of_one_device(model: Path, rows: Path, directory: Path) -> list[float]:
+    """Of the job in parts, trained on this machine with the same rows in a step."""
+    small = job("job", "here", **IN_PARTS)["spec"]
+    assert isinstance(small, dict)
+    fields: dict[str, JsonValue] = {
+        **small,
+        "model_id": str(model),
+        "train_path": str(rows),
+        "valid_path": str(rows),
+        "num_devices": 1,
+        "train_batch_size_per_device": DEVICES,
+        "parallelism": "ddp",
+        "storage": None,
+    }
+    ended = process("run", write_job(directory / "job.yaml", fields), "--storage", "runs", cwd=directory)
+    assert ended.code == 0, ended.err
+    [metrics] = directory.glob("runs/*/*/metrics.jsonl")
+    return column(metrics.parent, "loss")
+
+
 def _lose_its_worker(kubectl: Kubectl, namespace: str, name: str) -> None:
-    [pod] = names(kubectl, namespace, _worker_of(kubectl, namespace, name))
+    pod, *_ = names(kubectl, namespace, _worker_of(kubectl, namespace, name))
     kill_pod(kubectl, namespace, pod)
 
 

@@ -43,9 +43,18 @@ def test_what_is_wrong_ends_a_job_before_any_rayjob_is_made(
     bad.write_text("\n".join(rows))
     tiny_inputs.put(bad, "data/bad.jsonl")
     no_layer: JsonValue = {"r": 4, "target_modules": ["no_such_layer"]}
+    too_many: dict[str, JsonValue] = {
+        "worker_resources": {"accelerator_type:L4": 1},
+        "train_batch_size_per_device": 64,
+    }
     wrong: dict[str, tuple[dict[str, JsonValue], str, str]] = {
         "row": ({"train_path": "pvc://finetune/data/bad.jsonl"}, "InvalidData", f"bad.jsonl:{BAD_LINE}: "),
         "adapter": ({"lora_config": no_layer}, "InvalidSpec", "spec.lora_config.target_modules"),
+        "size": (
+            too_many,
+            "InvalidSpec",
+            "GiB a device, an L4 has 1.0: with train_batch_size_per_device ",
+        ),
     }
     for name, (fields, _, _) in wrong.items():
         kubectl.apply(job(name, namespace, run_policy=FIRST, **fields))

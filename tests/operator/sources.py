@@ -20,6 +20,7 @@ def source(
     labels: dict[str, str] | None = None,
     annotations: dict[str, str] | None = None,
     attempt: int = 1,
+    host_memory: int | None = None,
 ) -> PodSource:
     """The source of the smallest job with these fields in its spec."""
     read = read_spec(
@@ -30,7 +31,7 @@ def source(
     metadata = ObjectMeta(
         name="tune", namespace="team", uid=UID, labels=labels or {}, annotations=annotations or {}
     )
-    return PodSource(metadata, attempt, read, placement(read, made_with), made_with, storage)
+    return PodSource(metadata, attempt, read, placement(read, made_with), made_with, storage, host_memory)
 
 
 def at(document: JsonValue, path: str) -> JsonValue:

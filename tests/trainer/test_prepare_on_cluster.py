@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from finetune_trainer.prepare_on_cluster import main, prepare_job
 from finetune_trainer.workers.in_process import InProcess
 
 UID = "7c9e"
+MIB, GIB = 2**20, 2**30
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,8 @@ class Job:
     server: RecordsServer
     records: list[ProgressRecord]
     out: str = ""
+    device_memory: int | None = None
+    """Of a GPU, in bytes; None without one."""
 
     @property
     def run(self) -> Path:
@@ -65,9 +69,10 @@ class Job:
             attempt=1,
             storage=str(self.directory / "runs"),
             config_map="records",
-            on_gpu=False,
+            on_gpu=self.device_memory is not None,
             worker_resources={"CPU": 1},
             worker_threads=1,
+            device_memory=self.device_memory,
         )
         self.server.requests.clear()
         before, out = signal.getsignal(signal.SIGTERM), io.StringIO()
@@ -190,6 +195,44 @@ def test_what_is_wrong_is_a_failure_of_prepare_and_nothing_is_stored(
     assert failure is not None
     assert (failure.failure_class, job.records[-1].preparing) == (failure_class, True)
     assert words in failure.message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_for_gpus_has_the_memory_that_it_needs_of_their_hosts_in_its_plan(job: Job) -> None:
+    job.device_memory = 2 * GIB
+    assert job.prepare() == FINISHED
+
+    plan = job.records[-1].plan
+    assert plan is not None
+    assert plan.host_memory is not None
+    weights = 2 * plan.total_parameters + 2 * plan.trainable_parameters
+    assert plan.host_memory == pytest.approx(3 * GIB + weights, abs=1e4), (
+        "a frozen base in bf16, and a process"
+    )
+
+
+def test_a_job_that_does_not_fit_its_device_is_a_failure_of_prepare_with_settings_that_do(
+    tmp_path: Path, tiny_model: Path, server: RecordsServer
+) -> None:
+    job = job_in(
+        tmp_path,
+        tiny_model,
+        server,
+        worker_resources={"accelerator_type:L4": 1},
+        train_batch_size_per_device=64,
+    )
+    job.device_memory = GIB + 48 * MIB
+
+    assert job.prepare() == FAILED
+
+    failure = job.records[-1].failure
+    assert failure is not None
+    assert failure.failure_class is FailureClass.INVALID_SPEC
+    assert re.fullmatch(
+        r"the job needs 1\.\d GiB a device, an L4 has 1\.0: with train_batch_size_per_device \d+ and"
+        r" gradient_accumulation_steps \d+ it needs 1\.0 GiB",
+        failure.message,
+    )
     assert not (tmp_path / "runs").exists()
 
 

@@ -45,6 +45,9 @@ Fields = dict[str, JsonValue]
 LORA: Fields = {"lora_config": {"r": 8}}
 FULL: Fields = {}
 
+SECONDS = 120
+"""The time that processes of a test have."""
+
 FIRST_TEXT_TOKEN, TINY_VOCABULARY = 4, 1024
 """The first token of the tiny model that stands for text, and the size of its vocabulary."""
 
@@ -192,12 +195,15 @@ def train_here(job: TrainingJob, *, stop_after: int | None = None) -> list[Progr
     return records
 
 
-def train_in_processes(*jobs: TrainingJob, course: Course = TO_THE_END, ending: int = 0) -> None:
+def train_in_processes(
+    *jobs: TrainingJob, course: Course = TO_THE_END, ending: int = 0, seconds: float = SECONDS
+) -> None:
     """Trains jobs one after the other, in as many processes as they have devices. These form a gloo group.
 
     Fails when a process ends with another exit code than `ending`.
     """
-    ended = in_processes(jobs[0].prepared.numbers.num_devices, partial(_train_all, jobs, course))
+    train_all = partial(_train_all, jobs, course)
+    ended = in_processes(jobs[0].prepared.numbers.num_devices, train_all, seconds=seconds)
     assert all(code == ending for code in ended), f"the processes ended with {ended}"
 
 
@@ -206,11 +212,12 @@ def _train_all(jobs: Sequence[TrainingJob], course: Course, rank: int, num_devic
         train(job, course.worker(rank, num_devices, []))
 
 
-def in_processes(count: int, work: Callable[[int, int], None]) -> list[int | None]:
+def in_processes(
+    count: int, work: Callable[[int, int], None], *, seconds: float = SECONDS
+) -> list[int | None]:
     """Calls `work(rank, count)` in `count` processes, with one thread each, and returns their exit codes.
 
-    More than one form a gloo group. `work` must be importable. A process that takes longer than 120
-    s is killed.
+    More than one form a gloo group. `work` must be importable. A process that takes longer is killed.
     """
     context = multiprocessing.get_context("forkserver")
     # The server imports what takes seconds once, and computes nothing: its children fork safely.
@@ -225,7 +232,7 @@ def in_processes(count: int, work: Callable[[int, int], None]) -> list[int | Non
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=seconds)
     for process in processes:
         if process.is_alive():
             process.kill()

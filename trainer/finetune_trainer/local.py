@@ -25,7 +25,13 @@ from finetune_trainer.storage.lock import locked
 from finetune_trainer.storage.open import digest, open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
-from finetune_trainer.workers.environment import ARITHMETIC, RAY, set_defaults, short_ray_directory
+from finetune_trainer.workers.environment import (
+    ARITHMETIC,
+    RAY,
+    set_defaults,
+    short_ray_directory,
+    without_bitsandbytes,
+)
 from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
 
 if TYPE_CHECKING:
@@ -100,6 +106,7 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
         return LocalRun(_status(Ended(result, Outcome.FINISHED), "training had finished before"), run.path)
 
     set_defaults(ARITHMETIC)
+    without_bitsandbytes(manifest.spec)
     from finetune_trainer.plan.machine import fit_to_machine, this_machine
 
     machine = this_machine()

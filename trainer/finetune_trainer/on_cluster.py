@@ -33,7 +33,7 @@ from finetune_trainer.report.record_writer import RecordWriter
 from finetune_trainer.storage.open import open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
-from finetune_trainer.workers.environment import RAY, set_defaults
+from finetune_trainer.workers.environment import RAY, set_defaults, without_bitsandbytes
 from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def run_attempt(
 
     def run(reports: AttemptReports) -> int:
         manifest = read_manifest(job_file)
+        without_bitsandbytes(manifest.spec)
         return _train(
             assignment, manifest, config_map.namespace, workers or _workers(assignment, manifest), reports
         )

@@ -18,6 +18,7 @@ from finetune_api.status import ProgressRecord
 from finetune_trainer.attempt import claim, sharding_of
 from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, device_for, reported, run_of
 from finetune_trainer.report.config_map import ConfigMap
+from finetune_trainer.workers.environment import without_bitsandbytes
 
 
 def main() -> int:
@@ -38,20 +39,23 @@ def prepare_job(assignment: Assignment, job_file: Path, config_map: ConfigMap) -
 
 
 def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports: AttemptReports) -> None:
+    without_bitsandbytes(manifest.spec)
     run = run_of(assignment, manifest, namespace)
     reports.progress(ProgressRecord(checkpoints=run.checkpoints()))
 
     from finetune_trainer.plan.deepspeed_file import deepspeed_here
-    from finetune_trainer.plan.fit import check_prepared
+    from finetune_trainer.plan.fit import check_prepared, with_host_memory
     from finetune_trainer.plan.kept_tokens import TokensToKeep
     from finetune_trainer.plan.prepare import prepare
 
     tokens = TokensToKeep()
     prepared = prepare(manifest.spec, tokens.tokenize)
     device = device_for(assignment, manifest)
+    file, _ = deepspeed_here(manifest.spec)
+    sharding = sharding_of(manifest.spec, file, device)
     if device is not None:
-        file, _ = deepspeed_here(manifest.spec)
-        check_prepared(prepared, sharding_of(manifest.spec, file, device), device)
+        check_prepared(prepared, sharding, device)
+    prepared = with_host_memory(prepared, sharding, on_gpu=assignment.on_gpu)
     for remark in (*manifest.warnings, *prepared.warnings):
         reports.say(f"warning: {remark}")
     claim(run, manifest)

@@ -78,6 +78,8 @@ class PodSource:
     configuration: Configuration
     storage: str
     """The folder below which runs are saved, as users write it: `s3://...`, `pvc://...`."""
+    host_memory: int | None = None
+    """Bytes that a worker takes of its host for each device, where the trainer has estimated it."""
 
     @property
     def cluster(self) -> Cluster:
@@ -88,11 +90,12 @@ class PodSource:
 def worker_resources(source: PodSource) -> JsonObject:
     """Requests and limits of a worker pod: its devices' share of the profile, or what the spec asks for.
 
-    All workers are alike, and any may be rank 0: `trainer_resources` is added to each.
+    Memory is that of the profile, or more where training needs more by the estimate. All workers are alike,
+    and any may be rank 0: `trainer_resources` is added to each.
     """
     profile, devices = source.placement.profile, source.placement.devices_per_pod
     asked, extra = source.spec.worker_resources or {}, source.spec.trainer_resources or {}
-    each = _whole(asked["memory"]) if "memory" in asked else profile.memory
+    each = _whole(asked["memory"]) if "memory" in asked else _enough(profile.memory, source.host_memory)
     memory: int | str = times(each, devices)
     if "memory" in extra:
         memory = in_bytes(memory) + _whole(extra["memory"])
@@ -103,6 +106,13 @@ def worker_resources(source: PodSource) -> JsonObject:
         "limits": {"memory": str(memory), **device},
     }
     return _merged(default, source.cluster.worker)
+
+
+def _enough(memory: int | str, needed: int | None) -> int | str:
+    """An amount of memory that is not less than so many bytes, in whole MiB where it is raised."""
+    if needed is None or needed <= in_bytes(memory):
+        return memory
+    return f"{-(-needed // 2**20)}Mi"
 
 
 def worker_processors(source: PodSource) -> int:

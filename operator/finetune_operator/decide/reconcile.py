@@ -223,7 +223,8 @@ def _begin(
     placed = accepted_placement(job, spec, configuration)
     run_directory = status.run_directory or new_run_directory(situation)
     storage = parent(run_directory, run_name(job))
-    source = PodSource(job.metadata, attempt, spec, placed, configuration, storage)
+    needed = status.plan.host_memory if status.plan is not None else None
+    source = PodSource(job.metadata, attempt, spec, placed, configuration, storage, needed)
     if must_prepare(situation, status, placed):
         shown = phases.prepare_requested(
             situation,

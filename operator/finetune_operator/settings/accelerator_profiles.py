@@ -75,7 +75,8 @@ class AcceleratorProfile(_Part):
     cpu: Quantity
     """Processors of a worker, requested."""
     memory: Quantity
-    """Memory of a worker, requested and at most."""
+    """Memory of a worker, requested and at most. Where training is estimated to need more of its host, and
+    the job does not say how much, it gets that much."""
     device_memory: Quantity | None = None
     """Memory of one device, as CUDA reports it. A job that needs more is refused before it holds a device;
     left out, it is found out by running out of memory."""

@@ -240,6 +240,35 @@ def test_memory_of_worker_and_trainer_is_for_each_device_and_once_for_each_pod()
     )
 
 
+SHAPE: Json = {"num_devices": 4, "worker_resources": {"anyscale/accelerator_shape:2xA10G": 0.001}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "needed", "memory"),
+    [
+        (A10G, 10 * GI, "11Gi"),
+        (A10G, 20 * GI + 1, f"{20 * 1024 + 1}Mi"),
+        (SHAPE, 20 * GI, f"{2 * 20 * 1024}Mi"),
+        ({**A10G, "trainer_resources": {"memory": GI}}, 20 * GI, str(21 * GI)),
+        ({"worker_resources": {"accelerator_type:A10G": 0.001, "memory": 2 * GI}}, 20 * GI, str(2 * GI)),
+        ({**A10G, "cluster": {"worker": {"resources": {"limits": {"memory": "2Gi"}}}}}, 20 * GI, "2Gi"),
+    ],
+    ids=[
+        "the profile has enough",
+        "more",
+        "for each device",
+        "and of the trainer",
+        "asked",
+        "asked of a pod",
+    ],
+)
+def test_a_worker_has_the_memory_of_its_host_that_training_needs_unless_the_job_says_how_much(
+    spec: Json, needed: int, memory: str
+) -> None:
+    resources = at(worker(source(spec, host_memory=needed)), "spec.containers.0.resources")
+    assert at(resources, "requests.memory") == at(resources, "limits.memory") == memory
+
+
 def test_trainer_resources_are_added_to_the_profile() -> None:
     requests, _ = worker_amounts(source({"trainer_resources": {"memory": GI}}))
     assert requests == {"cpu": "2", "memory": str(5 * GI)}

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 from tests.operator.cases import FOLDER, UID, Json, configuration, observed, read_case, record_text
+from tests.operator.sources import at
 
 from finetune_api.status import Condition, Failure, FineTuneJobStatus, Phase
 from finetune_operator.decide.decision import Decision
@@ -431,6 +432,22 @@ def test_status_is_one_that_the_api_server_takes(seen: Observed, now: datetime) 
     assert [each.type for each in decision.status.conditions] == list(
         dict.fromkeys(each.type for each in decision.status.conditions)
     )
+
+
+def test_workers_have_the_memory_that_prepare_says_they_need() -> None:
+    seen = observed(
+        {
+            "job": {"state": "preparing", "spec": {"worker_resources": {"accelerator_type:A10G": 0.001}}},
+            "prepareJob": {"ended": "Complete"},
+            "record": {"preparing": True, "plan": {"hostMemory": 20 * 2**30}},
+        }
+    )
+
+    decision = reconcile(seen, CONFIGURATION, datetime(2026, 1, 1, 12, tzinfo=UTC))
+
+    [ray_job] = [each for each in decision.create if each["kind"] == "RayJob"]
+    container = "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0"
+    assert at(ray_job, f"{container}.resources.requests.memory") == "20480Mi"
 
 
 def test_object_that_the_api_server_never_takes_ends_the_job() -> None:

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
+from unittest import mock
 
 import pytest
+from tests.trainer.training_jobs import LORA, spec_of
 
 from finetune_trainer.workers.environment import (
     LONGEST_RAY_DIRECTORY,
     kills_for_memory,
     set_defaults,
     short_ray_directory,
+    without_bitsandbytes,
 )
 
 LONG = "/home/someone/scratch/jobs/2026/temporary"
@@ -91,3 +98,20 @@ def test_what_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     set_defaults({"FINETUNE_A": "ours", "FINETUNE_B": "ours"})
 
     assert (os.environ["FINETUNE_A"], os.environ.pop("FINETUNE_B")) == ("mine", "ours")
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_bitsandbytes_is_there_for_a_base_in_4_bits_only(quantization: Literal["nf4"] | None) -> None:
+    with mock.patch.dict(sys.modules):
+        sys.modules.pop("bitsandbytes", None)
+        without_bitsandbytes(spec_of(Path("model"), LORA, quantization=quantization))
+
+        assert (find_spec("bitsandbytes") is not None) == (quantization == "nf4")
+
+
+def test_bitsandbytes_stays_where_it_is_imported_already() -> None:
+    imported = ModuleType("bitsandbytes")
+    with mock.patch.dict(sys.modules, bitsandbytes=imported):
+        without_bitsandbytes(spec_of(Path("model"), LORA))
+
+        assert sys.modules["bitsandbytes"] is imported

@@ -188,9 +188,15 @@ def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host:
     return [f"the job may need {needed / GIB:.1f} GiB, and {has}"]
 
 
-def host_memory(estimated: MemoryEstimate, devices: int) -> int:
-    """The bytes of its host's memory that a pod with so many devices needs."""
-    return estimated.host * devices
+def with_host_memory(prepared: Prepared, sharding: Sharding, *, on_gpu: bool) -> Prepared:
+    """The same job, and on GPUs what training takes of their host in its plan."""
+    if not on_gpu:
+        return prepared
+    dtype = resolved_dtype(prepared.spec, on_gpu=True)
+    # Layers keep nothing on the host.
+    job = Job(prepared.spec, prepared.shape, NO_LAYER, lengths_of(prepared), dtype, on_gpu=True)
+    plan = prepared.plan.model_copy(update={"host_memory": job.needs(sharding).host})
+    return replace(prepared, plan=plan)
 
 
 def fitted(job: Job, device: Device) -> Settings | None:
@@ -338,10 +344,7 @@ def _changes(
     if offload:
         changes["cpu_offload"] = True
     if nf4:
-        # In parts it cannot be, whatever a DeepSpeed file says.
         changes["quantization"] = "nf4"
-        if spec.parallelism != "auto" or spec.deepspeed is not None:
-            changes["parallelism"] = "ddp"
     return changes
 
 

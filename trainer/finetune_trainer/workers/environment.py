@@ -1,10 +1,13 @@
-"""Settings of the libraries that must be in the environment before they are imported or Ray is started."""
+"""What libraries must find in this process or its environment before they are imported or Ray is started."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from finetune_api.spec import FineTuneJobSpec
 
 ARITHMETIC = {
     # Threads that spin while they wait slow training down tenfold when anything else needs the processor.
@@ -30,6 +33,17 @@ def set_defaults(settings: dict[str, str]) -> None:
     """Puts settings into the environment, where a person has not set them."""
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def without_bitsandbytes(spec: FineTuneJobSpec) -> None:
+    """Keeps peft from importing it, in this process and from now on, unless the job needs it.
+
+    peft imports bitsandbytes wherever it is installed, which takes two seconds of a start; only a base model
+    in 4 bits is computed with it.
+    """
+    if spec.quantization is None:
+        # How Python notes that there is no such module; one that has been imported stays.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 LONGEST_RAY_DIRECTORY = 39

@@ -12,6 +12,7 @@ import ray
 import ray.train
 
 from finetune_trainer.training.job import Start, TrainingJob
+from finetune_trainer.workers.environment import without_bitsandbytes
 from finetune_trainer.workers.progress_board import Board, BoardReporter, read_job
 
 JOB_POLL_SECONDS = 0.1
@@ -30,6 +31,7 @@ class WorkerConfig:
 def train_worker(loop_config: dict[str, WorkerConfig]) -> None:
     """Loads the model while the driver prepares the job, then trains."""
     config = loop_config["worker"]
+    without_bitsandbytes(config.start.spec)
     import ray.train.torch
     import torch
     from transformers.utils.logging import disable_progress_bar

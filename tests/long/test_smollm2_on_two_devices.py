@@ -1,0 +1,63 @@
+"""A real model on two ranks, with copies and in parts, sees the losses and gradient norms of one device.
+
+Its embeddings are tied. `tests/trainer/parallel/test_fsdp.py` shows the same of a small one, in more ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tests.trainer.training_jobs import FULL, LORA, Fields, column, job_of, train_here, train_in_processes
+
+from finetune_api.sharding import COPIES, Sharding
+from finetune_trainer.training.job import TrainingJob
+
+pytestmark = pytest.mark.timeout(3600)
+
+WAYS: dict[str, Fields] = {"lora": LORA, "full": FULL}
+ON_TWO: dict[str, Sharding] = {
+    "copies": COPIES,
+    "fsdp": Sharding(kind="fsdp"),
+    "offloaded": Sharding(kind="fsdp", cpu_offload=True),
+}
+STEPS = 21
+TOLERANCE = 1e-5
+Runs = Mapping[str, Path]
+
+
+def job(model: Path, run: Path, way: str, sharding: Sharding, devices: int) -> TrainingJob:
+    """21 rows, 8 a step in four micro-batches of 2: in the last of an epoch the second rank has no row."""
+    fields: Fields = WAYS[way] | {
+        "num_devices": devices,
+        "train_batch_size_per_device": 2,
+        "gradient_accumulation_steps": 4 // devices,
+        "num_epochs": STEPS // 3,
+        "checkpoint_every_n_epochs": STEPS // 3,
+        "learning_rate": 1e-4,
+    }
+    return job_of(model, run, fields, sharding=sharding)
+
+
+@pytest.fixture(scope="module")
+def runs(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The run directories of all ways and kinds of parallelism."""
+    directory = tmp_path_factory.mktemp("runs")
+    for way in WAYS:
+        train_here(job(smollm2, directory / f"{way}: one device", way, COPIES, 1))
+        for kind, sharding in ON_TWO.items():
+            train_in_processes(job(smollm2, directory / f"{way}: {kind}", way, sharding, 2), seconds=1200)
+    return {run.name: run for run in directory.iterdir()}
+
+
+@pytest.mark.parametrize("numbers", ["loss", "gradNorm", "evalLoss"])
+@pytest.mark.parametrize("kind", ON_TWO)
+@pytest.mark.parametrize("way", WAYS)
+def test_losses_and_gradient_norms_are_those_of_one_device(
+    runs: Runs, way: str, kind: str, numbers: str
+) -> None:
+    found, expected = (column(runs[f"{way}: {which}"], numbers) for which in (kind, "one device"))
+
+    assert len(expected) == (1 if numbers == "evalLoss" else STEPS)
+    assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
