@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-RAY = ("tests/trainer/test_on_cluster.py", "tests/cli/test_run.py")
+RAY = ("tests/trainer/test_on_cluster.py", "tests/cli/test_run_on_several_devices.py")
 """Files of which one runs at a time; they begin first, since they take longest."""
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 from pydantic import JsonValue
 
@@ -43,6 +46,24 @@ def process(*arguments: str | Path, cwd: Path, timeout: float = 300, **environme
         check=False,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def terminated(directory: Path, *arguments: str, with_children: bool = False) -> Ended:
+    """SIGTERM where there is no terminal, once a line tells of a step; to its children too, if asked for."""
+    training = subprocess.Popen(
+        [FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert training.stdout is not None
+    out = ""
+    while not re.search(r"^epoch .* step ", out, re.MULTILINE):
+        line = training.stdout.readline()
+        assert line, training.communicate()
+        out += line
+    for child in psutil.Process(training.pid).children(recursive=True) if with_children else []:
+        child.send_signal(signal.SIGTERM)
+    training.send_signal(signal.SIGTERM)
+    rest, err = training.communicate(timeout=240)
+    return Ended(training.returncode, out + rest, err)
 
 
 def write_job(path: Path, fields: Mapping[str, JsonValue]) -> Path:

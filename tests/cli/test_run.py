@@ -1,30 +1,23 @@
-"""One job from the first step to the last: interrupted by Ctrl-C, by SIGTERM, finished, and run again."""
+"""A job on one device to its end: interrupted by Ctrl-C, by SIGTERM, finished, and run again."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
-from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import FINETUNE, Ended, json_of, process, small_job
+from tests.cli.command_line import Ended, json_of, process, small_job, terminated
+from tests.cli.interrupting import check_that_ctrl_c_before_the_first_step_ends_at_once
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
-from tests.trainer.training_jobs import column
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_trainer.checkpoint.state import read_position
-from finetune_trainer.storage.run_directory import RunDirectory
-from make_tiny_rows import make_tiny_rows
 
 STEPS = 120
 
@@ -63,24 +56,6 @@ def interrupted(directory: Path, *arguments: str) -> Ended:
         terminal.read_until(r"epoch \d+/\d+ .*loss")
         terminal.press(CTRL_C)
         return Ended(terminal.exit_code(), terminal.seen, "")
-
-
-def terminated(directory: Path, *arguments: str, with_children: bool = False) -> Ended:
-    """SIGTERM where there is no terminal, once a line tells of a step; to its children too, if asked for."""
-    training = subprocess.Popen(
-        [FINETUNE, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert training.stdout is not None
-    out = ""
-    while not re.search(r"^epoch .* step ", out, re.MULTILINE):
-        line = training.stdout.readline()
-        assert line, training.communicate()
-        out += line
-    for child in psutil.Process(training.pid).children(recursive=True) if with_children else []:
-        child.send_signal(signal.SIGTERM)
-    training.send_signal(signal.SIGTERM)
-    rest, err = training.communicate(timeout=240)
-    return Ended(training.returncode, out + rest, err)
 
 
 def run_directory(story: Story) -> Path:
@@ -226,65 +201,8 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
 
 
-@pytest.mark.parametrize("devices", [[], ["--devices", "2"]], ids=["in this process", "on Ray"])
-def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(
-    devices: list[str], tmp_path: Path, tiny_model: Path
-) -> None:
-    job = small_job(tmp_path, tiny_model, eval_first=True)
-    # What comes before the first step takes long enough to be interrupted.
-    make_tiny_rows(tmp_path / "valid.jsonl", 4000, seed=1)
-    with Terminal("run", job, "--storage", "runs", *devices, cwd=tmp_path, columns=100) as terminal:
-        terminal.read_until("rows with")
-        terminal.press(CTRL_C)
-        code, shown = terminal.exit_code(), screen(terminal.seen)
-
-    assert code == 130
-    assert "Suspended: stopped before a step was trained; run again to train" in shown
-    assert not any("snapshot" in line or "Traceback" in line for line in shown)
-    assert list(tmp_path.glob("runs/*/*/snapshot-*")) == []
-
-
-def test_sigterm_to_every_process_of_several_workers_leaves_a_snapshot(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    job = small_job(tmp_path, tiny_model, num_epochs=1000)
-    arguments = ("run", job, "--storage", "runs", "--devices", "2")
-
-    ended = terminated(tmp_path, *map(str, arguments), with_children=True)
-
-    assert (ended.code, ended.err) == (130, "")
-    stopped = re.search(
-        r"^Suspended: stopped after step (\d+) of \d+; run again to resume$", ended.out, re.MULTILINE
-    )
-    assert stopped is not None, ended.out
-    [job_yaml] = tmp_path.glob("runs/*/*/job.yaml")
-    newest = RunDirectory.open(str(job_yaml.parent)).newest()
-    # Where an epoch ended with that step it is a checkpoint.
-    assert newest is not None
-    assert read_position((job_yaml.parent / newest / "state/position.json").read_text()).step == int(
-        stopped[1]
-    )
-
-
-def test_two_workers_see_the_same_losses_as_one_with_copies_of_the_model_and_with_parts(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    small: dict[str, JsonValue] = {"train_batch_size_per_device": 2}
-    shared = small_job(tmp_path, tiny_model, **small, parallelism="fsdp").rename(tmp_path / "shared.yaml")
-    doubled = small_job(tmp_path, tiny_model, **small).rename(tmp_path / "doubled.yaml")
-    job = small_job(tmp_path, tiny_model, **small, gradient_accumulation_steps=2)
-    alone = process("run", job, "--storage", "alone", "-o", "json", cwd=tmp_path)
-    assert alone.code == 0, alone.err
-    for file, runs in ((doubled, "copies"), (shared, "parts")):
-        both = process("run", file, "--storage", runs, "--devices", "2", "-o", "json", cwd=tmp_path)
-        assert both.code == 0, both.err
-        for name in ("loss", "gradNorm", "evalLoss"):
-            expected, found = (
-                [column(file.parent, name) for file in tmp_path.glob(f"{each}/*/*/metrics.jsonl")]
-                for each in ("alone", runs)
-            )
-            assert len(expected) == len(found) == 1
-            assert found[0] == pytest.approx(expected[0], abs=1e-5)
+def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    check_that_ctrl_c_before_the_first_step_ends_at_once(tmp_path, tiny_model)
 
 
 def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path, tiny_model: Path) -> None:

@@ -40,7 +40,17 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "./finetune-runs"
 DEFAULT_NAMESPACE = "default"
 
-NOT_TRAINING = ("suspend", "run_policy", "storage", "cluster", "logger", "custom_model_tag")
+NOT_TRAINING = (
+    "suspend",
+    "run_policy",
+    "storage",
+    "cluster",
+    "logger",
+    "custom_model_tag",
+    "parallelism",
+    "cpu_offload",
+    "deepspeed",
+)
 """Fields that do not change what is trained: a run that differs in nothing else resumes the earlier one."""
 
 OTHER_ROWS = (
