@@ -39,7 +39,7 @@ from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
 
 SIDECAR = "istio-proxy"
-EPOCHS, DEVICES = 48, 2
+EPOCHS, DEVICES = 60, 2
 IN_PARTS: dict[str, JsonValue] = {"parallelism": "fsdp", **long_job(EPOCHS, devices=DEVICES)}
 """A job whose workers hold a part of the model each. It takes about a minute."""
 
@@ -63,8 +63,8 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     del operator
     kubectl.apply(job("unwanted", namespace, num_epochs=5000, checkpoint_every_n_epochs=2500))
     _give_its_worker_a_sidecar_that_is_killed_once(kubectl, namespace, "unwanted")
-    kubectl.apply(job("job", namespace, **IN_PARTS))
     wait_for_step(kubectl, namespace, "unwanted", 2, seconds=400)
+    kubectl.apply(job("job", namespace, **IN_PARTS))
     assert _last_end_of_its_sidecar(kubectl, namespace, "unwanted") == "OOMKilled"
     _lose_its_worker(kubectl, namespace, "unwanted")
     wait_for_phase(kubectl, namespace, "unwanted", "Retrying", seconds=120)
