@@ -33,6 +33,9 @@ def recovered(observed: Observed, spec: FineTuneJobSpec, configuration: Configur
     made = attempt_of(made_for_it) if made_for_it is not None else 0
     reported = record.attempt if record else 0
     prepares = ray_job is None and (record is None or record.preparing)
+    if made_for_it is not None and not made_for_it.has_ended:
+        # Whatever a pod has written: beside what runs there is no other.
+        reported = made
     attempt = job.status.attempts or max(made, reported, 1)
     # All but the retries that the spec allows have followed an interruption.
     interruptions = max(0, attempt - 1 - spec.run_policy.backoff_limit) or None

@@ -23,6 +23,7 @@ from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import Event
 from finetune_operator.decide.phases import ENDED
 from finetune_operator.decide.reconcile import reconcile, refused
+from finetune_operator.decide.recovery import attempt_of
 from finetune_operator.observed import Observed
 
 
@@ -379,7 +380,9 @@ def check_what_holds(seen: Observed, decision: Decision) -> None:
         assert all(cluster.metadata.deletion_timestamp is not None for cluster in seen.ray_clusters)
         assert seen.ray_job is None or seen.ray_job.has_ended
         policy = cast("Json", seen.job.spec.get("run_policy", {}))
-        prepared = seen.prepare_job is not None and seen.prepare_job.has_succeeded
+        done, attempt = seen.prepare_job, decision.status.attempts or 1
+        # That of an earlier attempt, whose plan was lost with the status, does not count.
+        prepared = done is not None and done.has_succeeded and attempt_of(done) == attempt
         prepared = prepared or decision.status.plan is not None
         if runs == ["Job"]:
             assert policy.get("prepare_first") is not False
