@@ -60,8 +60,16 @@ def test_what_is_left_of_a_status_is_kept() -> None:
 
 
 def test_rayjob_of_an_earlier_attempt_than_the_records_is_not_the_current_one() -> None:
-    found = recover({"job": {}, "rayJob": {}, "record": {"attempt": 2}})
+    ended: Json = {"status": {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}}
+    found = recover({"job": {}, "rayJob": ended, "record": {"attempt": 2}})
     assert (found.job.status.attempts, found.ray_job) == (2, None)
+
+
+def test_rayjob_that_runs_is_the_current_one_whatever_the_record_says() -> None:
+    running: Json = {"status": {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}}
+    found = recover({"job": {}, "rayJob": running, "record": {"attempt": 2}})
+    assert found.job.status.attempts == 1
+    assert found.ray_job is not None
 
 
 @pytest.mark.parametrize(
