@@ -144,7 +144,7 @@ def estimated_for(case: Case) -> MemoryEstimate:
     step = step_of(
         spec,
         shape_of(model, config),
-        layer_memory(spec, config, case.dtype),
+        layer_memory(spec, config, case.dtype, on_gpu=True),
         Lengths(LENGTH, LENGTH, padded=False, longest_validated=0),
         dtype=case.dtype,
         sharding=case.sharding,

@@ -92,7 +92,7 @@ class Job:
 def job_of(prepared: Prepared, *, on_gpu: bool) -> Job:
     """A job whose rows were read, in the precision that it has on a GPU or without one."""
     spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=on_gpu)
-    layer = layer_memory(spec, load_config(spec), dtype)
+    layer = layer_memory(spec, load_config(spec), dtype, on_gpu=on_gpu)
     file, _ = deepspeed_here(spec)
     return Job(spec, prepared.shape, layer, lengths_of(prepared), dtype, on_gpu, file)
 
@@ -103,7 +103,7 @@ def job_without_rows(spec: FineTuneJobSpec, *, on_gpu: bool, file: DeepSpeedConf
     sizes = shape(spec, config)
     longest = spec.context_length or min(sizes.context_length or SHORTEST_CONTEXT, LONGEST_TAKEN)
     lengths = Lengths(longest, longest, padded=False, longest_validated=longest if spec.valid_path else 0)
-    return Job(spec, sizes, layer_memory(spec, config, dtype), lengths, dtype, on_gpu, file)
+    return Job(spec, sizes, layer_memory(spec, config, dtype, on_gpu=on_gpu), lengths, dtype, on_gpu, file)
 
 
 def device_of(spec: FineTuneJobSpec) -> Device | None:

@@ -57,10 +57,12 @@ class LayerMemory:
     value for each head."""
 
 
-def layer_memory(spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision) -> LayerMemory:
+def layer_memory(
+    spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision, *, on_gpu: bool
+) -> LayerMemory:
     """Counts what a layer takes; where a model cannot be computed without data, by a rule."""
     try:
-        return _counted(spec, config, dtype)
+        return _counted(spec, config, dtype, on_gpu=on_gpu)
     except Exception as error:  # noqa: BLE001 - whatever an architecture does with data
         _log.info("the memory of a layer is estimated, not counted", exc_info=error)
         return layer_by_rule(config.get_text_config().hidden_size, dtype)
@@ -80,11 +82,14 @@ NO_LAYER = LayerMemory(0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Of a step without tokens."""
 
 
-def _counted(spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision) -> LayerMemory:
-    one, two = (_measured(_Run(spec, config, dtype, layers, recomputes=False)) for layers in (1, 2))
-    one_again, two_again = (
-        _measured(_Run(spec, config, dtype, layers, recomputes=True)) for layers in (1, 2)
-    )
+def _counted(
+    spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision, *, on_gpu: bool
+) -> LayerMemory:
+    def measured(layers: int, *, recomputes: bool) -> _Measured:
+        return _measured(_Run(spec, config, dtype, layers, recomputes=recomputes, on_gpu=on_gpu))
+
+    one, two = (measured(layers, recomputes=False) for layers in (1, 2))
+    one_again, two_again = (measured(layers, recomputes=True) for layers in (1, 2))
     kept, entered = two.after - one.after, two_again.after - one_again.after
     return LayerMemory(
         kept=kept,
@@ -136,6 +141,7 @@ class _Run:
         layers: int,
         *,
         recomputes: bool,
+        on_gpu: bool,
     ) -> None:
         self._bf16 = dtype == "bf16"
         held = torch.bfloat16 if self._bf16 and spec.lora_config is not None else torch.float32
@@ -154,6 +160,8 @@ class _Run:
             model.activation_checkpointing_enable()
         if spec.lora_config is not None:
             with_adapters(model, spec.lora_config, on_meta=True)
+        if on_gpu:
+            _drop_out_as_on_a_gpu(model)
         self._mode = FakeTensorMode()
         with self._mode:
             _without_data(model)
@@ -181,6 +189,32 @@ class _Run:
             ids = torch.zeros(1, tokens, dtype=torch.long)
             hidden: torch.Tensor = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
         return hidden
+
+
+def _drop_out_as_on_a_gpu(model: torch.nn.Module) -> None:
+    """There PyTorch keeps a byte for each value that may be dropped, and on CPUs a value."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Dropout) and child.p > 0:
+                setattr(module, name, _Dropout())
+
+
+class _Dropout(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", _Dropped.apply(values)) if self.training else values
+
+
+class _Dropped(torch.autograd.Function):
+    """Keeps what dropout keeps on a GPU, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - as in torch
+        ctx.save_for_backward(torch.empty_like(values, dtype=torch.bool))
+        return torch.empty_like(values)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - as in torch
+        return torch.empty_like(gradient)
 
 
 def _without_data(model: torch.nn.Module) -> None:

@@ -354,7 +354,8 @@ def estimate(
     on_gpu: bool | None = None,
 ) -> MemoryEstimate:
     """Estimates the memory of a training step of a job whose rows were read; on a GPU where it is in bf16."""
-    layer = layer_memory(prepared.spec, load_config(prepared.spec), dtype)
+    on_gpu = dtype == "bf16" if on_gpu is None else on_gpu
+    layer = layer_memory(prepared.spec, load_config(prepared.spec), dtype, on_gpu=on_gpu)
     return memory(
         step_of(
             prepared.spec,
@@ -363,6 +364,6 @@ def estimate(
             lengths_of(prepared),
             dtype=dtype,
             sharding=sharding,
-            on_gpu=dtype == "bf16" if on_gpu is None else on_gpu,
+            on_gpu=on_gpu,
         )
     )
