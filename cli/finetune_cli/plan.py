@@ -48,6 +48,7 @@ def show_fitting(manifest: Manifest) -> None:
     """
     people = console(stderr=True)
     with people.status("reading the model and the rows"):
+        from finetune_trainer.plan.deepspeed_file import deepspeed_here
         from finetune_trainer.plan.fit import device_of, fitted, job_of
         from finetune_trainer.plan.prepare import prepare
 
@@ -56,7 +57,7 @@ def show_fitting(manifest: Manifest) -> None:
         if device is None:
             what = "names no accelerator whose memory is known; give accelerator_type:A10G, say"
             raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.worker_resources: {what}")
-        settings = fitted(job_of(prepared, on_gpu=True), device)
+        settings = fitted(job_of(prepared, deepspeed_here(manifest.spec)[0], on_gpu=True), device)
     say_warnings((*manifest.warnings, *prepared.warnings))
     people.print("the job fits as it is" if settings is None else settings.words)
     changed = manifest if settings is None else manifest.model_copy(update={"spec": settings.spec})

@@ -12,6 +12,7 @@ from finetune_api.numbers import Numbers, ResolvedPrecision
 from finetune_api.sharding import Sharding
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
+from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.fit import Job, device_of, job_of, nearest, required
 from finetune_trainer.plan.memory import MemoryEstimate
 from finetune_trainer.plan.prepare import Prepared, TokenStatistics
@@ -57,10 +58,11 @@ def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
     Where the job names no device and no precision, it has the memory on a GPU and on a CPU.
     """
     device = device_of(prepared.spec)
+    file, _ = deepspeed_here(prepared.spec)
     jobs = {
         job.dtype: job
         for job in (
-            job_of(prepared, on_gpu=on_gpu)
+            job_of(prepared, file, on_gpu=on_gpu)
             for on_gpu in ((True,) if device or prepared.spec.dtype != "auto" else (True, False))
         )
     }

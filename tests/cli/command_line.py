@@ -66,6 +66,12 @@ def terminated(directory: Path, *arguments: str, with_children: bool = False) ->
     return Ended(training.returncode, out + rest, err)
 
 
+def only_run(storage: Path) -> Path:
+    """The directory of the one run that is in a storage."""
+    [job_yaml] = storage.glob("*/*/job.yaml")
+    return job_yaml.parent
+
+
 def write_job(path: Path, fields: Mapping[str, JsonValue]) -> Path:
     """A FineTuneJob with these fields in its spec."""
     job = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import Ended, json_of, process, small_job, terminated
+from tests.cli.command_line import Ended, json_of, only_run, process, small_job, terminated
 from tests.cli.interrupting import check_that_ctrl_c_before_the_first_step_ends_at_once
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 
@@ -60,8 +60,7 @@ def interrupted(directory: Path, *arguments: str) -> Ended:
 
 def run_directory(story: Story) -> Path:
     """The only one in the storage."""
-    [job_yaml] = story.directory.glob("runs/*/*/job.yaml")
-    return job_yaml.parent
+    return only_run(story.directory / "runs")
 
 
 def status_of(ended: Ended) -> FineTuneJobStatus:

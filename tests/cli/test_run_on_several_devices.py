@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
-from tests.cli.command_line import process, small_job, terminated
+from tests.cli.command_line import only_run, process, small_job, terminated
 from tests.cli.interrupting import check_that_ctrl_c_before_the_first_step_ends_at_once
 from tests.trainer.training_jobs import column
 
@@ -41,7 +41,7 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
         r"^Suspended: stopped after step (\d+) of 300; run again to resume$", stopped.out, re.MULTILINE
     )
     assert said is not None, stopped.out
-    [run] = (file.parent for file in tmp_path.glob("two/*/*/job.yaml"))
+    run = only_run(tmp_path / "two")
     newest = RunDirectory.open(str(run)).newest()
     # Where an epoch ended with that step it may be a checkpoint.
     assert newest is not None
@@ -52,7 +52,7 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
     assert f"resuming from {run / newest}" in resumed.err
     whole = process("run", alone, "--storage", "one", "-o", "json", cwd=tmp_path)
     assert whole.code == 0, whole.err
-    [other] = (file.parent for file in tmp_path.glob("one/*/*/job.yaml"))
+    other = only_run(tmp_path / "one")
     for name in ("loss", "gradNorm", "evalLoss"):
         expected = column(other, name)
         assert len(expected) == (2 if name == "evalLoss" else 300)

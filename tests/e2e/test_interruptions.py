@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
-from tests.cli.command_line import process, write_job
+from tests.cli.command_line import only_run, process, write_job
 from tests.e2e.jobs import (
     OURS,
     change,
@@ -135,8 +135,7 @@ def _losses_of_one_device(model: Path, rows: Path, directory: Path) -> list[floa
     }
     ended = process("run", write_job(directory / "job.yaml", fields), "--storage", "runs", cwd=directory)
     assert ended.code == 0, ended.err
-    [metrics] = directory.glob("runs/*/*/metrics.jsonl")
-    return column(metrics.parent, "loss")
+    return column(only_run(directory / "runs"), "loss")
 
 
 def _lose_its_worker(kubectl: Kubectl, namespace: str, name: str) -> None:

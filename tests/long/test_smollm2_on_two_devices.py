@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tests.trainer.training_jobs import FULL, LORA, Fields, column, job_of, train_here, train_in_processes
+from tests.trainer.training_jobs import (
+    FULL,
+    LORA,
+    Fields,
+    column,
+    eight_rows_a_step,
+    job_of,
+    train_here,
+    train_in_processes,
+)
 
 from finetune_api.sharding import COPIES, Sharding
 from finetune_trainer.training.job import TrainingJob
@@ -28,16 +37,17 @@ Runs = Mapping[str, Path]
 
 
 def job(model: Path, run: Path, way: str, sharding: Sharding, devices: int) -> TrainingJob:
-    """21 rows, 8 a step in four micro-batches of 2: in the last of an epoch the second rank has no row."""
-    fields: Fields = WAYS[way] | {
-        "num_devices": devices,
-        "train_batch_size_per_device": 2,
-        "gradient_accumulation_steps": 4 // devices,
-        "num_epochs": STEPS // 3,
-        "checkpoint_every_n_epochs": STEPS // 3,
-        "learning_rate": 1e-4,
-    }
-    return job_of(model, run, fields, sharding=sharding)
+    """21 steps on 21 rows, and a checkpoint at the end."""
+    epochs = STEPS // 3
+    return job_of(
+        model,
+        run,
+        WAYS[way] | eight_rows_a_step(devices),
+        sharding=sharding,
+        num_epochs=epochs,
+        checkpoint_every_n_epochs=epochs,
+        learning_rate=1e-4,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def attempt(
                     *unread,
                     *_remarks(spec, on_gpu=on_gpu),
                     *prepared.warnings,
-                    *_memory_remarks(prepared, sharding, device, memory),
+                    *_memory_remarks(prepared, file, sharding, device, memory),
                 )
                 for remark in dict.fromkeys(remarks):
                     observer.say(f"warning: {remark}")
@@ -142,13 +142,17 @@ def sharding_of(spec: FineTuneJobSpec, file: DeepSpeedConfig | None, device: Dev
 
 
 def _memory_remarks(
-    prepared: Prepared, sharding: Sharding, device: Device | None, memory: int | None
+    prepared: Prepared,
+    file: DeepSpeedConfig | None,
+    sharding: Sharding,
+    device: Device | None,
+    memory: int | None,
 ) -> list[str]:
     """Raises FineTuneError (InvalidSpec) where the job does not fit; returns a remark where it may not."""
     from finetune_trainer.plan.fit import check_prepared, check_without_device
 
     if device is not None:
-        check_prepared(prepared, sharding, device)
+        check_prepared(prepared, file, sharding, device)
     elif memory is not None:
         return check_without_device(prepared, sharding, memory)
     return []

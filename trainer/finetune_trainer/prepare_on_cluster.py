@@ -54,7 +54,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     file, _ = deepspeed_here(manifest.spec)
     sharding = sharding_of(manifest.spec, file, device)
     if device is not None:
-        check_prepared(prepared, sharding, device)
+        check_prepared(prepared, file, sharding, device)
     prepared = with_host_memory(prepared, sharding, on_gpu=assignment.on_gpu)
     for remark in (*manifest.warnings, *prepared.warnings):
         reports.say(f"warning: {remark}")

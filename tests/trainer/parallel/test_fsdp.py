@@ -14,6 +14,7 @@ from tests.trainer.training_jobs import (
     TO_THE_END,
     Fields,
     column,
+    eight_rows_a_step,
     in_processes,
     job_of,
     train_here,
@@ -44,16 +45,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def job(model: Path, run: Path, way: str, sharding: Sharding, devices: int) -> TrainingJob:
-    """21 steps on 21 rows, 8 a step in four micro-batches of 2: in the last step of an epoch the second rank
-    has no row."""
-    fields: Fields = WAYS[way] | {
-        "num_devices": devices,
-        "train_batch_size_per_device": 2,
-        "gradient_accumulation_steps": 4 // devices,
-        "num_epochs": 7,
-        "max_grad_norm": 0.5,
-    }
-    return job_of(model, run, fields, sharding=sharding)
+    """21 steps on 21 rows."""
+    fields = WAYS[way] | eight_rows_a_step(devices)
+    return job_of(model, run, fields, sharding=sharding, num_epochs=7, max_grad_norm=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -169,11 +169,11 @@ def prepared_in(directory: Path, rows: Path, **fields: JsonValue) -> Prepared:
 
 def test_a_prepared_job_is_refused_on_a_device_that_is_too_small(tmp_path: Path, tiny_rows: Path) -> None:
     prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16)
-    needs = required(job_of(prepared, on_gpu=True).needs(COPIES))
+    needs = required(job_of(prepared, None, on_gpu=True).needs(COPIES))
 
-    check_prepared(prepared, COPIES, Device("a card", needs))
+    check_prepared(prepared, None, COPIES, Device("a card", needs))
     with pytest.raises(FineTuneError) as raised:
-        check_prepared(prepared, COPIES, Device("a card", needs - 2**20))
+        check_prepared(prepared, None, COPIES, Device("a card", needs - 2**20))
 
     assert raised.value.failure_class is FailureClass.INVALID_SPEC
     assert "a card has " in str(raised.value)

@@ -28,6 +28,7 @@ from tests.trainer.training_jobs import (
     Course,
     Fields,
     column,
+    eight_rows_a_step,
     files_of,
     forward_of,
     in_processes,
@@ -64,12 +65,7 @@ SMALL_FILE = 100_000
 
 
 def job(model: Path, run: str | Path, way: Fields, devices: int, sharding: Sharding) -> TrainingJob:
-    fields: Fields = {
-        "num_devices": devices,
-        "train_batch_size_per_device": 2,
-        "gradient_accumulation_steps": 4 // devices,
-    }
-    return job_of(model, run, way | fields, sharding=sharding)
+    return job_of(model, run, way | eight_rows_a_step(devices), sharding=sharding)
 
 
 def job_of_two(model: Path, run: str | Path, way: Fields, rank: int) -> TrainingJob:

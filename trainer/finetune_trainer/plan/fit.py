@@ -22,7 +22,6 @@ from finetune_api.numbers import (
 from finetune_api.sharding import Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.model.load import Shape, check_in_parts, load_config, shape
-from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.layer_memory import NO_LAYER, LayerMemory, layer_by_rule, layer_memory
 from finetune_trainer.plan.memory import (
     Lengths,
@@ -89,11 +88,10 @@ class Job:
         )
 
 
-def job_of(prepared: Prepared, *, on_gpu: bool) -> Job:
+def job_of(prepared: Prepared, file: DeepSpeedConfig | None, *, on_gpu: bool) -> Job:
     """A job whose rows were read, in the precision that it has on a GPU or without one."""
     spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=on_gpu)
     layer = layer_memory(spec, load_config(spec), dtype, on_gpu=on_gpu)
-    file, _ = deepspeed_here(spec)
     return Job(spec, prepared.shape, layer, lengths_of(prepared), dtype, on_gpu, file)
 
 
@@ -153,14 +151,15 @@ def check_fits(job: Job, device: Device, sharding: Sharding | None = None) -> No
         raise FineTuneError(FailureClass.INVALID_SPEC, refusal(job, device, estimated))
 
 
-def check_prepared(prepared: Prepared, sharding: Sharding, device: Device) -> None:
+def check_prepared(
+    prepared: Prepared, file: DeepSpeedConfig | None, sharding: Sharding, device: Device
+) -> None:
     """The same of a job whose rows were read, on a GPU."""
     dtype = resolved_dtype(prepared.spec, on_gpu=True)
     rule = layer_by_rule(prepared.shape.hidden_size * _SURELY, dtype)
-    lengths, file = lengths_of(prepared), deepspeed_here(prepared.spec)[0]
-    at_most = Job(prepared.spec, prepared.shape, rule, lengths, dtype, on_gpu=True, file=file)
+    at_most = Job(prepared.spec, prepared.shape, rule, lengths_of(prepared), dtype, on_gpu=True, file=file)
     if required(at_most.needs(sharding, device)) > device.memory:
-        check_fits(job_of(prepared, on_gpu=True), device, sharding)
+        check_fits(job_of(prepared, file, on_gpu=True), device, sharding)
 
 
 def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host: int) -> list[str]:
@@ -182,7 +181,7 @@ def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host:
         )
     if fixed < memory_of_host / 4:
         return []
-    needed = job_of(prepared, on_gpu=False).needs(sharding).total * devices
+    needed = job_of(prepared, None, on_gpu=False).needs(sharding).total * devices
     if needed <= memory_of_host:
         return []
     return [f"the job may need {needed / GIB:.1f} GiB, and {has}"]
