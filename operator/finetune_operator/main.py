@@ -17,14 +17,16 @@ from prometheus_client import REGISTRY
 
 from finetune_api.crd import PLURAL
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_api.manifest import GROUP, VERSION
-from finetune_operator.cluster.caches import WatchCaches
+from finetune_api.manifest import GROUP, KIND, VERSION
+from finetune_operator.cluster.comparison import Comparison
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, ApiUnreachableError, KubernetesApi
 from finetune_operator.cluster.namespaces import WatchedNamespaces, turn
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Controller, Key, NotOursError
+from finetune_operator.decide.cleanup import is_done_with
+from finetune_operator.decide.record import is_only_further
 from finetune_operator.names import JOB_NAME, JOB_UID
-from finetune_operator.observed import Job, ObjectMeta, Pod, RayCluster, read_job
+from finetune_operator.observed import ConfigMap, Job, ObjectMeta, Pod, RayJob
 from finetune_operator.settings.configuration import load_configuration
 from finetune_operator.state import OperatorState
 from finetune_operator.telemetry.health import serve
@@ -44,11 +46,7 @@ _OVERTAKEN = (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
 
 
 @kopf.on.startup(errors=kopf.ErrorsMode.PERMANENT)
-async def start(
-    memo: kopf.Memo,
-    settings: kopf.OperatorSettings,
-    **indexes: Any,  # noqa: ANN401 - kopf passes the indexes below by their names
-) -> None:
+async def start(memo: kopf.Memo, settings: kopf.OperatorSettings, **_: object) -> None:
     """Connects to the cluster, serves health and metrics, and makes the queue of jobs to reconcile.
 
     Whatever prevents that ends the operator: Kubernetes starts it again, later and later.
@@ -58,7 +56,7 @@ async def start(
     state = _state(memo)
     _configure(settings)
     try:
-        await _start(state, indexes)
+        await _start(state)
     except (FineTuneError, ApiRefusedError, OSError) as error:
         state.failure = str(error) or repr(error)
         if isinstance(error, ApiUnreachableError):
@@ -67,20 +65,20 @@ async def start(
         raise kopf.PermanentError(state.failure) from error
 
 
-async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
-    configuration, freshness, ready = state.configuration, state.freshness, state.ready
+async def _start(state: OperatorState) -> None:
+    configuration, freshness, caches, ready = state.configuration, state.freshness, state.caches, state.ready
     api = await KubernetesApi.connect()
     state.closing.push_async_callback(api.close)
     refused = await api.check(configuration.watch_namespaces)
 
-    state.caches = WatchCaches(indexes["pods_of_jobs"], indexes["clusters_of_jobs"])
-    controller = Controller(api, configuration, state.caches, freshness, lost_pods=state.lost_pods.of)
+    controller = Controller(api, configuration, caches, freshness, lost_pods=state.lost_pods.of)
     state.queue = WorkQueue(controller.reconcile, workers=configuration.workers, on_error=_log_error)
     state.closing.push_async_callback(state.queue.close)
 
-    await _watch_namespaces(state, api, refused)
+    state.comparison = Comparison(api, caches, freshness, lambda: _watched(state), partial(_wake, state))
+    state.namespaces = WatchedNamespaces(configuration.watch_namespaces, api, partial(_turn, state))
 
-    collector = JobCollector(lambda: list(state.jobs.values()))
+    collector = JobCollector(lambda: list(caches.jobs()), lambda: list(caches.ended()))
     REGISTRY.register(collector)
     state.closing.callback(REGISTRY.unregister, collector)
     WATCH_STALE.set_function(freshness.stale_seconds)
@@ -92,6 +90,9 @@ async def _start(state: OperatorState, indexes: Mapping[str, Any]) -> None:
         ready=lambda: None if ready is None or ready.is_set() else "starting",
     )
     state.closing.push_async_callback(server.cleanup)
+    await _watch_namespaces(state, refused)
+    comparing = asyncio.create_task(state.comparison.keep_up(configuration.resync_seconds), name="comparison")
+    state.closing.callback(comparing.cancel)
 
 
 def _not_alive(state: OperatorState) -> str | None:
@@ -103,23 +104,20 @@ def _not_alive(state: OperatorState) -> str | None:
     return None
 
 
-async def _watch_namespaces(
-    state: OperatorState, api: KubernetesApi, refused: Mapping[str, Sequence[str]]
-) -> None:
+async def _watch_namespaces(state: OperatorState, refused: Mapping[str, Sequence[str]]) -> None:
     """Has kopf watch the configured namespaces but for those that are refused, and keeps up with them."""
     names = state.configuration.watch_namespaces
-    state.namespaces = WatchedNamespaces(names, api, partial(_turn, state))
-    if not names:
-        return
-    if state.insights is None:
-        if refused:
-            raise FineTuneError(FailureClass.ACCESS_DENIED, *chain.from_iterable(refused.values()))
+    if state.insights is None and refused:
+        raise FineTuneError(FailureClass.ACCESS_DENIED, *chain.from_iterable(refused.values()))
+    if state.insights is None or not names:
+        for name in names or [""]:
+            await _take_up(state, name)
         return
     for name in names:
         if name in refused:
             await state.namespaces.leave_alone(name, refused[name])
         else:
-            await turn(state.insights, name, True)
+            await _turn(state, name, True)
     watching = asyncio.create_task(state.namespaces.keep_up(), name="namespaces")
     state.closing.callback(watching.cancel)
 
@@ -127,13 +125,32 @@ async def _watch_namespaces(
 async def _turn(state: OperatorState, namespace: str, watched: bool) -> None:
     """Has a namespace watched from now on, or no more; of one that is not, nothing is kept."""
     assert state.insights is not None, "else nobody keeps up with namespaces"
+    if watched:
+        await _take_up(state, namespace)
     await turn(state.insights, namespace, watched)
     if not watched:
-        for uid in [uid for uid, job in state.jobs.items() if job.metadata.namespace == namespace]:
-            del state.jobs[uid]
         state.queue.discard(lambda key: key.namespace == namespace)
         state.caches.forget(namespace)
         state.freshness.start_over()
+
+
+async def _take_up(state: OperatorState, namespace: str) -> None:
+    """Learns what there is in a namespace, or in all for "", and looks at the jobs that may need something.
+
+    kopf begins every watch with a list of its own, of which nothing is news then.
+    """
+    await state.comparison.fill(namespace)
+    for job in [each for each in state.caches.jobs() if namespace in (each.metadata.namespace, "")]:
+        if is_done_with(job, state.caches.children(RayJob, job.metadata.uid)):
+            state.caches.keep_only_its_end(job)
+        else:
+            state.queue.wake(_key(job))
+
+
+def _watched(state: OperatorState) -> list[str]:
+    """The namespaces that are watched now, or "" for all."""
+    names = state.configuration.watch_namespaces
+    return [name for name in names if not state.namespaces.is_left_alone(name)] if names else [""]
 
 
 @kopf.on.cleanup()
@@ -142,58 +159,62 @@ async def stop(memo: kopf.Memo, **_: object) -> None:
     await _state(memo).closing.aclose()
 
 
-@kopf.index("", "v1", "pods", labels=OURS)
-async def pods_of_jobs(body: kopf.Body, **_: object) -> Mapping[str, Pod]:
-    """The pods of each job."""
-    pod = Pod.model_validate(_plain(body))
-    return {pod.metadata.labels[JOB_UID]: pod}
-
-
-@kopf.index(*RAY_CLUSTERS, labels=OURS)
-async def clusters_of_jobs(body: kopf.Body, **_: object) -> Mapping[str, RayCluster]:
-    """The Ray clusters of each job."""
-    cluster = RayCluster.model_validate(_plain(body))
-    return {cluster.metadata.labels[JOB_UID]: cluster}
-
-
 @kopf.on.event(GROUP, VERSION, PLURAL)
 async def job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002 - kopf's name
     """A FineTuneJob is new, was changed, or is gone."""
-    state = _state(memo)
+    state, uid = _state(memo), str(body.metadata.uid)
     state.namespaces.handling()
-    job = read_job(_plain(body))
-    if state.namespaces.is_left_alone(job.metadata.namespace):
-        return  # a last word of a watch that has been ended
-    _note_version(state, type, job.metadata)
-    if type == "DELETED":
-        state.jobs.pop(job.metadata.uid, None)
-    else:
-        state.jobs[job.metadata.uid] = job
-    state.queue.wake(_key(job))
+    if _take_over(state, KIND, type, body):
+        state.queue.wake(Key(str(body.metadata.namespace), str(body.metadata.name), uid))
 
 
 @kopf.on.event(*RAY_JOBS, labels=OURS)
+async def ray_job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
+    """A RayJob has changed, or is gone."""
+    if _take_over(_state(memo), "RayJob", type, body):
+        _wake_owner(_state(memo), body)
+
+
 @kopf.on.event("", "v1", "configmaps", labels=OURS)
-async def child_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
-    """A RayJob or a progress record has changed."""
-    metadata = ObjectMeta.model_validate(dict(body.metadata))
-    _note_version(_state(memo), type, metadata)
-    _wake_owner(_state(memo), metadata)
+async def record_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
+    """A progress record has changed, or is gone."""
+    state, uid = _state(memo), str(body.metadata.uid)
+    owner = str(body.metadata.labels[JOB_UID])
+    before = state.caches.child(ConfigMap, owner, uid)
+    if _take_over(state, "ConfigMap", type, body):
+        after = state.caches.child(ConfigMap, owner, uid)
+        numbers = before is not None and after is not None and is_only_further(before.record, after.record)
+        _wake_owner(state, body, can_wait=numbers)
 
 
 @kopf.on.event(*RAY_CLUSTERS, labels=OURS)
-async def cluster_changed(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
-    """A Ray cluster has changed."""
-    _wake_owner(_state(memo), ObjectMeta.model_validate(dict(body.metadata)))
+async def cluster_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
+    """A Ray cluster has changed, or is gone."""
+    if _take_over(_state(memo), "RayCluster", type, body):
+        _wake_owner(_state(memo), body)
 
 
 @kopf.on.event("", "v1", "pods", labels=OURS)
 async def pod_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002
     """A pod has changed, or is gone."""
-    pod = Pod.model_validate(_plain(body))
     if type == "DELETED":
+        pod = Pod.model_validate(_plain(body))
         _state(memo).lost_pods.deleted(pod.metadata.labels[JOB_UID], pod)
-    _wake_owner(_state(memo), pod.metadata)
+    if _take_over(_state(memo), "Pod", type, body):
+        _wake_owner(_state(memo), body)
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Spares kopf a copy of each object for every event, by which it would tell what has changed."""
+
+    def build(self, **_: object) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: object) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: object) -> None:
+        pass
 
 
 def _state(memo: kopf.Memo) -> OperatorState:
@@ -205,11 +226,13 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     # name.
     settings.persistence.finalizer = f"{GROUP}/finalizer"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP, v1=False)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, v1=False)
+    settings.persistence.diffbase_storage = _NoDifferences()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.networking.request_timeout = 30
+    # An object that is quiet for so long has no task any more, which would hold its last state as well.
+    settings.queueing.idle_timeout = 0.1
     # The watches are back seconds after an API server is; after two minutes without one the operator ends,
     # and is started again.
     settings.networking.error_backoffs = (1, 2, 3, *[5] * 24)
@@ -218,21 +241,32 @@ def _configure(settings: kopf.OperatorSettings) -> None:
         settings.watching.label_selectors[resource] = JOB_UID
 
 
-def _note_version(state: OperatorState, event: str | None, metadata: ObjectMeta) -> None:
+def _take_over(state: OperatorState, kind: str, event: str | None, body: kopf.Body) -> bool:
+    """Takes over what a watch reports; returns whether it is news."""
+    metadata = cast("dict[str, str]", body["metadata"])
+    namespace, uid, version = metadata["namespace"], metadata["uid"], metadata["resourceVersion"]
+    if state.namespaces.is_left_alone(namespace):
+        return False  # a last word of a watch that has been ended
     if event == "DELETED":
-        state.freshness.forget(metadata.uid)
-    else:
-        state.freshness.watched(metadata.uid, metadata.resource_version)
+        state.freshness.forget(uid)
+        return state.caches.gone(kind, namespace, uid, version)
+    state.freshness.watched(uid, version)
+    return state.caches.put(kind, _plain(body))
 
 
-def _wake_owner(state: OperatorState, child: ObjectMeta) -> None:
-    if state.namespaces.is_left_alone(child.namespace):
-        return
-    uid = child.labels[JOB_UID]
-    job = state.jobs.get(uid)
-    name = job.metadata.name if job is not None else child.annotations.get(JOB_NAME)
+def _wake_owner(state: OperatorState, child: kopf.Body, *, can_wait: bool = False) -> None:
+    uid = str(child.metadata.labels[JOB_UID])
+    key = state.caches.key_of(uid)
+    name = key[1] if key is not None else child.metadata.annotations.get(JOB_NAME)
     if name is not None:
-        state.queue.wake(Key(child.namespace, name, uid))
+        state.queue.wake(Key(str(child.metadata.namespace), str(name), uid), can_wait=can_wait)
+
+
+def _wake(state: OperatorState, uid: str) -> None:
+    """Has a job looked at of which something is gone."""
+    key = state.caches.key_of(uid)
+    if key is not None:
+        state.queue.wake(Key(*key, uid))
 
 
 def _key(job: Job) -> Key:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.assignment import RECORD_KEY
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.names import ATTEMPT, NODE_TYPE, PREPARE, ROLE
 
 KubernetesObject = dict[str, JsonValue]
@@ -338,6 +339,23 @@ class PrepareJob(ObservedPart):
         return [each for each in self.status.conditions if each.type in ends and each.status == "True"]
 
 
+class ConfigMap(ObservedPart):
+    """The config map of a job, less what the operator itself has put there."""
+
+    metadata: ObjectMeta
+    record: str | None = None
+    """The progress record as the trainer wrote it: untrusted text."""
+
+
+def read_config_map(body: KubernetesObject) -> ConfigMap:
+    """Reads a job's config map."""
+    data = body.get("data")
+    record = data.get(RECORD_KEY) if isinstance(data, dict) else None
+    return ConfigMap.model_validate(
+        {"metadata": body["metadata"], "record": str(record) if record is not None else None}
+    )
+
+
 class Job(ObservedPart):
     """A FineTuneJob as it is stored; its spec is not validated yet."""
 
@@ -349,6 +367,15 @@ class Job(ObservedPart):
     def attempt(self) -> int:
         """The current attempt, counted from 1."""
         return self.status.attempts or 1
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """All that is kept of a job that has ended and needs nothing more."""
+
+    namespace: str
+    name: str
+    phase: Phase
 
 
 def read_job(body: dict[str, JsonValue]) -> Job:

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from finetune_operator.cluster.caches import LostPods, WatchCaches
+from finetune_operator.cluster.comparison import Comparison
 from finetune_operator.cluster.freshness import Freshness
 from finetune_operator.cluster.namespaces import Insights, WatchedNamespaces
 from finetune_operator.cluster.work_queue import WorkQueue
 from finetune_operator.controller import Key
-from finetune_operator.observed import Job
 from finetune_operator.settings.configuration import Configuration
 
 
@@ -26,12 +26,11 @@ class OperatorState:
     """Set by kopf when the operator has started; None where nobody waits for it."""
     failure: str | None = None
     """Why the start failed, for people."""
-    jobs: dict[str, Job] = field(default_factory=dict)
-    """All FineTuneJobs by their UID, as the watch last reported them."""
     freshness: Freshness = field(default_factory=Freshness)
     lost_pods: LostPods = field(default_factory=LostPods)
-    caches: WatchCaches = field(init=False)
-    """Pods and Ray clusters; they are there once the operator has started."""
+    caches: WatchCaches = field(default_factory=WatchCaches)
+    comparison: Comparison = field(init=False)
+    """Compares the caches with the cluster; it is there once the operator has started."""
     namespaces: WatchedNamespaces = field(init=False)
     """Where jobs are looked at; it is there once the operator has started."""
     queue: WorkQueue[Key] = field(init=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from pydantic import JsonValue
@@ -57,6 +57,7 @@ ROLE_BINDING = "RoleBinding"
 NETWORK_POLICY = "NetworkPolicy"
 DASHBOARD_PORT = 8265
 """Ray's own default. Through it KubeRay asks how a job is, and anyone with the token runs programs."""
+_STAGES = {ROLE_BINDING: 1, RAY_JOB: 2, JOB: 2}
 UNCHECKED = tuple(unchecked_fields())
 
 
@@ -73,6 +74,18 @@ def children_that_prepare(source: PodSource) -> list[KubernetesObject]:
     """The same for what comes before an attempt's cluster: a Job that prepares, and what that needs."""
     name, account = _names(source)
     return [*_common(source, name, account), _prepare_job(source, name, account)]
+
+
+def in_stages(manifests: Sequence[KubernetesObject]) -> list[list[KubernetesObject]]:
+    """The same objects in groups, each of which may be made side by side once those before it are there.
+
+    A role is there before it is bound, since only then the API server can see that the operator may do that;
+    and what runs pods comes last.
+    """
+    stages: dict[int, list[KubernetesObject]] = {}
+    for manifest in manifests:
+        stages.setdefault(_STAGES.get(str(manifest["kind"]), 0), []).append(manifest)
+    return [stages[stage] for stage in sorted(stages)]
 
 
 def _names(source: PodSource) -> tuple[str, str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import quote, urlencode
+from urllib.request import getproxies_environment
 
 from aiohttp import ClientError
 from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, Configuration
+from pydantic import JsonValue
 
 from finetune_api.crd import PLURAL
 from finetune_api.failure import FailureClass, FineTuneError
@@ -40,6 +43,11 @@ _PLURALS = {
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
 }
 
+_JSON = "application/json"
+_METADATA_LIST = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+PAGE = 500
+"""Objects in one answer, where there are many."""
+
 WATCHED = (KIND, "RayJob", "RayCluster", "Pod", "ConfigMap")
 _NO_KUBERAY = (
     "this cluster does not serve ray.io/v1 RayJobs and RayClusters: install KubeRay 1.6 or newer, with its"
@@ -57,6 +65,14 @@ _ALLOW = (
     "bind the roles of the operator's chart to its service account (rbac.create), and let watch_namespaces"
     " name the namespaces they are for"
 )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Objects of one kind, all that there were at a version; of a page, all of that page."""
+
+    objects: list[KubernetesObject]
+    version: str
 
 
 class ApiRefusedError(Exception):
@@ -110,7 +126,10 @@ class KubernetesApi:
                     " token, or set KUBECONFIG"
                 )
                 raise FineTuneError(FailureClass.ACCESS_DENIED, problem) from error
-        client = ApiClient()
+        configuration = Configuration.get_default_copy()
+        # aiohttp would look for a proxy in the environment before every call, in another thread.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies_environment())}
+        client = ApiClient(configuration)
         client.user_agent = COMPONENT
         return cls(client)
 
@@ -168,31 +187,59 @@ class KubernetesApi:
                 return None
             raise
 
-    async def of_job(self, kind: str, namespace: str, uid: str) -> list[KubernetesObject]:
-        """All objects of a kind that belong to the job with this UID."""
-        found = await self._call("list", kind, namespace, query={"labelSelector": f"{JOB_UID}={uid}"})
-        return cast("list[KubernetesObject]", found.get("items") or [])
+    async def of_jobs(self, kind: str, namespace: str, uids: Sequence[str]) -> Listed:
+        """All objects of a kind that belong to the jobs with these UIDs."""
+        selector = f"{JOB_UID}={uids[0]}" if len(uids) == 1 else f"{JOB_UID} in ({','.join(uids)})"
+        return _listed(await self._call("list", kind, namespace, query={"labelSelector": selector}))
 
-    async def create(self, manifest: KubernetesObject) -> bool:
-        """Creates an object; returns False when there is one of its name already, which stays as it is."""
+    async def pages(self, kind: str, namespace: str, *, metadata_only: bool = False) -> AsyncIterator[Listed]:
+        """All objects of a kind that the operator watches, a page at a time, as of the first one's version.
+
+        Without a namespace it is those of all. With `metadata_only` the objects have nothing but metadata.
+        """
+        query = {"limit": str(PAGE), **({} if kind == KIND else {"labelSelector": JOB_UID})}
+        more: str | None = ""
+        while more is not None:
+            page = await self._call(
+                "list",
+                kind,
+                namespace,
+                query={**query, **({"continue": more} if more else {})},
+                accept=_METADATA_LIST if metadata_only else _JSON,
+            )
+            listed = _listed(page)
+            yield listed
+            more = cast("dict[str, str]", page["metadata"]).get("continue") or None
+
+    async def create(self, manifest: KubernetesObject) -> KubernetesObject | None:
+        """Creates an object and returns it; None when there is one of its name, which stays as it is."""
         metadata = cast("dict[str, str]", manifest["metadata"])
         try:
-            await self._call("create", str(manifest["kind"]), metadata["namespace"], body=manifest)
+            return await self._call("create", str(manifest["kind"]), metadata["namespace"], body=manifest)
         except ApiRefusedError as refusal:
             if refusal.reason != "AlreadyExists":  # a quota that is being counted is a conflict as well
                 raise
-            return False
-        return True
+            return None
 
-    async def replace_status(self, body: KubernetesObject) -> KubernetesObject:
-        """Writes the status of a FineTuneJob; returns the object as it is then.
+    async def replace_status(self, job: ObjectMeta, status: JsonValue) -> str:
+        """Writes the status of a FineTuneJob; returns the version that the job has then.
 
-        It is refused with status 409 when somebody has written the object since `body` was read.
+        It is refused with status 409 when somebody has written the job since its `job.resource_version`.
         """
-        metadata = cast("dict[str, str]", body["metadata"])
-        return await self._call(
-            "update", KIND, metadata["namespace"], metadata["name"], subresource="status", body=body
-        )
+        metadata: dict[str, JsonValue] = {
+            "name": job.name,
+            "namespace": job.namespace,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        }
+        body: KubernetesObject = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": metadata,
+            "status": status,
+        }
+        written = await self._call("update", KIND, job.namespace, job.name, subresource="status", body=body)
+        return cast("dict[str, str]", written["metadata"])["resourceVersion"]
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Deletes an object and what it owns; does nothing when it is gone, or has another UID."""
@@ -241,23 +288,31 @@ class KubernetesApi:
         subresource: str = "",
         query: Mapping[str, str] | None = None,
         body: KubernetesObject | None = None,
+        accept: str = _JSON,
     ) -> KubernetesObject:
         api, plural = _PLURALS[kind]
         scope = ["namespaces", quote(namespace)] if namespace else []
         parts = [api, *scope, plural, quote(name), subresource]
         path = "/".join(part for part in parts if part) + (f"?{urlencode(query)}" if query else "")
         method = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}[verb]
-        return await self._request(method, path, verb, plural, body)
+        return await self._request(method, path, verb, plural, body, accept)
 
     async def _request(
-        self, method: str, path: str, verb: str, resource: str, body: KubernetesObject | None = None
+        self,
+        method: str,
+        path: str,
+        verb: str,
+        resource: str,
+        body: KubernetesObject | None = None,
+        accept: str = _JSON,
     ) -> KubernetesObject:
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        _, url, headers, content, _ = await self._client.param_serialize(
-            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        headers = {"Accept": accept, "Content-Type": _JSON}
+        # The body is JSON already, which the client would go through for models of its own.
+        _, url, headers, _, _ = await self._client.param_serialize(
+            method, path, header_params=headers, auth_settings=["BearerToken"]
         )
         try:
-            answer = await self._client.call_api(method, url, headers, content, _request_timeout=SECONDS)
+            answer = await self._client.call_api(method, url, headers, body, _request_timeout=SECONDS)
             text = await answer.read()
         except TimeoutError as error:
             raise ApiUnreachableError(
@@ -278,6 +333,11 @@ class KubernetesApi:
                 " object"
             )
         return document
+
+
+def _listed(page: KubernetesObject) -> Listed:
+    version = cast("dict[str, str]", page["metadata"]).get("resourceVersion", "")
+    return Listed(cast("list[KubernetesObject]", page.get("items") or []), version)
 
 
 def _object(text: bytes) -> KubernetesObject:

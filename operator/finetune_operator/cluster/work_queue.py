@@ -1,4 +1,7 @@
-"""A work queue as controller-runtime has one: each key is reconciled by one worker at a time."""
+"""A work queue as controller-runtime has one: each key is reconciled by one worker at a time.
+
+When there are more keys than workers, those that somebody waits for go first.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,77 @@ BETWEEN_RECONCILES = timedelta(milliseconds=200)
 API server busy."""
 
 
-@dataclass
+PATIENCE_SECONDS = 10.0
+"""How long a key that can wait may be passed over by others; then it takes turns with them."""
+
+
+@dataclass(eq=False)
 class _Entry:
     task: asyncio.Task[None] | None = None
     woken: bool = False
     """Whether something happened while it was being reconciled."""
+    can_wait: bool = True
+    """Whether nothing has happened since it was reconciled that somebody waits for."""
     timer: asyncio.TimerHandle | None = None
     failures: int = 0
     not_before: float = 0.0
     """The time of the event loop from which on it may be reconciled again."""
+
+
+class _Turns:
+    """Lets so many entries go on at the same time; of those that wait, the ones that cannot wait first."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._urgent: dict[_Entry, asyncio.Future[None]] = {}
+        self._others: dict[_Entry, tuple[asyncio.Future[None], float]] = {}
+        self._other_is_next = False
+
+    async def take(self, entry: _Entry) -> None:
+        """Waits for the entry's turn, which `give_back` ends."""
+        if self._free:
+            self._free -= 1
+            return
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        if entry.can_wait:
+            self._others[entry] = (turn, loop.time())
+        else:
+            self._urgent[entry] = turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._urgent.pop(entry, None)
+            self._others.pop(entry, None)
+            if turn.done() and not turn.cancelled():
+                self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Ends a turn: the next one begins."""
+        turn = self._next()
+        while turn is not None and turn.done():  # it was cancelled
+            turn = self._next()
+        if turn is None:
+            self._free += 1
+        else:
+            turn.set_result(None)
+
+    def hurry(self, entry: _Entry) -> None:
+        """Puts an entry that waits among those that cannot wait."""
+        if entry in self._others:
+            self._urgent[entry] = self._others.pop(entry)[0]
+
+    def _next(self) -> asyncio.Future[None] | None:
+        other = next(iter(self._others), None)
+        overdue = other is not None and (
+            asyncio.get_running_loop().time() - self._others[other][1] > PATIENCE_SECONDS
+        )
+        if self._urgent and not (overdue and self._other_is_next):
+            self._other_is_next = True
+            return self._urgent.pop(next(iter(self._urgent)))
+        self._other_is_next = False
+        return self._others.pop(other)[0] if other is not None else None
 
 
 class WorkQueue(Generic[Key]):
@@ -44,7 +109,7 @@ class WorkQueue(Generic[Key]):
         on_error: Callable[[Key, Exception], None],
     ) -> None:
         self._reconcile = reconcile
-        self._slots = asyncio.Semaphore(workers)
+        self._turns = _Turns(workers)
         self._on_error = on_error
         self._entries: dict[Key, _Entry] = {}
         self._closed = False
@@ -53,11 +118,14 @@ class WorkQueue(Generic[Key]):
         """Keys that wait, are being reconciled, or will be by themselves."""
         return len(self._entries)
 
-    def wake(self, key: Key) -> None:
-        """Has a key reconciled soon."""
+    def wake(self, key: Key, *, can_wait: bool = False) -> None:
+        """Has a key reconciled soon; or, if it can wait, when there is room, which may take seconds."""
         if self._closed:
             return
         entry = self._entries.setdefault(key, _Entry())
+        if not can_wait:
+            entry.can_wait = False
+            self._turns.hurry(entry)
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
@@ -93,10 +161,13 @@ class WorkQueue(Generic[Key]):
         loop = asyncio.get_running_loop()
         while again:
             await asyncio.sleep(entry.not_before - loop.time())
-            async with self._slots:
-                entry.woken = False
+            await self._turns.take(entry)
+            try:
+                entry.woken, entry.can_wait = False, True
                 entry.not_before = loop.time() + BETWEEN_RECONCILES.total_seconds()
                 delay = await self._reconcile_once(key, entry)
+            finally:
+                self._turns.give_back()
             again = entry.woken and entry.failures == 0
         entry.task = None
         if delay is not None:

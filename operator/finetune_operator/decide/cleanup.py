@@ -10,7 +10,7 @@ from finetune_api.manifest import KIND, read_spec
 from finetune_operator.children.objects import JOB, RAY_JOB
 from finetune_operator.decide.decision import Decision, Deletion
 from finetune_operator.decide.status import updated
-from finetune_operator.observed import Observed, Pod, PrepareJob, RayCluster, RayJob
+from finetune_operator.observed import Job, Observed, Pod, PrepareJob, RayCluster, RayJob
 
 LOST_POD = timedelta(seconds=90)
 """How long after its grace a pod may still be at work: on a node that does not answer, Ray's processes end by
@@ -78,6 +78,21 @@ def after_the_end(observed: Observed, now: datetime) -> Decision:
     if left <= timedelta():
         return Decision(shown, delete=(Deletion(KIND, job.metadata.name, job.metadata.uid),))
     return Decision(shown, delete=delete, requeue_after=left)
+
+
+def is_done_with(job: Job, ray_jobs: Sequence[RayJob]) -> bool:
+    """Whether a job has ended and `after_the_end` has nothing left to do, by these RayJobs of it.
+
+    Without any RayJob there may be a Job that prepares.
+    """
+    policy = job.spec.get("run_policy")
+    return (
+        job.status.completion_time is not None
+        and job.status.observed_generation == job.metadata.generation
+        and not (isinstance(policy, dict) and "ttl_seconds_after_finished" in policy)
+        and bool(ray_jobs)
+        and all(each.has_ended for each in ray_jobs)
+    )
 
 
 def release(

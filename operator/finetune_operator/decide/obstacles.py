@@ -31,6 +31,11 @@ SLOW_SUBMITTER = timedelta(seconds=30)
 """The pod of a Job is there in a second; after so long it is likely that it may not be made."""
 
 
+def waiting_for_kuberay(name: str) -> str:
+    """What is said from asking for a RayJob until KubeRay has taken it up."""
+    return f"waiting for KubeRay to take up RayJob {name}"
+
+
 def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
     """What the cluster waits for; of several things the gravest.
 
@@ -38,7 +43,7 @@ def first_obstacle(observed: Observed, workers_desired: int) -> Wait:
     """
     if observed.ray_job is None or not observed.ray_job.status.job_deployment_status:
         name = observed.ray_job.metadata.name if observed.ray_job else "of this attempt"
-        return Wait(Obstacle.KUBERAY, f"waiting for KubeRay to take up RayJob {name}")
+        return Wait(Obstacle.KUBERAY, waiting_for_kuberay(name))
     found = _gravest(observed, observed.pods_of_attempt) or lost_pod(observed.lost_pods_of_attempt)
     if found is not None:
         return found

@@ -12,6 +12,7 @@ from finetune_operator.decide.acceptance import acceptance
 from finetune_operator.decide.cleanup import left_behind, unfinished_prepare
 from finetune_operator.decide.conditions import ConditionType, Finding, Reason, condition
 from finetune_operator.decide.events import RECORD_INVALID
+from finetune_operator.decide.obstacles import waiting_for_kuberay
 from finetune_operator.decide.situation import Situation
 from finetune_operator.decide.status import none_ready, updated
 from finetune_operator.decide.wait import Obstacle, Wait
@@ -33,7 +34,7 @@ def requested(
     failure: Failure | None,
 ) -> FineTuneJobStatus:
     """An attempt's RayJob is asked for; `failure` is why the attempt before this one ended."""
-    message = f"asked for RayJob {ray_job_name} ({placed.pods} x {placed.accelerator_type})"
+    message = waiting_for_kuberay(ray_job_name)
     asked = _asked(
         status, Finding("False", Obstacle.KUBERAY, message), again=status.ray_job_name == ray_job_name
     )

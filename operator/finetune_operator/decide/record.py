@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 
@@ -41,6 +42,20 @@ def read_record(text: str, run_directory: str, run_name: str) -> ProgressRecord:
         each.model_copy(update={"path": child(run_directory, each.name)}) for each in record.checkpoints
     ]
     return record.model_copy(update={"checkpoints": flagged(listed)})
+
+
+def is_only_further(before: str | None, after: str | None) -> bool:
+    """Whether all that a record says anew is how far training is; both are as they were written."""
+    if before is None or after is None or max(len(before), len(after)) > LARGEST_RECORD:
+        return False
+    try:
+        old, new = json.loads(before), json.loads(after)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return False
+    trains = old.pop("progress", None) is not None and new.pop("progress", None) is not None
+    return trains and old == new
 
 
 def _words(error: ValidationError) -> list[str]:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -203,7 +204,7 @@ class Configuration(BaseSettings):
     dashboard_clients: list[NetworkPolicyPeer] = []
     """Who may reach the dashboard then, besides the job's own pods; anyone who has the token, if empty.
     KubeRay must be among them."""
-    workers: Annotated[Integer, Field(ge=1, le=1000)] = 8
+    workers: Annotated[Integer, Field(ge=1, le=1000)] = 32
     """Jobs that are reconciled at the same time."""
     resync_seconds: Annotated[Integer, Field(ge=1, le=86400)] = 60
     """Seconds after which a job is reconciled again when nothing seems to happen."""
@@ -249,12 +250,12 @@ class Configuration(BaseSettings):
         """The arguments alone: `load_configuration` reads environment and file, for better messages."""
         return (init_settings,)
 
-    @property
+    @cached_property
     def profiles(self) -> dict[str, AcceleratorProfile]:
         """The accelerator profiles by type: the defaults with the configuration's own laid over them."""
         return effective_profiles(self.accelerators)
 
-    @property
+    @cached_property
     def devices(self) -> Devices:
         """The types of these profiles, and what else they are called."""
         names = {

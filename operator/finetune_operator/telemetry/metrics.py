@@ -14,7 +14,7 @@ from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.children.placement import held_devices
 from finetune_operator.decide.conditions import condition
 from finetune_operator.decide.phases import ENDED
-from finetune_operator.observed import Job
+from finetune_operator.observed import EndedJob, Job
 
 MOST_JOBS = 200
 """Unfinished jobs that have series of their own; of more, the ones that began first."""
@@ -70,8 +70,11 @@ def measure(job: Job, after: FineTuneJobStatus, now: datetime) -> None:
 class JobCollector(Collector):
     """Metrics of the jobs, computed whenever Prometheus asks for them."""
 
-    def __init__(self, jobs: Callable[[], Iterable[Job]]) -> None:
+    def __init__(
+        self, jobs: Callable[[], Iterable[Job]], ended: Callable[[], Iterable[EndedJob]] = tuple
+    ) -> None:
         self._jobs = jobs
+        self._ended = ended
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Jobs by phase, and the progress of those that have not ended."""
@@ -80,6 +83,7 @@ class JobCollector(Collector):
         jobs = list({(job.metadata.namespace, job.metadata.name): job for job in known}.values())
         phases = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase", labels=["phase"])
         count = Count(job.status.phase or Phase.PENDING for job in jobs)
+        count.update(job.phase for job in self._ended())
         for phase in Phase:
             phases.add_metric([phase.value], count[phase])
         yield phases

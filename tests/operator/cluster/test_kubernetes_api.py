@@ -16,7 +16,7 @@ from kubernetes.aio.client import Configuration as ClientConfiguration
 from kubernetes.aio.config import new_client_from_config
 from kubernetes.client import AuthenticationV1TokenRequest, CoreV1Api, V1TokenRequestSpec
 from prometheus_client import REGISTRY
-from tests.operator.conftest import SPEC, Namespace, Object
+from tests.operator.conftest import Namespace, Object
 
 from devcluster.control_plane import ControlPlane, free_address
 from devcluster.waiting import wait_for
@@ -24,7 +24,12 @@ from finetune_api.crd import UNSEEN
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_operator.cluster import kubernetes_api
-from finetune_operator.cluster.kubernetes_api import ApiRefusedError, ApiUnreachableError, KubernetesApi
+from finetune_operator.cluster.kubernetes_api import (
+    ApiRefusedError,
+    ApiUnreachableError,
+    KubernetesApi,
+    Listed,
+)
 from finetune_operator.decide.events import LONGEST_MESSAGE, Event
 from finetune_operator.names import JOB_UID
 from finetune_operator.observed import KubernetesObject, ObjectMeta
@@ -64,10 +69,11 @@ def test_an_object_is_got_as_it_is_and_one_that_is_not_there_is_none(
 
 
 def test_what_is_made_twice_is_made_once(api: KubernetesApi, run: Run, inside: Namespace) -> None:
-    assert run(api.create(config_map(inside.name, "made"))) is True
-    assert run(api.create(config_map(inside.name, "made", {"key": "another"}))) is False
+    made = run(api.create(config_map(inside.name, "made")))
+    assert run(api.create(config_map(inside.name, "made", {"key": "another"}))) is None
 
-    assert inside.get("ConfigMap", "made")["data"] == {"key": "value"}
+    assert inside.get("ConfigMap", "made") == made
+    assert made["data"] == {"key": "value"}
 
 
 def test_what_the_server_refuses_to_make_is_refused_in_its_words(
@@ -86,12 +92,10 @@ def test_what_the_server_refuses_to_make_is_refused_in_its_words(
 def test_the_status_is_written_and_nothing_else(api: KubernetesApi, run: Run, inside: Namespace) -> None:
     job = inside.create_job()
 
-    written = run(
-        api.replace_status({**job, "spec": {**SPEC, "num_devices": 7}, "status": {"phase": "Running"}})
-    )
+    written = run(api.replace_status(metadata_of(job), {"phase": "Running"}))
 
     stored = inside.get(KIND, "job")
-    assert stored == written
+    assert stored["metadata"]["resourceVersion"] == written
     assert stored["status"] == {"phase": "Running"}
     assert stored["spec"] == job["spec"]
     assert stored["metadata"]["generation"] == 1
@@ -105,7 +109,7 @@ def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
     inside.patch(KIND, "job", metadata={"labels": {"team": "ours"}})
 
     with pytest.raises(ApiRefusedError) as refused:
-        run(api.replace_status({**job, "status": {"phase": "Running"}}))
+        run(api.replace_status(metadata_of(job), {"phase": "Running"}))
 
     assert refused.value.status == 409
     assert "the object has been modified" in refused.value.message
@@ -115,12 +119,11 @@ def test_a_status_is_not_written_over_what_somebody_else_wrote_meanwhile(
 def test_a_status_that_is_the_same_again_is_no_new_version(
     api: KubernetesApi, run: Run, inside: Namespace
 ) -> None:
-    written = run(api.replace_status({**inside.create_job(), "status": {"phase": "Running"}}))
+    metadata = metadata_of(inside.create_job())
+    written = run(api.replace_status(metadata, {"phase": "Running"}))
 
-    assert (
-        run(api.replace_status(written))["metadata"]["resourceVersion"]
-        == written["metadata"]["resourceVersion"]
-    )
+    again = metadata.model_copy(update={"resource_version": written})
+    assert run(api.replace_status(again, {"phase": "Running"})) == written
 
 
 def test_the_status_of_a_job_that_is_gone_is_refused(api: KubernetesApi, run: Run, inside: Namespace) -> None:
@@ -128,7 +131,7 @@ def test_the_status_of_a_job_that_is_gone_is_refused(api: KubernetesApi, run: Ru
     inside.delete(KIND, "job")
 
     with pytest.raises(ApiRefusedError) as refused:
-        run(api.replace_status({**job, "status": {"phase": "Running"}}))
+        run(api.replace_status(metadata_of(job), {"phase": "Running"}))
 
     assert refused.value.status == 404
 
@@ -168,12 +171,39 @@ def test_the_objects_of_a_job_are_found_by_its_uid(api: KubernetesApi, run: Run,
     ):
         inside.create("ConfigMap", name, metadata={"name": name, "labels": labels})
 
-    assert [each["metadata"]["name"] for each in run(api.of_job("ConfigMap", inside.name, "u-1"))] == [
-        "a",
-        "b",
+    def found(kind: str, *uids: str) -> list[str]:
+        listed = run(api.of_jobs(kind, inside.name, uids))
+        assert int(listed.version) > 0
+        return [each["metadata"]["name"] for each in listed.objects]
+
+    assert found("ConfigMap", "u-1") == ["a", "b"]
+    assert found("ConfigMap", "u-2", "u-1") == ["a", "b", "c"]
+    assert found("ConfigMap", "u-3") == []
+    assert found("RayCluster", "u-1") == []
+
+
+def test_pages_have_all_that_is_watched_as_of_one_version(
+    api: KubernetesApi, run: Run, inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_api, "PAGE", 2)
+    for name in ("a", "b", "c"):
+        labels = {JOB_UID: f"u-{name}"}
+        inside.create("ConfigMap", name, metadata={"name": name, "labels": labels}, data={"key": name})
+    inside.create("ConfigMap", "nobodys")
+
+    async def pages(**how: bool) -> list[Listed]:
+        return [page async for page in api.pages("ConfigMap", inside.name, **how)]
+
+    first, second = run(pages())
+    assert [each["metadata"]["name"] for each in first.objects + second.objects] == ["a", "b", "c"]
+    assert first.objects[0]["data"] == {"key": "a"}
+    assert first.version == second.version
+
+    [only, last] = run(pages(metadata_only=True))
+    assert [each["metadata"] for each in only.objects + last.objects] == [
+        each["metadata"] for each in first.objects + second.objects
     ]
-    assert run(api.of_job("ConfigMap", inside.name, "u-3")) == []
-    assert run(api.of_job("RayCluster", inside.name, "u-1")) == []
+    assert "data" not in only.objects[0]
 
 
 def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Namespace) -> None:
@@ -417,12 +447,12 @@ def test_a_quota_that_is_being_counted_does_not_pass_for_an_object_that_is_there
     message = "Operation cannot be fulfilled on resourcequotas: the object has been modified"
     body = f'{{"kind": "Status", "reason": "{reason}", "message": "{message}", "code": 409}}'
 
-    async def make() -> bool:
+    async def make() -> KubernetesObject | None:
         async with answering(http("409 Conflict", body)) as api:
             return await api.create(config_map("default", "a"))
 
     if reason == "AlreadyExists":
-        assert run(make()) is False
+        assert run(make()) is None
     else:
         with pytest.raises(ApiRefusedError, match="409: Operation cannot be fulfilled on resourcequotas"):
             run(make())

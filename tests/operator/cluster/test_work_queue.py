@@ -392,3 +392,74 @@ async def test_keys_that_are_given_up_are_cancelled_and_forgotten_and_the_others
     calls.queue.discard(lambda key: key == "given up")
     await asyncio.sleep(0.005)
     assert calls.begun == ["given up", "kept", "given up"], "what was planned is forgotten"
+
+
+class Busy:
+    """A queue with one worker, which is held by one key until the test lets go."""
+
+    def __init__(self) -> None:
+        self.calls = Calls(workers=1)
+        self.queue = self.calls.queue
+
+    async def begin(self) -> None:
+        self.queue.wake("first")
+        await self.calls.times(1)
+
+    async def end(self) -> list[str]:
+        """What was reconciled after the first, in its order."""
+        await self.calls.still()
+        self.calls.gate.set()
+        await self.calls.idle()
+        return self.calls.begun[1:]
+
+
+@in_a_loop
+async def test_what_somebody_waits_for_goes_before_what_can_wait() -> None:
+    busy = Busy()
+    await busy.begin()
+    for key in ("numbers 1", "numbers 2"):
+        busy.queue.wake(key, can_wait=True)
+    await busy.calls.still()
+    for key in ("phase 1", "phase 2"):
+        busy.queue.wake(key)
+
+    assert await busy.end() == ["phase 1", "phase 2", "numbers 1", "numbers 2"]
+
+
+@in_a_loop
+async def test_what_can_wait_goes_first_as_well_once_something_happens_that_cannot() -> None:
+    busy = Busy()
+    await busy.begin()
+    for key in ("numbers 1", "numbers 2"):
+        busy.queue.wake(key, can_wait=True)
+    await busy.calls.still()
+    busy.queue.wake("numbers 2")
+
+    assert await busy.end() == ["numbers 2", "numbers 1"]
+
+
+@in_a_loop
+async def test_what_has_waited_for_too_long_takes_turns_with_what_cannot_wait() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work_queue, "PATIENCE_SECONDS", 0.0)
+        busy = Busy()
+        await busy.begin()
+        for key in ("numbers 1", "numbers 2"):
+            busy.queue.wake(key, can_wait=True)
+        await busy.calls.still()
+        for key in ("phase 1", "phase 2", "phase 3"):
+            busy.queue.wake(key)
+
+        assert await busy.end() == ["phase 1", "numbers 1", "phase 2", "numbers 2", "phase 3"]
+
+
+@in_a_loop
+async def test_a_turn_is_not_lost_with_a_key_that_is_discarded() -> None:
+    busy = Busy()
+    await busy.begin()
+    for key in ("gone 1", "gone 2", "stays"):
+        busy.queue.wake(key, can_wait=key == "gone 1")
+    await busy.calls.still()
+    busy.queue.discard(lambda key: key.startswith("gone"))
+
+    assert await busy.end() == ["stays"]

@@ -16,7 +16,7 @@ from tests.operator.cases import RUN, Json, record_text
 from finetune_api.assignment import LARGEST_RECORD
 from finetune_api.paths import child
 from finetune_api.status import ProgressRecord
-from finetune_operator.decide.record import RecordError, read_record
+from finetune_operator.decide.record import RecordError, is_only_further, read_record
 
 LONGEST_ERROR = 1000
 SECRET = "hunter2"
@@ -254,3 +254,30 @@ FIELDS = st.sampled_from(["attempt", "plan", "progress", "evaluation", "checkpoi
 def test_any_json_is_read_or_refused(changes: Json) -> None:
     record = {**cast("Json", json.loads(record_text({}))), **changes}
     assert len(said_of(json.dumps(record))) <= LONGEST_ERROR
+
+
+PROGRESS = '{"plan": {"totalSteps": 8}, "checkpoints": [], "progress": {"step": 5}}'
+
+
+@pytest.mark.parametrize(
+    ("after", "only_further"),
+    [
+        (PROGRESS.replace("5", "6"), True),
+        (PROGRESS, True),
+        (PROGRESS.replace("[]", '[{"name": "epoch-0"}]'), False),
+        (PROGRESS.replace('"plan"', '"finished": true, "plan"'), False),
+        (PROGRESS.replace('"plan"', '"failure": {}, "plan"'), False),
+        (PROGRESS.replace("progress", "else"), False),
+        ("[]", False),
+        ("{", False),
+        ("[" * 100_000, False),
+        (None, False),
+    ],
+)
+def test_record_that_only_tells_a_later_step_is_known(after: str | None, only_further: bool) -> None:
+    assert is_only_further(PROGRESS, after) is only_further
+
+
+def test_first_step_is_more_than_a_later_step() -> None:
+    assert not is_only_further('{"plan": {"totalSteps": 8}, "checkpoints": []}', PROGRESS)
+    assert not is_only_further(None, PROGRESS)

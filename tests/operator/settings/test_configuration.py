@@ -79,7 +79,7 @@ def test_an_image_is_enough() -> None:
         "watch_namespaces": [],
         "network_policies": True,
         "dashboard_clients": [],
-        "workers": 8,
+        "workers": 32,
         "resync_seconds": 60,
         "listen_port": 8080,
         "log_level": "INFO",
@@ -232,12 +232,14 @@ def test_without_an_argument_the_processs_environment_counts(monkeypatch: pytest
 
 def test_a_given_environment_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}WORKERS", "3")
-    assert load_configuration(IMAGE).workers == 8
-    assert Configuration(trainer_image="x").workers == 8
+    assert load_configuration(IMAGE).workers == 32
+    assert Configuration(trainer_image="x").workers == 32
 
 
 def test_variables_of_others_do_not_matter() -> None:
-    assert load_configuration({**IMAGE, "WORKERS": "3", "FINETUNE_WORKERS": "4", "PATH": "/bin"}).workers == 8
+    assert (
+        load_configuration({**IMAGE, "WORKERS": "3", "FINETUNE_WORKERS": "4", "PATH": "/bin"}).workers == 32
+    )
 
 
 @pytest.mark.parametrize("service", ["FINETUNE_OPERATOR", "FINETUNE_OPERATOR_METRICS"])
