@@ -19,8 +19,6 @@ FAST := tests/crds tests/operator tests/chart/test_monitoring.py \
 	$(patsubst %,tests/cli/test_%.py,convert progress_bar progress_lines progress_words status_view validate) \
 	$(patsubst %,--ignore-glob='*/test_%.py',lora numbers accelerator_profiles)
 
-# Threads that spin while they wait slow everything down when processes share the cores.
-export OMP_WAIT_POLICY := PASSIVE
 # Another checkout of this machine has checked most files already.
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 export RUFF_CACHE_DIR := $(CACHE)/ruff
@@ -62,7 +60,7 @@ test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster 
 	$(ENV)/bin/python -m pytest tests/devcluster tests/e2e/harness $(ARGS)
 
 bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
-	env -u OMP_WAIT_POLICY $(ENV)/bin/python bench/start.py $(ARGS)
+	$(ENV)/bin/python bench/start.py $(ARGS)
 
 bench-memory: $(ENV)/dev.installed $(ENV)/project.installed ## measure a training step's memory on a GPU beside the estimate; ARGS="--device cpu --small" tries it without one
 	PYTHONPATH=.:examples $(ENV)/bin/python -m bench.peak_memory $(ARGS)

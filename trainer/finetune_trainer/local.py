@@ -26,7 +26,6 @@ from finetune_trainer.storage.open import digest, open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
 from finetune_trainer.workers.environment import (
-    ARITHMETIC,
     RAY,
     set_defaults,
     short_ray_directory,
@@ -115,7 +114,6 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
             observer.say(f"warning: {path} {OTHER_ROWS}")
         return LocalRun(_status(Ended(result, Outcome.FINISHED), "training had finished before"), run.path)
 
-    set_defaults(ARITHMETIC)
     without_bitsandbytes(manifest.spec)
     from finetune_trainer.plan.machine import fit_to_machine, this_machine
 

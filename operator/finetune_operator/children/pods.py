@@ -45,9 +45,8 @@ RAY_SETTINGS = {
     # `ray job stop` would kill the trainer after 3 s, before a snapshot is saved.
     "RAY_JOB_STOP_WAIT_TIME_S": str(DRAIN_SECONDS),
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray is nice by 15, and threads that spin while they wait slow whatever shares the processor with them.
+    # Ray is nice by 15, which starves training where anything else runs.
     "RAY_worker_niceness": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Settings that Ray's own processes read when they start."""
 

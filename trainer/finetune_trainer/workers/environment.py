@@ -9,14 +9,7 @@ from pathlib import Path
 
 from finetune_api.spec import FineTuneJobSpec
 
-ARITHMETIC = {
-    # Threads that spin while they wait slow training down tenfold when anything else needs the processor.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""For every process that trains."""
-
 RAY = {
-    **ARITHMETIC,
     "RAY_TRAIN_V2_ENABLED": "1",
     # Workers stay in the directory they were started in: paths in a spec are relative to it.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

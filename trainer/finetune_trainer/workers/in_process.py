@@ -15,6 +15,7 @@ from finetune_api.status import ProgressRecord
 from finetune_trainer.failures import failure_of
 from finetune_trainer.training.job import Outcome, Start, TrainingJob, Worker
 from finetune_trainer.training.loop import train
+from finetune_trainer.workers.waiting import waiting
 from finetune_trainer.workers.workers import Ended
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class InProcess:
         """Nothing to start: the model is loaded when training begins."""
         torch.set_num_threads(self._threads)
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        yield self
+        with waiting(self._threads):
+            yield self
 
     def train(
         self,

@@ -14,6 +14,7 @@ import ray.train
 from finetune_trainer.training.job import Start, TrainingJob
 from finetune_trainer.workers.environment import without_bitsandbytes
 from finetune_trainer.workers.progress_board import Board, BoardReporter, read_job
+from finetune_trainer.workers.waiting import waiting
 
 JOB_POLL_SECONDS = 0.1
 
@@ -53,8 +54,9 @@ def train_worker(loop_config: dict[str, WorkerConfig]) -> None:
         stop_requested=reporter.stop_requested,
     )
     try:
-        loaded = load(config.start, worker.device)
-        outcome = train(_job(config.board), worker, loaded)
+        with waiting(config.threads):
+            loaded = load(config.start, worker.device)
+            outcome = train(_job(config.board), worker, loaded)
     except Exception as error:
         ray.get(config.board.put_failure.remote(failure_of(error)))
         raise
