@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +35,7 @@ from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.model.load import Shape
 from finetune_trainer.parallel.one_device import OneDevice
 from finetune_trainer.plan.prepare import Prepared, plan_of, statistics_of
+from finetune_trainer.report.reporter import SAVING
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.language import LanguageObjective
 from finetune_trainer.training.forward import Forward
@@ -172,7 +174,8 @@ class Course:
     die_after: int | None = None
     """Rank 0 is killed when it reports this step."""
     die_writing_after: int | None = None
-    """When rank 0 has reported this step, it is killed in the middle of the next file of more than 50 kB."""
+    """When rank 0 has reported this step, and what it saved before is complete, it is killed in the middle of
+    the next file of more than 50 kB."""
 
     def worker(self, rank: int, num_devices: int, records: list[ProgressRecord]) -> Worker:
         """A worker on the CPU that adds what it reports to `records`."""
@@ -184,6 +187,7 @@ class Course:
             if step == self.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == self.die_writing_after:
+                wait_for_saving()
                 # Python ignores the signal by which the system kills a process that writes beyond its limit.
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -196,6 +200,13 @@ class Course:
 
 
 TO_THE_END = Course()
+
+
+def wait_for_saving() -> None:
+    """Returns when nothing is being saved in the background."""
+    for thread in threading.enumerate():
+        if thread.name == SAVING:
+            thread.join()
 
 
 def train_here(job: TrainingJob, *, stop_after: int | None = None) -> list[ProgressRecord]:

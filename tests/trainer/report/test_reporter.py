@@ -147,8 +147,9 @@ def test_lines_that_were_uploaded_late_are_told_as_there_again(
     train(job_of(tiny_model, path, LORA, num_epochs=1), Course().worker(0, 1, records))
 
     told = [record.warnings for record in records]
-    assert told[:2] == [[], []]
-    assert told[2][0].startswith("metrics.jsonl lacks its newest lines; an upload failed at ")
+    first = next(index for index, warnings in enumerate(told) if warnings)
+    assert first >= 2
+    assert told[first][0].startswith("metrics.jsonl lacks its newest lines; an upload failed at ")
     assert told[-1][0].startswith("metrics.jsonl had to wait for its lines, and has them all now; ")
     result = RunDirectory.open(path).result()
     assert result is not None

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from tests.trainer.training_jobs import (
     train_here,
     train_in_processes,
     trained_weights,
+    wait_for_saving,
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel, get_scheduler
 
@@ -37,6 +39,8 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
+from finetune_trainer.checkpoint.save import write_checkpoint
+from finetune_trainer.checkpoint.state import Position
 from finetune_trainer.data.batches import row_order
 from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import IGNORED, TokenizedRows
@@ -50,6 +54,8 @@ from finetune_trainer.training.loop import train
 
 WEIGHT_TOLERANCE = {"lora": 1e-5, "full": 5e-4}
 """At first, AdamW divides by the root of a moment that is almost 0. So full training amplifies noise."""
+
+WAYS: dict[str, Fields] = {"lora": LORA, "full": FULL, "full, saved in bf16": {"export_dtype": "bf16"}}
 
 ON_ONE_DEVICE: dict[str, Fields] = {
     "1 row, accumulated 8 times": {"train_batch_size_per_device": 1, "gradient_accumulation_steps": 8},
@@ -348,17 +354,22 @@ def test_another_seed_gives_another_order_and_other_adapters(tiny_model: Path, t
     assert largest_difference(trained_weights(first / "epoch-0"), trained_weights(second / "epoch-0")) > 1e-3
 
 
-def checkpoints_seen(job: TrainingJob) -> list[tuple[set[str], list[str]]]:
-    """The directories of the run and the checkpoints in a record, whenever a record changes either."""
-    seen: list[tuple[set[str], list[str]]] = []
+def checkpoints_told(job: TrainingJob) -> list[list[str]]:
+    """The checkpoints in the records, whenever a record changes them.
+
+    Each that is told is complete when it is, and what goes is there until a record without it was told.
+    """
+    told: list[list[str]] = [[]]
+    run = RunDirectory.open(job.start.run_directory)
 
     def look(record: ProgressRecord) -> None:
-        now = (saved_in(job.start.run_directory), [checkpoint.name for checkpoint in record.checkpoints])
-        if now[0] and (not seen or seen[-1] != now):
-            seen.append(now)
+        now = [checkpoint.name for checkpoint in record.checkpoints]
+        assert {*told[-1], *now} <= {checkpoint.name for checkpoint in run.checkpoints()}
+        if told[-1] != now:
+            told.append(now)
 
     train(job, Worker(0, 1, torch.device("cpu"), look, lambda: False))
-    return seen
+    return told
 
 
 def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_best(
@@ -366,36 +377,30 @@ def test_while_a_run_lasts_the_best_and_the_newest_checkpoint_stay_and_then_the_
 ) -> None:
     # Learning random rows by heart makes other random rows ever less likely: the first checkpoint
     # is the best.
-    seen = checkpoints_seen(
+    told = checkpoints_told(
         job_of(tiny_model, tmp_path, FULL, num_epochs=4, learning_rate=1e-2, num_checkpoints_to_keep=1)
     )
     losses = column(tmp_path, "evalLoss")
     assert losses == sorted(losses)
-    assert seen == [
-        ({"epoch-0"}, ["epoch-0"]),
-        ({"epoch-0", "epoch-1"}, ["epoch-0", "epoch-1"]),
-        ({"epoch-0", "epoch-1", "epoch-2"}, ["epoch-0", "epoch-2"]),
-        ({"epoch-0", "epoch-2"}, ["epoch-0", "epoch-2"]),
-        ({"epoch-0", "epoch-2", "epoch-3"}, ["epoch-0", "epoch-3"]),
-        ({"epoch-0", "epoch-3"}, ["epoch-0", "epoch-3"]),
-        ({"epoch-0", "epoch-3"}, ["epoch-0"]),
-    ], "what goes is reported before it goes"
+    assert told == [
+        [],
+        ["epoch-0"],
+        ["epoch-0", "epoch-1"],
+        ["epoch-0", "epoch-2"],
+        ["epoch-0", "epoch-3"],
+        ["epoch-0"],
+    ]
     assert saved_in(tmp_path) == {"epoch-0"}
 
 
 def test_a_newest_checkpoint_that_is_the_best_replaces_the_one_before(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    seen = checkpoints_seen(
+    told = checkpoints_told(
         job_of(tiny_model, tmp_path, FULL, num_epochs=3, validation=TRAINING_ROWS, num_checkpoints_to_keep=1)
     )
-    assert seen == [
-        ({"epoch-0"}, ["epoch-0"]),
-        ({"epoch-0", "epoch-1"}, ["epoch-1"]),
-        ({"epoch-1"}, ["epoch-1"]),
-        ({"epoch-1", "epoch-2"}, ["epoch-2"]),
-        ({"epoch-2"}, ["epoch-2"]),
-    ]
+    assert told == [[], ["epoch-0"], ["epoch-1"], ["epoch-2"]]
+    assert saved_in(tmp_path) == {"epoch-2"}
 
 
 def test_of_equally_good_checkpoints_the_earlier_stay(tiny_model: Path, tmp_path: Path) -> None:
@@ -424,15 +429,56 @@ def test_a_snapshot_is_kept_every_so_often_and_gives_way_to_the_next_and_to_a_ch
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0)
-    seen = checkpoints_seen(job_of(tiny_model, tmp_path, LORA, train=some_rows(10), num_epochs=2))
+    seen: list[set[str]] = []
+
+    def look(_record: ProgressRecord) -> None:
+        wait_for_saving()
+        if saved_in(tmp_path) and (not seen or seen[-1] != saved_in(tmp_path)):
+            seen.append(saved_in(tmp_path))
+
+    job = job_of(tiny_model, tmp_path, LORA, train=some_rows(10), num_epochs=2)
+    train(job, Worker(0, 1, torch.device("cpu"), look, lambda: False))
     assert seen == [
-        ({"snapshot-1"}, []),
-        ({"snapshot-2"}, []),
-        ({"epoch-0"}, ["epoch-0"]),
-        ({"epoch-0", "snapshot-4"}, ["epoch-0"]),
-        ({"epoch-0", "snapshot-5"}, ["epoch-0"]),
-        ({"epoch-0", "epoch-1"}, ["epoch-0", "epoch-1"]),
+        {"snapshot-1"},
+        {"snapshot-2"},
+        {"epoch-0"},
+        {"epoch-0", "snapshot-4"},
+        {"epoch-0", "snapshot-5"},
+        {"epoch-0", "epoch-1"},
     ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_checkpoint_is_of_its_step_although_training_goes_on_while_it_is_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    in_the_background, at_once = (
+        job_of(tiny_model, tmp_path / name, WAYS[way], num_epochs=2) for name in ("background", "at once")
+    )
+    seen: list[tuple[int, list[str]]] = []
+    two_steps_later = threading.Event()
+
+    def look(record: ProgressRecord) -> None:
+        if record.progress is not None:
+            seen.append((record.progress.step, [checkpoint.name for checkpoint in record.checkpoints]))
+            if record.progress.step == 8:
+                two_steps_later.set()
+
+    def late(directory: Path, *, position: Position, **others: Any) -> None:  # noqa: ANN401
+        assert position.step == 12 or two_steps_later.wait(60), "training does not go on"
+        write_checkpoint(directory, position=position, **others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "write_checkpoint", late)
+        train(in_the_background, Worker(0, 1, torch.device("cpu"), look, lambda: False))
+        assert all(names == [] for step, names in seen if step < 8)
+
+    monkeypatch.setattr(loop, "free_memory", lambda: 0)
+    train_here(at_once)
+
+    for name in ("epoch-0", "epoch-1"):
+        assert files_of(tmp_path / "background" / name) == files_of(tmp_path / "at once" / name)
+    assert lines_of(tmp_path / "background") == lines_of(tmp_path / "at once")
 
 
 def test_one_worker_that_is_asked_to_stop_stops_all(tiny_model: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,11 +13,15 @@ from finetune_api.failure import FineTuneError
 from finetune_api.numbers import Numbers
 from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
+from finetune_trainer.report.background import Background, LineWriter
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
 from finetune_trainer.report.pace import Pace
 from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Mean
+
+SAVING = "checkpoint"
+"""The name of the thread that saves or deletes checkpoints."""
 
 Gather = Callable[[dict[str, int]], list[dict[str, int]]]
 """Exchanges the sizes of files between all ranks, which must all call it."""
@@ -37,12 +42,23 @@ class Reporter(Protocol):
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
         """The model was validated after `step` steps. `checkpoint` is the one about to be saved, if any."""
 
+    def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
+        """Waits for what is being saved: of copies in memory there is one at most."""
+
     def save(
-        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+        self,
+        checkpoint: str | None,
+        step: int,
+        evaluation: Evaluation | None,
+        write: Callable[[Path], None],
+        *,
+        at_once: bool,
     ) -> None:
         """Saves a checkpoint, or a snapshot when `checkpoint`, its name, is None.
 
-        `write` is called with an empty directory, and writes the files into it.
+        `write` is called with an empty directory, and writes the files into it: before this returns if it is
+        to be done `at_once`, else in the background. An error there is raised by the next call that has to do
+        with checkpoints, after the next step at the latest.
         """
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
@@ -64,8 +80,17 @@ class SilentReporter:
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
         """Does nothing."""
 
+    def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
+        """Does nothing."""
+
     def save(
-        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+        self,
+        checkpoint: str | None,
+        step: int,
+        evaluation: Evaluation | None,
+        write: Callable[[Path], None],
+        *,
+        at_once: bool,
     ) -> None:
         """Does nothing."""
 
@@ -84,10 +109,16 @@ class HelpingReporter(SilentReporter):
         self._gather = gather
 
     def save(
-        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+        self,
+        checkpoint: str | None,
+        step: int,
+        evaluation: Evaluation | None,
+        write: Callable[[Path], None],
+        *,
+        at_once: bool,
     ) -> None:
         """Writes this rank's files, and tells rank 0 of them, which makes the checkpoint complete."""
-        del evaluation
+        del evaluation, at_once  # parts are written by all ranks together
         name = checkpoint or self._run.snapshot_name(step)
         with self._run.helping(name) as staging:
             write(staging)
@@ -125,6 +156,10 @@ class RankZeroReporter:
         self._last_step: StepLine | None = None
         self._last: ProgressRecord | None = None
         self._finished = False
+        self._lines = LineWriter(run.append_metrics)
+        self._saving: Background[list[Checkpoint]] | None = None
+        self._deleting: Background[None] | None = None
+        self._now: tuple[int, Evaluation | None] = (0, None)
         self._pace = Pace(numbers.total_steps)
 
     def try_saving(self, write: Callable[[Path], None]) -> None:
@@ -162,31 +197,36 @@ class RankZeroReporter:
             )
         )
 
+    def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
+        """Waits for what is being saved or deleted. Raises FineTuneError when that has failed."""
+        self._settle(step, evaluation, wait=True)
+
     def save(
-        self, checkpoint: str | None, step: int, evaluation: Evaluation | None, write: Callable[[Path], None]
+        self,
+        checkpoint: str | None,
+        step: int,
+        evaluation: Evaluation | None,
+        write: Callable[[Path], None],
+        *,
+        at_once: bool,
     ) -> None:
         """Saves a checkpoint or a snapshot, and then deletes checkpoints that are no longer to be kept.
 
         They are deleted only when the new one is complete, and when a progress record without
         them was reported.
         """
-        with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
-            write(staging)
-            others = self._gather({})[1:] if self._gather is not None else []
-            handed_in = {name: size for files in others for name, size in files.items()}
-            if checkpoint:
-                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation), handed_in)
-            else:
-                self._run.commit_snapshot(step, staging, handed_in)
-        complete = self._run.checkpoints()
-        keep = kept(complete, self._to_keep, finished=False)
-        self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]
-        if len(keep) < len(complete):
-            self._told(self._progress_record(step, evaluation))
-        self._run.prune(keep)
+        self.ready_to_save(step, evaluation)
+        work = partial(self._saved, checkpoint, step, evaluation, write)
+        if at_once:
+            self._take(work(), step, evaluation)
+            self.ready_to_save(step, evaluation)
+        else:
+            self._saving = Background(work, SAVING)
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Reports a progress record."""
+        self._now = step, evaluation
+        self._settle(step, evaluation, wait=False)
         self._told(self._progress_record(step, evaluation))
         self._pace.resume()
 
@@ -196,6 +236,8 @@ class RankZeroReporter:
         The result comes first, so that a process that dies here leaves a run that needs no
         checkpoint to resume.
         """
+        self.ready_to_save(step, evaluation)
+        self._lines.wait()
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
         self._run.finish(self._progress_record(step, evaluation))
@@ -203,11 +245,20 @@ class RankZeroReporter:
         self.progress(step, evaluation)
         self._run.prune(keep)
 
-    def closed(self) -> None:
+    def closed(self, *, at_once: bool = False) -> None:
         """Training is over, or has failed, and the tracker is closed: stores the last lines of metrics.jsonl.
 
-        Reports what has turned out meanwhile to be missing there, or at the tracker.
+        Waits for what is being saved, unless it is to end `at_once`. Reports what has turned out meanwhile to
+        be missing there, or at the tracker.
         """
+        if not at_once:
+            # What goes wrong here is not why training has failed.
+            with suppress(Exception):
+                before, (step, evaluation) = self._checkpoints, self._now
+                self._settle(step, evaluation, wait=True)
+                if self._checkpoints != before:
+                    self._told(self._progress_record(step, evaluation))
+        self._lines.close()
         with suppress(FineTuneError):  # which is what `late_metrics` says then
             self._run.flush_metrics()
         if self._last is None or self._last.warnings == self._warnings():
@@ -215,6 +266,42 @@ class RankZeroReporter:
         self._told(self._last.model_copy(update={"warnings": self._warnings()}))
         if self._finished:
             self._run.finish(self._last)
+
+    def _saved(
+        self,
+        checkpoint: str | None,
+        step: int,
+        evaluation: Evaluation | None,
+        write: Callable[[Path], None],
+    ) -> list[Checkpoint]:
+        """Writes a checkpoint or snapshot, and makes it complete; returns all that are."""
+        with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
+            write(staging)
+            others = self._gather({})[1:] if self._gather is not None else []
+            handed_in = {name: size for files in others for name, size in files.items()}
+            self._lines.wait()  # a run that resumes from here has the lines up to here
+            if checkpoint:
+                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation), handed_in)
+            else:
+                self._run.commit_snapshot(step, staging, handed_in)
+        return self._run.checkpoints()
+
+    def _settle(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:
+        """Takes what was done in the background, or what of it is done already. Raises what it met."""
+        if self._saving is not None and (wait or self._saving.done):
+            saving, self._saving = self._saving, None
+            self._take(saving.result(), step, evaluation)
+        if self._deleting is not None and (wait or self._deleting.done):
+            deleting, self._deleting = self._deleting, None
+            deleting.result()
+
+    def _take(self, complete: list[Checkpoint], step: int, evaluation: Evaluation | None) -> None:
+        """Takes note of the complete checkpoints, and begins to delete those that are not to be kept."""
+        keep = kept(complete, self._to_keep, finished=False)
+        self._checkpoints = [checkpoint for checkpoint in complete if checkpoint.name in keep]
+        if len(keep) < len(complete):
+            self._told(self._progress_record(step, evaluation))
+            self._deleting = Background(partial(self._run.prune, keep), SAVING)
 
     def _told(self, record: ProgressRecord) -> None:
         self._last = record
@@ -258,5 +345,5 @@ class RankZeroReporter:
         )
 
     def _write(self, line: StepLine | EvaluationLine) -> None:
-        self._run.append_metrics(line)
+        self._lines.put(line)
         self._tracker.log(line)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import RLock
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -82,6 +83,8 @@ class ObjectStorage:
         self._waiting: set[str] = set()
         self._trouble: str | None = None
         self._flushed_at = time.monotonic()
+        # Lines are added while a checkpoint, in another thread, has them all stored.
+        self._flushing = RLock()
 
     @property
     def path(self) -> str:
@@ -126,12 +129,13 @@ class ObjectStorage:
 
         A failure is logged, and the text is uploaded a minute later.
         """
-        if name not in self._appended:
-            self._appended[name] = [self.read_text(name) or ""]
-        self._appended[name].append(text)
-        self._waiting.add(name)
-        if time.monotonic() - self._flushed_at < FLUSH_SECONDS:
-            return
+        with self._flushing:
+            if name not in self._appended:
+                self._appended[name] = [self.read_text(name) or ""]
+            self._appended[name].append(text)
+            self._waiting.add(name)
+            if time.monotonic() - self._flushed_at < FLUSH_SECONDS:
+                return
         try:
             self.flush()
         except FineTuneError as error:
@@ -139,14 +143,15 @@ class ObjectStorage:
 
     def flush(self) -> None:
         """Uploads all texts that were appended to since their last upload."""
-        self._flushed_at = time.monotonic()
-        for name in sorted(self._waiting):
-            try:
-                self._put(name, "".join(self._appended[name]))
-            except FineTuneError as error:
-                self._trouble = f"at {datetime.now(UTC):%H:%M} UTC: {error}"
-                raise
-            self._waiting.discard(name)
+        with self._flushing:
+            self._flushed_at = time.monotonic()
+            for name in sorted(self._waiting):
+                try:
+                    self._put(name, "".join(self._appended[name]))
+                except FineTuneError as error:
+                    self._trouble = f"at {datetime.now(UTC):%H:%M} UTC: {error}"
+                    raise
+                self._waiting.discard(name)
 
     @property
     def trouble(self) -> str | None:

@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from functools import partial
@@ -18,7 +19,9 @@ from functools import partial
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, checkpoint_name
 from finetune_api.status import Evaluation
+from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, free_memory, frozen_weights
 from finetune_trainer.checkpoint.save import write_checkpoint, write_description
+from finetune_trainer.checkpoint.state import Collected
 from finetune_trainer.data.batches import Indices, row_order, step_rows
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
@@ -60,6 +63,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     model, dtype, inference = loaded.model, loaded.dtype, loaded.inference
     describe = partial(write_description, model=model, dtype=dtype, inference=inference)
     write = partial(write_checkpoint, model=model, dtype=dtype, inference=inference)
+    frozen = frozen_weights(model)
     step, evaluation = position.step, position.evaluation
     saved_at = time.monotonic()
 
@@ -89,12 +93,20 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
                 reporter.evaluated(step, evaluation, checkpoint)
             if checkpoint or request:
                 position = position.model_copy(update={"step": step, "evaluation": evaluation})
+                reporter.ready_to_save(step, evaluation)
                 collected = parallel.collect(optimizer)
+                # Nothing is trained meanwhile, after the last step and where a stop is asked for.
+                at_once = step == numbers.total_steps or request is StepRequest.STOP
+                if worker.rank == 0 and not at_once and (copy := _copy(collected, frozen)) is not None:
+                    collected = copy
+                else:
+                    at_once = True
                 reporter.save(
                     checkpoint,
                     step,
                     evaluation if validation_rows is not None else None,
                     partial(write, position=position, collected=collected),
+                    at_once=at_once,
                 )
                 saved_at = time.monotonic()
             reporter.progress(step, evaluation)
@@ -128,11 +140,15 @@ def _reporter(job: TrainingJob, worker: Worker, parallel: Parallel, step: int) -
         report=worker.report,
         gather=parallel.gather if parallel.in_parts else None,
     )
+    at_once = False
     try:
         with tracking:
             yield reporter
+    except KeyboardInterrupt:
+        at_once = True
+        raise
     finally:
-        reporter.closed()
+        reporter.closed(at_once=at_once)
 
 
 def _steps(prepared: Prepared) -> Iterator[Indices]:
@@ -159,6 +175,13 @@ def _request(worker: Worker, saved_at: float) -> StepRequest:
         return StepRequest.STOP
     due = worker.rank == 0 and time.monotonic() - saved_at > SNAPSHOT_SECONDS
     return StepRequest.SNAPSHOT if due else StepRequest.NOTHING
+
+
+def _copy(collected: Collected, frozen: AbstractSet[str]) -> Collected | None:
+    """A copy to write from while training goes on; None where parts are written, or memory is short."""
+    if collected.in_parts or not fits(copy_bytes(collected, frozen), free_memory()):
+        return None
+    return captured(collected, frozen)
 
 
 def _exchange(parallel: Parallel, part: Mean, request: StepRequest) -> tuple[Mean, StepRequest]:
