@@ -75,14 +75,16 @@ def step(model: Path, name: str, rank: int, num_devices: int) -> Observed:
         with parallel.accumulate(last=index == len(micro_batches) - 1):
             parallel.backward(forward(rows, indices).total / int(rows.predicted.sum()))
         gradients.append(gradient_of(loaded))
-    grad_norm = parallel.clip(MAX_NORM)
+    norm = parallel.clip(MAX_NORM)
     clipped = gradient_of(loaded)
+    one, third = (value * (rank + 1) for value in VALUES)
+    *sums, grad_norm = parallel.sum([one, torch.tensor(third, dtype=torch.float64)], [norm])
     optimizer.step()
 
     collected = parallel.collect(optimizer)
     parallel.restore(other, collected.optimizer)
     return Observed(
-        sums=parallel.sum([value * (rank + 1) for value in VALUES]),
+        sums=sums,
         first_gradient=gradients[0],
         gradient=gradients[-1],
         grad_norm=grad_norm,

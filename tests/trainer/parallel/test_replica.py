@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.trainer.training_jobs import forward_of, some_rows
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from finetune_trainer.parallel.one_device import OneDevice
 from finetune_trainer.parallel.replica import clip_gradient
 from finetune_trainer.tasks.language import LanguageObjective
 
@@ -32,6 +34,16 @@ def test_clipping_returns_the_norm_and_scales_the_gradient_down_to_the_limit(mod
         [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     )
     assert float(after.norm()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_clipping_and_adding_up_wait_for_no_value_but_read_all_together(model: PreTrainedModel) -> None:
+    device = OneDevice(torch.device("cpu"))
+    device.place(LanguageObjective(model))
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        norm = device.clip(0.1)
+        summed = device.sum([torch.tensor(0.1), True, torch.tensor(2)], [norm])
+    assert "aten::item" not in {event.name for event in seen.events()}
+    assert summed == [float(torch.tensor(0.1)), 1.0, 2.0, float(norm)]
 
 
 def test_clipping_leaves_a_small_gradient_as_it_is(model: PreTrainedModel) -> None:

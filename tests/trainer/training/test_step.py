@@ -29,7 +29,7 @@ def gradients_of(
     model: PreTrainedModel | PeftModel, rows: TokenizedRows, batch_size: int
 ) -> tuple[float, Gradients]:
     model.zero_grad()
-    loss = backward(forward_of(model), rows, np.arange(len(rows)), batch_size).loss
+    loss = backward(forward_of(model), rows, np.arange(len(rows)), batch_size).total.item()
     return loss, {
         name: parameter.grad.clone()
         for name, parameter in model.named_parameters()

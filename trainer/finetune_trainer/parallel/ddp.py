@@ -40,7 +40,7 @@ class DataParallel(Ranks):
         """Computes gradients. DDP averages them over the devices, but the loss is a sum: hence the factor."""
         (loss * self.num_devices).backward()  # type: ignore[no-untyped-call]
 
-    def clip(self, max_norm: float) -> float:
+    def clip(self, max_norm: float) -> torch.Tensor:
         """Clips the gradient, of which every device has all."""
         return clip_gradient(self._objective, max_norm)
 

@@ -72,14 +72,14 @@ class FullySharded(Ranks):
         """Computes gradients, which are summed over the devices, as the loss is."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def clip(self, max_norm: float) -> float:
+    def clip(self, max_norm: float) -> torch.Tensor:
         """Clips the gradient by the norm of all its parts."""
         trained = self._trained()
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
-        return float(norm)
+        return norm
 
     def collect(self, optimizer: torch.optim.Optimizer) -> Collected:
         """References to this rank's parts of weights and optimizer state, and the random states of all."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from finetune_trainer.checkpoint.state import Collected, random_state
-from finetune_trainer.parallel.replica import by_index, clip_gradient, weights_of
+from finetune_trainer.parallel.replica import by_index, clip_gradient, read, weights_of
 from finetune_trainer.tasks.objective import Objective
 
 T = TypeVar("T")
@@ -41,13 +41,13 @@ class OneDevice:
         """Adds the gradient of the loss."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def clip(self, max_norm: float) -> float:
+    def clip(self, max_norm: float) -> torch.Tensor:
         """Clips the gradient of all trained parameters."""
         return clip_gradient(self._objective, max_norm)
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def sum(self, values: Sequence[float | torch.Tensor], same: Sequence[torch.Tensor] = ()) -> list[float]:
         """Returns the values."""
-        return list(values)
+        return read([*values, *same])
 
     def gather(self, value: T) -> list[T]:
         """Returns the value."""

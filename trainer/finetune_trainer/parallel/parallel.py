@@ -43,11 +43,18 @@ class Parallel(Protocol):
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of a loss. The whole loss is the sum of what all devices pass in."""
 
-    def clip(self, max_norm: float) -> float:
-        """Scales the gradient down to an L2 norm of at most `max_norm`, and returns the norm before that."""
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Scales the gradient down to an L2 norm of at most `max_norm`, and returns the norm before that.
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums each value over all ranks, in fp64. Every rank gets the same sums."""
+        The norm is a scalar on a device, the same on all ranks; nothing is waited for.
+        """
+
+    def sum(self, values: Sequence[float | torch.Tensor], same: Sequence[torch.Tensor] = ()) -> list[float]:
+        """Sums each value over all ranks, in fp64. Every rank gets the same sums, and after them `same`.
+
+        Tensors are scalars; `same` are those that are the same on all ranks. All come from the device
+        together, which is the one time in a step that it is waited for.
+        """
 
     def gather(self, value: T) -> list[T]:
         """The values that the ranks pass in, in order. Every rank gets all of them."""

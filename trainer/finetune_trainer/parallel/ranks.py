@@ -19,12 +19,18 @@ class Ranks:
         self.num_devices = num_devices
         self.device = device
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def sum(self, values: Sequence[float | torch.Tensor], same: Sequence[torch.Tensor] = ()) -> list[float]:
         """Exchanges a table with a row for each rank, so that all ranks add in the same order."""
         table = torch.zeros(self.num_devices, len(values), dtype=torch.float64, device=self.device)
-        table[self.rank] = torch.tensor(values, dtype=torch.float64)
+        known = [0.0 if isinstance(value, torch.Tensor) else value for value in values]
+        table[self.rank] = torch.tensor(known, dtype=torch.float64)
+        for index, value in enumerate(values):
+            if isinstance(value, torch.Tensor):
+                table[self.rank, index] = value.detach()
         dist.all_reduce(table)
-        return [float(value) for value in table.sum(dim=0)]
+        own = [value.detach().to(self.device, torch.float64).reshape(1) for value in same]
+        numbers: list[float] = torch.cat([table.sum(dim=0), *own]).tolist()
+        return numbers
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,17 @@ from finetune_trainer.checkpoint.parts import by_parameter
 from finetune_trainer.tasks.objective import Objective
 
 
-def clip_gradient(objective: Objective, max_norm: float) -> float:
+def clip_gradient(objective: Objective, max_norm: float) -> torch.Tensor:
     """Scales the gradient down to an L2 norm of at most `max_norm`, and returns the norm before that."""
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    return float(torch.nn.utils.clip_grad_norm_(trained, max_norm))
+    return torch.nn.utils.clip_grad_norm_(trained, max_norm)
+
+
+def read(values: Sequence[float | torch.Tensor]) -> list[float]:
+    """The values as numbers. Those of all scalar tensors come from their device in one transfer."""
+    tensors = [value.detach().double() for value in values if isinstance(value, torch.Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [float(next(numbers) if isinstance(value, torch.Tensor) else value) for value in values]
 
 
 def weights_of(objective: Objective) -> dict[str, torch.Tensor]:

@@ -22,19 +22,21 @@ def evaluate(forward: Forward, rows: TokenizedRows, batch_size: int) -> Mean:
     """
     parallel = forward.parallel
     forward.module.eval()
-    total = 0.0
-    metrics: dict[str, float] = {}
+    total = torch.zeros((), dtype=torch.float64, device=parallel.device)
+    metrics: dict[str, torch.Tensor] = {}
     for indices in evaluation_batches(
         rows.lengths, rank=parallel.rank, num_devices=parallel.num_devices, batch_size=batch_size
     ):
         loss = forward(rows, indices)
-        total += float(loss.total)
+        total += loss.total
         for name, value in loss.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + float(value)
+            metrics[name] = metrics.get(name, 0.0) + value.double()
     forward.module.train()
     weight = int(rows.predicted.sum())
-    total, *sums = parallel.sum([total, *metrics.values()])
-    return Mean(total / weight, {name: value / weight for name, value in zip(metrics, sums, strict=True)})
+    loss_of_all, *sums = parallel.sum([total, *metrics.values()])
+    return Mean(
+        loss_of_all / weight, {name: value / weight for name, value in zip(metrics, sums, strict=True)}
+    )
 
 
 def perplexity(loss: float) -> float:

@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from functools import partial
 
+import torch
+
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, checkpoint_name
 from finetune_api.status import Evaluation
@@ -28,7 +30,7 @@ from finetune_trainer.plan.prepare import Prepared
 from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, Reporter, SilentReporter
 from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.tasks.objective import Mean
+from finetune_trainer.tasks.objective import Loss, Mean
 from finetune_trainer.training.evaluate import evaluate, perplexity
 from finetune_trainer.training.forward import Forward
 from finetune_trainer.training.job import Outcome, TrainingJob, Worker
@@ -77,8 +79,8 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
         for rows in itertools.islice(_steps(job.prepared), step, None):
             set_learning_rate(optimizer, numbers.learning_rate_at(step))
             part = backward(forward, train_rows, rows, numbers.train_batch_size_per_device)
-            grad_norm = parallel.clip(spec.max_grad_norm)
-            loss, request = _exchange(parallel, part, _request(worker, saved_at))
+            norm = parallel.clip(spec.max_grad_norm)
+            loss, grad_norm, request = _exchange(parallel, part, norm, _request(worker, saved_at))
             if not (math.isfinite(loss.loss) and math.isfinite(grad_norm)):
                 what = f"the loss of step {step + 1} is {loss.loss} and its gradient norm {grad_norm}"
                 raise _diverged(what, numbers)
@@ -184,14 +186,22 @@ def _copy(collected: Collected, frozen: AbstractSet[str]) -> Collected | None:
     return captured(collected, frozen)
 
 
-def _exchange(parallel: Parallel, part: Mean, request: StepRequest) -> tuple[Mean, StepRequest]:
-    """Sums the loss over all devices, and finds the largest request of all workers."""
+def _exchange(
+    parallel: Parallel, part: Loss, norm: torch.Tensor, request: StepRequest
+) -> tuple[Mean, float, StepRequest]:
+    """Sums the loss over all devices, and finds the largest request of all workers.
+
+    Returns both, and between them the gradient's norm. The devices are waited for here, and nowhere else in a
+    step.
+    """
     snapshot, stop = request is StepRequest.SNAPSHOT, request is StepRequest.STOP
-    loss, snapshots, stops, *metrics = parallel.sum([part.loss, snapshot, stop, *part.metrics.values()])
+    loss, snapshots, stops, *metrics, grad_norm = parallel.sum(
+        [part.total, snapshot, stop, *part.metrics.values()], [norm]
+    )
     mean = Mean(loss, dict(zip(part.metrics, metrics, strict=True)))
     if stops:
-        return mean, StepRequest.STOP
-    return mean, StepRequest.SNAPSHOT if snapshots else StepRequest.NOTHING
+        return mean, grad_norm, StepRequest.STOP
+    return mean, grad_norm, StepRequest.SNAPSHOT if snapshots else StepRequest.NOTHING
 
 
 def _validate(forward: Forward, prepared: Prepared, step: int) -> Evaluation:

@@ -6,18 +6,18 @@ import torch
 
 from finetune_trainer.data.batches import Indices, deal
 from finetune_trainer.data.tokens import TokenizedRows
-from finetune_trainer.tasks.objective import Mean
+from finetune_trainer.tasks.objective import Loss
 from finetune_trainer.training.forward import Forward
 
 
-def backward(forward: Forward, train: TokenizedRows, rows: Indices, batch_size: int) -> Mean:
+def backward(forward: Forward, train: TokenizedRows, rows: Indices, batch_size: int) -> Loss:
     """Computes the gradients of one optimizer step over `rows`, and returns this device's part of its loss.
 
     The loss of a step is the sum over all its tokens that count, on all devices and in all micro-batches,
     divided by their number. (A mean of micro-batch means would give tokens in small micro-batches more
     weight.) The parts of all devices add up to it, and so do those of the metrics. `rows` are the step's
     rows on all devices, so their number of tokens needs no exchange. When this returns, gradients are
-    complete on every device.
+    complete on every device, or will be when it has done what it was given: nothing is waited for.
     """
     parallel = forward.parallel
     weight = int(train.predicted[rows].sum())
@@ -32,4 +32,4 @@ def backward(forward: Forward, train: TokenizedRows, rows: Indices, batch_size: 
         total += loss.detach()
         for name, value in sums.metrics.items():
             metrics[name] = metrics.get(name, 0) + value.detach() / weight
-    return Mean(float(total), {name: float(value) for name, value in metrics.items()})
+    return Loss(total, metrics)
