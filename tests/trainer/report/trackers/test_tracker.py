@@ -343,6 +343,22 @@ def test_all_lines_that_waited_arrive(database: Path, experiment: str) -> None:
     assert len(history(database, only_run(database, experiment), "loss")) == 400
 
 
+def test_more_lines_than_may_wait_are_left_out_and_said_to_be_missing(
+    database: Path, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.report.trackers.tracker.MOST_LINES", 3)
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker, locked(database):
+        for step in range(1, 11):
+            tracker.log(step_line(step))
+
+    arrived = len(history(database, only_run(database, experiment), "loss"))
+    assert 3 <= arrived < 10
+    assert tracker.lost == (
+        f"mlflow did not get {10 - arrived} of 10 points of this run (metrics.jsonl has them):"
+        " it is too slow: 3 points waited"
+    )
+
+
 def test_the_end_of_training_waits_only_so_long(
     database: Path, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

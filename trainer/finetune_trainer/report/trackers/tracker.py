@@ -20,6 +20,9 @@ from finetune_trainer.report.trackers.wandb_run import start_wandb_run
 CLOSING_SECONDS = 60.0
 """How long the end of training waits for a tracker that is slow or does not answer."""
 
+MOST_LINES = 100_000
+"""That wait for a service that is slow; further ones are not sent, and said to be missing there."""
+
 LONGEST_REASON = 500
 """The most characters of what a service says that are passed on."""
 
@@ -111,19 +114,24 @@ class _BackgroundTracker:
         self._provider = provider
         self._failed = False
         self._reason: str | None = None
-        self._sent = self._missing = 0
+        self._sent = self._missing = self._left_out = 0
         self._lines: SimpleQueue[StepLine | EvaluationLine | None] = SimpleQueue()
         self._thread = Thread(target=self._deliver, name=f"{provider} tracker", daemon=True)
         self._thread.start()
 
     def log(self, line: StepLine | EvaluationLine) -> None:
+        if self._lines.qsize() >= MOST_LINES:
+            self._left_out += 1
+            self._warn(f"it is too slow: {MOST_LINES} points waited")
+            return
         self._lines.put(line)
 
     @property
     def lost(self) -> str | None:
         if self._reason is None:
             return None
-        points = f"{self._missing} of {self._sent} points" if self._missing else "all numbers"
+        missing, all_ = (each + self._left_out for each in (self._missing, self._sent))
+        points = f"{missing} of {all_} points" if missing else "all numbers"
         return f"{self._provider} did not get {points} of this run (metrics.jsonl has them): {self._reason}"
 
     def close(self, *, failed: bool) -> None:
