@@ -1,0 +1,88 @@
+"""A small Llama with random weights, and a job that trains a LoRA on it with rows of mixed length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from pydantic import JsonValue
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from make_tiny_model import make_tokenizer
+
+VOCABULARY, CONTEXT = 4096, 512
+BATCH_SIZE = 8
+Fields = dict[str, JsonValue]
+
+
+def make_small_llama(directory: Path) -> Path:
+    """Writes a Llama of 4 layers, 256 hidden units and 4,096 tokens, and returns its directory."""
+    tokenizer = make_tokenizer(VOCABULARY, CONTEXT)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_rows(file: Path, count: int) -> Path:
+    """Writes rows of Python's documentation, of 20 to 2,000 characters, always the same."""
+    texts = list(topics.values())
+    lengths = torch.randint(20, 2000, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Page {number}"},
+                {"role": "assistant", "content": (texts[number % len(texts)] * 20)[:length]},
+            ]
+        }
+        for number, length in enumerate(lengths)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_job(directory: Path, *, steps: int, epochs: int = 1, **fields: JsonValue) -> Path:
+    """Makes model, rows and manifest for so many steps an epoch, and returns the manifest's file.
+
+    `fields` of the spec replace those of a LoRA; one that is None is left out.
+    """
+    directory.mkdir(exist_ok=True)
+    spec: Fields = {
+        "model_id": str(make_small_llama(directory / "model")),
+        "train_path": str(write_rows(directory / "rows.jsonl", steps * BATCH_SIZE)),
+        "task": "instruction_tuning",
+        "lora_config": {"r": 8, "lora_alpha": 16},
+        "dtype": "fp32",
+        "seed": 0,
+        "learning_rate": 3e-4,
+        "num_warmup_steps": 0,
+        "num_epochs": epochs,
+        "context_length": CONTEXT,
+        "train_batch_size_per_device": BATCH_SIZE,
+        "gradient_checkpointing": False,
+    }
+    manifest = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "bench"},
+        "spec": {name: value for name, value in (spec | fields).items() if value is not None},
+    }
+    job = directory / "job.yaml"
+    job.write_text(json.dumps(manifest, indent=2), encoding="utf-8")  # JSON is YAML
+    return job
