@@ -26,7 +26,8 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.loss_plot import draw_losses
 from finetune_cli.quiet import quieten_libraries
 from finetune_trainer.data.chat import chat_format
-from finetune_trainer.data.rows import Row, read_rows
+from finetune_trainer.data.reading import read_rows
+from finetune_trainer.data.rows import Row
 from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
 from finetune_trainer.model.load import load_tokenizer
 
@@ -87,7 +88,7 @@ def main() -> None:
 def held_out_row(spec: FineTuneJobSpec) -> Row:
     """The validation row about QUESTION."""
     assert spec.valid_path is not None
-    rows, _ = read_rows(spec.valid_path, spec.trained_task)
+    rows = read_rows(spec.valid_path, spec.trained_task)
     return next(row for row in rows if f"`{QUESTION}`" in row.messages[0].content)
 
 

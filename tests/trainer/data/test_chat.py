@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -23,7 +24,8 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.generation import GenerationConfig, PromptFormat
 from finetune_trainer.data.chat import ChatFormat, Encoded, Task, chat_format, inside
-from finetune_trainer.data.rows import Message, Row
+from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.rows import Lines, Message, Row
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
 
@@ -547,10 +549,14 @@ def remarks(
     task: Task = "instruction_tuning",
 ) -> list[str]:
     chat = format_of(tokenizer or byte_level(), prompt_format=prompt_format, task=task)
-    rows = [Row(line, tuple(messages)) for line, messages in enumerate(conversations, start=1)]
-    for row in rows:
-        chat.encode(row)
-    return chat.remarks(rows, "train.jsonl")
+    lines = [line_of(messages) for messages in conversations]
+    return LineEncoder(task, chat).encode(Lines(1, lines)).remarks.words("train.jsonl", chat.source)
+
+
+def line_of(messages: Sequence[Message]) -> bytes:
+    return json.dumps(
+        {"messages": [{"role": each.role, "content": each.content} for each in messages]}
+    ).encode()
 
 
 PLAIN = CONVERSATIONS["turns"]

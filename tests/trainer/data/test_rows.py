@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.data.rows import Message, Row, read_rows
+from finetune_trainer.data.reading import read_rows
+from finetune_trainer.data.rows import Message, Row, blocks, parse_rows
 from finetune_trainer.storage.open import open_storage
 
 QUESTION = {"role": "user", "content": "Ping?"}
@@ -24,7 +25,14 @@ def file(tmp_path: Path) -> Path:
 
 def rows_in(file: Path, text: str | bytes, task: str = "instruction_tuning") -> list[Row]:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_rows(str(file), task)[0]
+    return read_rows(str(file), task)
+
+
+def remarks_on(file: Path, task: str = "instruction_tuning") -> list[str]:
+    """The remarks about all lines of a file."""
+    with file.open("rb") as stream:
+        (lines,) = blocks(stream)
+    return parse_rows(lines, task).remarks.words(str(file), "nobody")
 
 
 def problems_in(file: Path, text: str | bytes, task: str = "instruction_tuning") -> list[str]:
@@ -95,7 +103,7 @@ def test_rows_are_read_from_an_object_store(object_path: str) -> None:
     open_storage(object_path).write_text("train.jsonl", GOOD)
     path = object_path.replace("?", "/train.jsonl?") if "?" in object_path else f"{object_path}/train.jsonl"
 
-    rows, _ = read_rows(path, "instruction_tuning")
+    rows = read_rows(path, "instruction_tuning")
 
     assert turns_of(rows) == [[("user", "Ping?"), ("assistant", "Pong.")]]
 
@@ -282,7 +290,7 @@ def test_a_long_value_is_not_repeated_in_full(file: Path, value: str | int) -> N
 def test_an_answer_of_weight_0_does_not_count(file: Path, weight: float) -> None:
     file.write_text(row(QUESTION, {**ANSWER, "weight": weight}, QUESTION, ANSWER))
 
-    rows, remarks = read_rows(str(file), "instruction_tuning")
+    rows, remarks = read_rows(str(file), "instruction_tuning"), remarks_on(file, "instruction_tuning")
 
     assert [message.trained for message in rows[0].messages] == [True, weight == 1, True, True]
     assert remarks == []
@@ -305,7 +313,7 @@ def test_a_row_whose_answers_all_have_weight_0_is_an_error(file: Path) -> None:
 def test_a_weight_without_an_answer_is_ignored(file: Path) -> None:
     file.write_text(row({**QUESTION, "weight": 0}, ANSWER))
 
-    assert read_rows(str(file), "instruction_tuning")[1] == [
+    assert remarks_on(file, "instruction_tuning") == [
         f"{file}: messages[].weight is ignored; 1 rows have it, the first in line 1"
     ]
 
@@ -313,7 +321,7 @@ def test_a_weight_without_an_answer_is_ignored(file: Path) -> None:
 def test_a_weight_is_ignored_where_all_tokens_count(file: Path) -> None:
     file.write_text(row(QUESTION, {**ANSWER, "weight": 0}))
 
-    rows, remarks = read_rows(str(file), "causal_lm")
+    rows, remarks = read_rows(str(file), "causal_lm"), remarks_on(file, "causal_lm")
 
     assert rows[0].messages[1].trained
     assert remarks == [f"{file}: messages[].weight is ignored; 1 rows have it, the first in line 1"]
@@ -325,7 +333,7 @@ def test_a_weight_is_ignored_where_all_tokens_count(file: Path) -> None:
 def test_rows_of_known_keys_give_no_remarks(file: Path) -> None:
     file.write_text(f"{GOOD}\n{GOOD}\n")
 
-    assert read_rows(str(file), "instruction_tuning")[1] == []
+    assert remarks_on(file, "instruction_tuning") == []
 
 
 def test_each_key_that_is_ignored_is_told_once_with_how_often_and_where_first(file: Path) -> None:
@@ -342,7 +350,7 @@ def test_each_key_that_is_ignored_is_told_once_with_how_often_and_where_first(fi
         )
     )
 
-    rows, remarks = read_rows(str(file), "instruction_tuning")
+    rows, remarks = read_rows(str(file), "instruction_tuning"), remarks_on(file, "instruction_tuning")
 
     assert len(rows) == 5
     assert remarks == [
@@ -354,7 +362,7 @@ def test_each_key_that_is_ignored_is_told_once_with_how_often_and_where_first(fi
 def test_empty_tool_calls_are_ignored_as_other_keys_are(file: Path) -> None:
     file.write_text(row(QUESTION, {**ANSWER, "tool_calls": None}))
 
-    rows, remarks = read_rows(str(file), "instruction_tuning")
+    rows, remarks = read_rows(str(file), "instruction_tuning"), remarks_on(file, "instruction_tuning")
 
     assert turns_of(rows) == [[("user", "Ping?"), ("assistant", "Pong.")]]
     assert len(remarks) == 1

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.trainer.tokenizers_for_tests import byte_level
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.data.chat import ChatFormat, Task, chat_format
-from finetune_trainer.data.rows import Message, Row
-from finetune_trainer.data.tokens import TokenizedRows, tokenize_rows, trained_tokens, truncate
+from finetune_trainer.data.tokens import RowsInMemory, TokenizedRows, rows_also_in, trained_tokens, truncate
 
 Masks = Sequence[Sequence[bool]]
 
@@ -41,67 +38,30 @@ def ids_of(rows: TokenizedRows) -> list[list[int]]:
 
 def problems_after_truncation(masks: Masks, context_length: int) -> tuple[str, ...]:
     with pytest.raises(FineTuneError) as raised:
-        truncate(rows_with(masks), context_length, "s3://bucket/train.jsonl")
+        truncate(rows_with(masks), context_length, "s3://bucket/train.jsonl", RowsInMemory())
     assert raised.value.failure_class is FailureClass.INVALID_DATA
     return raised.value.problems
 
 
-def row(line: int, *contents: str) -> Row:
-    return Row(
-        line,
-        tuple(Message(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)),
-    )
+# Parts
 
 
-def chatml(task: Task = "instruction_tuning") -> ChatFormat:
-    return chat_format(byte_level(), None, task, "org/model")
+@settings(deadline=None)
+@given(st.lists(st.lists(st.booleans(), max_size=8), min_size=1, max_size=8), st.integers(1, 12))
+def test_rows_in_parts_are_the_rows(masks: list[list[bool]], tokens: int) -> None:
+    rows = rows_with(masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune_trainer.data.tokens.PART_TOKENS", tokens)
+        parts = list(rows.parts())
+        together = RowsInMemory()
+        for part in parts:
+            together.append(part)
 
-
-# Tokenizing
-
-
-def test_each_row_is_what_the_chat_format_makes_of_it() -> None:
-    rows = [row(1, "Ping?", "Pong."), row(4, "A longer question, 你好?", "No."), row(5, "a", "b", "c", "d")]
-
-    tokenized = tokenize_rows(rows, chatml(), "train.jsonl")
-
-    expected = [chatml().encode(each) for each in rows]
-    assert len(tokenized) == 3
-    assert ids_of(tokenized) == [each.input_ids for each in expected]
-    assert masks_of(tokenized) == [each.trained for each in expected]
-    assert tokenized.lines.tolist() == [1, 4, 5]
-    assert tokenized.lengths.tolist() == [len(each.input_ids) for each in expected]
-    assert tokenized.longest == max(len(each.input_ids) for each in expected)
-
-
-def test_arrays_are_small_and_rows_are_views_of_them() -> None:
-    tokenized = tokenize_rows([row(1, "Ping?", "Pong.")], chatml(), "train.jsonl")
-
-    ids, trained = tokenized.row(0)
-
-    arrays = (ids, trained, tokenized.offsets, tokenized.lines)
-    assert [array.dtype.name for array in arrays] == ["int32", "bool", "int64", "int64"]
-    assert ids.base is tokenized.input_ids
-    assert trained.base is tokenized.trained
-    assert tokenized.nbytes == 5 * len(ids) + 8 * 2 + 8
-
-
-def test_every_row_that_the_chat_format_refuses_is_told_with_file_and_line() -> None:
-    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user must begin') }}{% endif %}"
-    tokenizer = byte_level()
-    tokenizer.chat_template = strict + str(tokenizer.chat_template)
-    greeting = Message("assistant", "Welcome!")
-    rows = [Row(2, (greeting, Message("user", "Ping?"))), row(3, "Ping?", "Pong."), Row(7, (greeting,))]
-
-    with pytest.raises(FineTuneError) as raised:
-        tokenize_rows(rows, chat_format(tokenizer, None, "causal_lm", "org/model"), "s3://bucket/train.jsonl")
-
-    assert raised.value.failure_class is FailureClass.INVALID_DATA
-    assert [problem[:35] for problem in raised.value.problems] == [
-        "s3://bucket/train.jsonl:2: messages",
-        "s3://bucket/train.jsonl:7: messages",
-    ]
-    assert "a user must begin" in raised.value.problems[0]
+        assert ids_of(together.finish()) == ids_of(rows)
+        assert masks_of(together.finish()) == masks
+        assert together.finish().lines.tolist() == rows.lines.tolist()
+        assert rows.predicted.tolist() == [sum(trained[1:]) for trained in masks]
+    assert all(len(part) == 1 or len(part.input_ids) <= tokens for part in parts)
 
 
 # Truncation
@@ -110,7 +70,7 @@ def test_every_row_that_the_chat_format_refuses_is_told_with_file_and_line() -> 
 def test_rows_keep_their_first_tokens() -> None:
     rows = rows_with([mask(".TTTT"), mask("..T"), mask("TTTTTTT")])
 
-    cut, truncated = truncate(rows, 4, "train.jsonl")
+    cut, truncated = truncate(rows, 4, "train.jsonl", RowsInMemory())
 
     assert ids_of(cut) == [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11]]
     assert masks_of(cut) == [mask(".TTT"), mask("..T"), mask("TTTT")]
@@ -119,8 +79,8 @@ def test_rows_keep_their_first_tokens() -> None:
 
 
 def test_a_row_as_long_as_the_context_is_not_truncated() -> None:
-    assert truncate(rows_with([mask("..TT")]), 4, "train.jsonl")[1] == 0
-    assert truncate(rows_with([mask("..TT.")]), 4, "train.jsonl")[1] == 1
+    assert truncate(rows_with([mask("..TT")]), 4, "train.jsonl", RowsInMemory())[1] == 0
+    assert truncate(rows_with([mask("..TT.")]), 4, "train.jsonl", RowsInMemory())[1] == 1
 
 
 def test_every_row_that_truncation_leaves_nothing_of_is_told_with_file_and_line() -> None:
@@ -173,7 +133,7 @@ def test_truncation_cuts_each_row_as_a_slice_would_or_refuses_it(
         assert [int(problem.split(":")[2]) for problem in problems] == refused
         return
 
-    cut, truncated = truncate(rows, context_length, "train.jsonl")
+    cut, truncated = truncate(rows, context_length, "train.jsonl", RowsInMemory())
 
     assert ids_of(cut) == [ids[:context_length] for ids in ids_of(rows)]
     assert masks_of(cut) == [trained[:context_length] for trained in masks]
@@ -182,14 +142,14 @@ def test_truncation_cuts_each_row_as_a_slice_would_or_refuses_it(
 
 
 def test_a_conversation_that_is_cut_in_an_answer_trains_what_is_left_of_it() -> None:
-    whole = tokenize_rows([row(1, "Ping?", "Pong. " * 50)], chatml(), "train.jsonl")
+    whole = rows_with([mask("." * 9 + "T" * 50)])
     first_trained = int(whole.trained.argmax())
 
-    cut, _ = truncate(whole, first_trained + 3, "train.jsonl")
+    cut, _ = truncate(whole, first_trained + 3, "train.jsonl", RowsInMemory())
 
     assert cut.trained.tolist() == [False] * first_trained + [True] * 3
     with pytest.raises(FineTuneError, match=f"the first {first_trained} of its"):
-        truncate(whole, first_trained, "train.jsonl")
+        truncate(whole, first_trained, "train.jsonl", RowsInMemory())
 
 
 # Counting
@@ -202,3 +162,26 @@ def test_tokens_that_count_are_those_that_are_predicted() -> None:
 @given(st.lists(st.lists(st.booleans(), max_size=8), min_size=1, max_size=6))
 def test_counting_all_rows_is_counting_each_after_its_first_token(masks: list[list[bool]]) -> None:
     assert trained_tokens(rows_with(masks)) == sum(sum(trained[1:]) for trained in masks)
+
+
+# Rows that are in both
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 1), max_size=3), max_size=6),
+    st.lists(st.lists(st.integers(0, 1), max_size=3), max_size=6),
+)
+def test_rows_that_are_also_in_others_are_those_with_the_same_tokens(
+    train: list[list[int]], rows: list[list[int]]
+) -> None:
+    assert rows_also_in(tokens(train), tokens(rows)) == sum(row in train for row in rows)
+
+
+def tokens(rows: list[list[int]]) -> TokenizedRows:
+    return TokenizedRows(
+        input_ids=np.array([token for row in rows for token in row], dtype=np.int32),
+        trained=np.ones(sum(map(len, rows)), dtype=np.bool_),
+        offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        lines=np.arange(1, len(rows) + 1),
+    )

@@ -15,12 +15,14 @@ from tests.trainer.training_jobs import LORA, spec_of
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.token_files import ARRAYS, DESCRIPTION
 from finetune_trainer.plan import tokenization
 from finetune_trainer.plan.kept_tokens import TokensToKeep, tokens_of
 from finetune_trainer.plan.prepare import Prepared, prepare
 from finetune_trainer.plan.tokenization import Tokenization, Tokens
 from finetune_trainer.storage.run_directory import RunDirectory
 
+ARRAY_FILES = [f"{name}.npy" for name in ARRAYS]
 SAID = "the tokens of the rows are those in "
 
 
@@ -58,6 +60,8 @@ def as_plain(value: object) -> object:
     match value:
         case np.ndarray():
             return (value.dtype.str, value.shape, value.tobytes())
+        case Path():
+            return None
         case dict():
             return {key: as_plain(each) for key, each in value.items()}
         case _:
@@ -185,11 +189,12 @@ def test_fields_that_do_not_decide_them_change_nothing(spec: FineTuneJobSpec, tm
 def test_files_that_are_damaged_are_not_used(spec: FineTuneJobSpec, tmp_path: Path) -> None:
     run = RunDirectory.open(str(tmp_path / "run"))
     kept = keep(spec, run)
-    for name in ("train.npz", "validation.npz", "tokens.json", "complete.json"):
+    names = [f"{file}/{name}" for file in ("train", "validation") for name in (*ARRAY_FILES, DESCRIPTION)]
+    for name in (*names, "complete.json"):
         damaged = tmp_path / "run/prepared" / name
         content = damaged.read_bytes()
-        # In an archive, the first number of the first array, which comes after 128 bytes that describe it.
-        place = content.index(b"\x93NUMPY") + 128 if name.endswith(".npz") else len(content) // 2
+        place = -1 if name.endswith(".npy") else len(content) // 2
+        place %= len(content)
         damaged.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
 
         found, said = again(spec, run)
@@ -202,7 +207,7 @@ def test_files_that_are_damaged_are_not_used(spec: FineTuneJobSpec, tmp_path: Pa
 def test_files_of_which_one_is_missing_or_cut_off_are_not_used(spec: FineTuneJobSpec, tmp_path: Path) -> None:
     run = RunDirectory.open(str(tmp_path / "run"))
     keep(spec, run)
-    file = tmp_path / "run/prepared/train.npz"
+    file = tmp_path / "run/prepared/train/input_ids.npy"
     file.write_bytes(file.read_bytes()[:-1])
     assert run.prepared() is None
     file.unlink()

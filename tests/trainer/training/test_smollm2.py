@@ -30,7 +30,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_api.manifest import read_spec
 from finetune_trainer.data.batches import row_order
-from finetune_trainer.data.rows import Row, read_rows
+from finetune_trainer.data.reading import read_rows
+from finetune_trainer.data.rows import Row
 from finetune_trainer.export.merge import merge
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.quantization import quantized_bytes
@@ -119,7 +120,7 @@ def test_loss_and_gradient_norm_are_trls_who_tokenizes_the_rows_itself(
     job: TrainingJob, smollm2: Path, rows: Path, tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    read, _ = read_rows(str(rows), "instruction_tuning")
+    read = read_rows(str(rows), "instruction_tuning")
     order = [int(index) for epoch in range(STEPS) for index in row_order(job.prepared.spec.seed, epoch, ROWS)]
     torch.manual_seed(job.prepared.spec.seed)
     model = peft.get_peft_model(
@@ -152,7 +153,7 @@ def test_its_adapter_loads_with_plain_peft_and_the_merged_model_answers_as_it_do
     adapter: Path, smollm2: Path, stdlib_validation: Path, tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    held_out, _ = read_rows(str(stdlib_validation), "instruction_tuning")
+    held_out = read_rows(str(stdlib_validation), "instruction_tuning")
     asked = tokenizer(
         [prompt_of(row, tokenizer) for row in held_out[:4]],
         return_tensors="pt",

@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, cast
 
 from jinja2 import TemplateSyntaxError
@@ -26,7 +27,6 @@ from finetune_trainer.data.rows import Message, Row
 
 Task = Literal["causal_lm", "instruction_tuning"]
 
-SHOWN_TOKENS = 3
 _QUESTION = "Ping?"
 
 
@@ -37,12 +37,14 @@ class Encoded:
     input_ids: list[int]
     trained: list[bool]
     """For each token, whether it counts in the loss."""
+    left_out: bool = False
+    """Whether something of the answers is not in the text."""
 
 
 class ChatFormat:
     """Tokenizes rows for one model and task.
 
-    `ends` are the tokens at which generation must stop.
+    `source` names what writes the text, `ends` are the tokens at which generation must stop.
     """
 
     def __init__(
@@ -58,11 +60,9 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._rendering = rendering
         self._task = task
-        self._source = source
+        self.source = source
         self.ends = tuple(ends)
         self.warnings = tuple(warnings)
-        self.shortened: list[int] = []
-        """The lines of the rows encoded so far of whose answers something is not in the text."""
 
     @property
     def chat_template(self) -> str | None:
@@ -80,8 +80,7 @@ class ChatFormat:
             text, answers = self._written(row.messages)
         except RenderingError as error:
             raise FineTuneError(FailureClass.INVALID_DATA, str(error)) from error
-        if not _says_all(text, answers, row.messages):
-            self.shortened.append(row.line)
+        left_out = not _says_all(text, answers, row.messages)
         tokens = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = cast("list[int]", tokens["input_ids"])
         if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
@@ -91,8 +90,8 @@ class ChatFormat:
             )
             raise FineTuneError(FailureClass.INVALID_DATA, f"messages: {twice}")
         if answers is None:
-            return Encoded(ids, [True] * len(ids))
-        return Encoded(ids, inside(cast("list[Span]", tokens["offset_mapping"]), answers))
+            return Encoded(ids, [True] * len(ids), left_out)
+        return Encoded(ids, inside(cast("list[Span]", tokens["offset_mapping"]), answers), left_out)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a prompt: the conversation, and what makes the model answer."""
@@ -103,39 +102,23 @@ class ChatFormat:
             ],
         )
 
-    def remarks(self, rows: Sequence[Row], path: str) -> list[str]:
-        """Warnings about the rows of a file, once all are encoded."""
-        remarks = []
-        if self.shortened:
-            left_out = "leaves out a part of what is answered, such as thoughts, which is not trained on"
-            remarks.append(f"{path}: {self._source} {left_out}; {_rows(self.shortened)}")
-            self.shortened = []
-        tokens, lines = self._control_tokens(rows)
-        if lines:
-            shown = ", ".join(tokens[:SHOWN_TOKENS]) + (", ..." if len(tokens) > SHOWN_TOKENS else "")
-            read = "in what is said is read as a control token; take it out where it is meant as text"
-            remarks.append(f"{path}: {shown} {read}; {_rows(lines)}")
-        return remarks
+    def control_tokens(self, row: Row) -> list[str]:
+        """The control tokens that stand in the contents of a row, where the row is not to write them."""
+        if self._control is None:
+            return []
+        return [token for message in row.messages for token in self._control.findall(message.content)]
 
-    def _control_tokens(self, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
-        """The control tokens that stand in contents, and the lines of their rows.
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        """Finds control tokens; None where there are none, or where it is the rows that write them.
 
-        A prompt_format may leave it to the rows to write them when all of a row counts.
+        A prompt_format may leave that to rows all of which counts.
         """
         if self._task == "causal_lm" and isinstance(self._rendering, FormatRendering):
-            return [], []
+            return None
         added = self._tokenizer.added_tokens_decoder.values()
         names = {*self._tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-        if not names:
-            return [], []
-        control = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-        found: dict[str, None] = {}
-        lines = []
-        for row in rows:
-            here = [token for message in row.messages for token in control.findall(message.content)]
-            found |= dict.fromkeys(here)
-            lines += [row.line] if here else []
-        return list(found), lines
+        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
     def _written(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
         """The conversation as text, and the spans that count in it, or None when all of it counts."""
@@ -147,7 +130,7 @@ class ChatFormat:
             return text, spans
         if len(spans) != len(answers):
             raise RenderingError(
-                f"messages: {self._source} marks {len(spans)} answers, and the row has {len(answers)}, so it"
+                f"messages: {self.source} marks {len(spans)} answers, and the row has {len(answers)}, so it"
                 " cannot be told which of them has weight 0"
             )
         return text, [span for span, answer in zip(spans, answers, strict=True) if answer.trained]
@@ -241,11 +224,6 @@ def _says_all(text: str, answers: Sequence[Span] | None, messages: Sequence[Mess
         return all(map(str.__contains__, written, said))
     whole = "".join(text.split())
     return all(each in whole for each in said)
-
-
-def _rows(lines: Sequence[int]) -> str:
-    """How many rows it is, and which is the first."""
-    return f"{len(lines)} rows have it, the first in line {lines[0]}"
 
 
 def _writes_questions(rendering: Rendering) -> bool:

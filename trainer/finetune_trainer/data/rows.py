@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.storage.open import open_input
+from finetune_trainer.data.remarks import Remarks
 
+BLOCK_BYTES = 2**18
+"""How much of a file is looked at together. On the way to tokens a text takes a hundred times its size."""
 ROLES = ("system", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 """Keys of a message that a chat template may drop silently: the row would then teach something else."""
@@ -36,6 +39,26 @@ class Row:
     messages: tuple[Message, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines of a file that follow each other."""
+
+    first: int
+    """The 1-based number of the first one."""
+    lines: list[bytes]
+    """Each with its line break."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedLines:
+    """The rows in some lines of a file."""
+
+    rows: list[Row]
+    problems: list[str]
+    """Those of all lines that are no row, as `line: where: what`."""
+    remarks: Remarks
+
+
 class _RowError(Exception):
     """A row is wrong. Each problem says where, what is wrong and what would be right."""
 
@@ -44,43 +67,40 @@ class _RowError(Exception):
         self.problems = problems
 
 
-def read_rows(path: str, task: str) -> tuple[list[Row], list[str]]:
-    """Reads all rows of a file, and returns them with warnings about keys that are ignored.
+def blocks(stream: BinaryIO) -> Iterator[Lines]:
+    """The lines of a file, about BLOCK_BYTES of them at a time, or one line that is longer."""
+    first = 1
+    # Not str.splitlines, which also splits at characters that JSON allows inside a string.
+    while lines := stream.readlines(BLOCK_BYTES):
+        yield Lines(first, lines)
+        first += len(lines)
 
-    `path` is any that `open_input` takes. Blank lines are skipped. A system message is moved to the front, as
-    in LLMForge. Raises FineTuneError: InvalidData with every problem of every line as
-    `path:line: where: what`, or what `open_input` raises.
+
+def parse_rows(lines: Lines, task: str) -> ParsedLines:
+    """The rows in some lines. Blank lines are skipped; a system message is moved to the front.
+
+    The latter is as in LLMForge. What is remarked are the keys that are ignored.
     """
     rows: list[Row] = []
     problems: list[str] = []
-    ignored: dict[str, list[int]] = {}
-    with open_input(path) as stream:
-        # Not str.splitlines, which also splits at characters that JSON allows inside a string.
-        for number, raw in enumerate(stream, start=1):
-            try:
-                text = raw.decode("utf-8-sig")
-                if not text.strip():
-                    continue
-                messages, unknown = _messages(text, task)
-            except UnicodeDecodeError as error:
-                problems.append(
-                    f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; save the file as"
-                    " UTF-8 text"
-                )
-            except _RowError as bad:
-                problems += [f"{path}:{number}: {problem}" for problem in bad.problems]
-            else:
-                rows.append(Row(number, messages))
-                for key in unknown:
-                    ignored.setdefault(key, []).append(number)
-    if not rows and not problems:
-        problems.append(f'{path}: holds no rows; give one {{"messages": [...]}} a line')
-    if problems:
-        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
-    return rows, [
-        f"{path}: {key} is ignored; {len(lines)} rows have it, the first in line {lines[0]}"
-        for key, lines in ignored.items()
-    ]
+    remarks = Remarks()
+    for number, raw in enumerate(lines.lines, start=lines.first):
+        try:
+            text = raw.decode("utf-8-sig")
+            if not text.strip():
+                continue
+            messages, unknown = _messages(text, task)
+        except UnicodeDecodeError as error:
+            problems.append(
+                f"{number}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8 text"
+            )
+        except _RowError as bad:
+            problems += [f"{number}: {problem}" for problem in bad.problems]
+        else:
+            rows.append(Row(number, messages))
+            for key in unknown:
+                remarks.ignored(key, number)
+    return ParsedLines(rows, problems, remarks)
 
 
 def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:

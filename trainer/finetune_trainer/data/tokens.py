@@ -1,20 +1,24 @@
-"""Tokenized rows in flat arrays, which all workers share, and their truncation to the context length."""
+"""Tokenized rows in flat arrays, and their truncation to the context length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.data.chat import ChatFormat
-from finetune_trainer.data.rows import Row
+from finetune_trainer.data.remarks import Remarks
 
 IGNORED = -100
 """The label of a position whose prediction does not count: the value that PyTorch and transformers use."""
+PART_TOKENS = 2**20
+"""How many tokens are looked at together where something is computed of all."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class TokenizedRows:
     """Where each row begins, and at the end where the last one ends. Shape (rows + 1,)."""
     lines: NDArray[np.int64]
     """For each row, its 1-based line in the file. Shape (rows,)."""
+    directory: Path | None = None
+    """Where the arrays are that these are mapped from; None for those in memory."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -48,13 +54,30 @@ class TokenizedRows:
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         return labels
 
+    def parts(self) -> Iterator[TokenizedRows]:
+        """The rows in parts of about PART_TOKENS tokens, in their order. Tokens are views."""
+        start = 0
+        while start < len(self):
+            fitting = int(np.searchsorted(self.offsets, self.offsets[start] + PART_TOKENS, side="right")) - 1
+            stop = max(start + 1, fitting)
+            first, end = self.offsets[start], self.offsets[stop]
+            yield TokenizedRows(
+                input_ids=self.input_ids[first:end],
+                trained=self.trained[first:end],
+                offsets=self.offsets[start : stop + 1] - first,
+                lines=self.lines[start:stop],
+            )
+            start = stop
+
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """How many labels of each row are not IGNORED. Shape (rows,)."""
-        counted = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-        after_first = np.minimum(self.offsets[:-1] + 1, self.offsets[1:])
-        predicted: NDArray[np.int64] = counted[self.offsets[1:]] - counted[after_first]
-        return predicted
+        of_parts = [np.zeros(0, dtype=np.int64)]
+        for part in self.parts():
+            counted = np.concatenate([[0], np.cumsum(part.trained, dtype=np.int64)])
+            after_first = np.minimum(part.offsets[:-1] + 1, part.offsets[1:])
+            of_parts.append(counted[part.offsets[1:]] - counted[after_first])
+        return np.concatenate(of_parts)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -72,47 +95,58 @@ class TokenizedRows:
         return self.input_ids.nbytes + self.trained.nbytes + self.offsets.nbytes + self.lines.nbytes
 
 
-def tokenize_rows(rows: Sequence[Row], chat_format: ChatFormat, source: str) -> TokenizedRows:
-    """Tokenizes rows, of which there is at least one, without truncation.
+@dataclass(frozen=True)
+class FileTokens:
+    """All rows of a file as tokens, before truncation."""
 
-    Raises FineTuneError (InvalidData) with a problem `source:line: what` for every row that the
-    chat format refuses.
-    """
-    input_ids: list[NDArray[np.int32]] = []
-    trained: list[NDArray[np.bool_]] = []
-    problems: list[str] = []
-    for row in rows:
-        try:
-            encoded = chat_format.encode(row)
-        except FineTuneError as error:
-            problems += [f"{source}:{row.line}: {problem}" for problem in error.problems]
-            continue
-        input_ids.append(np.array(encoded.input_ids, dtype=np.int32))
-        trained.append(np.array(encoded.trained, dtype=np.bool_))
-    if problems:
-        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
-    return TokenizedRows(
-        input_ids=np.concatenate(input_ids),
-        trained=np.concatenate(trained),
-        offsets=_offsets([len(ids) for ids in input_ids]),
-        lines=np.array([row.line for row in rows], dtype=np.int64),
-    )
+    rows: TokenizedRows
+    remarks: Remarks
 
 
-def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[TokenizedRows, int]:
+class RowWriter(Protocol):
+    """Takes rows part by part, and gives all of them as one."""
+
+    def append(self, rows: TokenizedRows) -> None:
+        """Adds rows after those that are there."""
+
+    def finish(self) -> TokenizedRows:
+        """All rows, once there are no more."""
+
+
+class RowsInMemory:
+    """A `RowWriter` for rows that are few."""
+
+    def __init__(self) -> None:
+        self._parts: list[TokenizedRows] = []
+
+    def append(self, rows: TokenizedRows) -> None:
+        """See `RowWriter`."""
+        self._parts.append(rows)
+
+    def finish(self) -> TokenizedRows:
+        """See `RowWriter`. There must be at least one part."""
+        parts = self._parts
+        return TokenizedRows(
+            input_ids=np.concatenate([part.input_ids for part in parts]),
+            trained=np.concatenate([part.trained for part in parts]),
+            offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
+            lines=np.concatenate([part.lines for part in parts]),
+        )
+
+
+def truncate(
+    rows: TokenizedRows, context_length: int, source: str, writer: RowWriter
+) -> tuple[TokenizedRows, int]:
     """Cuts every row to its first `context_length` tokens, and returns how many rows were longer.
 
-    Raises FineTuneError (InvalidData) with a problem `source:line: what` for every row in which no token is
-    left that counts in the loss.
+    Where there are any, what is left of all rows is given to `writer`. Raises FineTuneError (InvalidData)
+    with a problem `source:line: what` for every row in which no token is left that counts in the loss.
     """
-    position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
-    kept = position_in_row < context_length
-    cut = TokenizedRows(
-        input_ids=rows.input_ids[kept],
-        trained=rows.trained[kept],
-        offsets=_offsets(np.minimum(rows.lengths, context_length)),
-        lines=rows.lines,
-    )
+    longer = int((rows.lengths > context_length).sum())
+    if longer:
+        for part in rows.parts():
+            writer.append(_cut(part, context_length))
+    cut = writer.finish() if longer else rows
     without = np.flatnonzero(cut.predicted == 0)
     if without.size:
         whole = rows.predicted
@@ -123,12 +157,38 @@ def truncate(rows: TokenizedRows, context_length: int, source: str) -> tuple[Tok
             )
         ]
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)
-    return cut, int((rows.lengths > context_length).sum())
+    return cut, longer
+
+
+def _cut(rows: TokenizedRows, context_length: int) -> TokenizedRows:
+    position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    kept = position_in_row < context_length
+    return TokenizedRows(
+        input_ids=rows.input_ids[kept],
+        trained=rows.trained[kept],
+        offsets=offsets_of(np.minimum(rows.lengths, context_length)),
+        lines=rows.lines,
+    )
 
 
 def trained_tokens(rows: TokenizedRows) -> int:
     """The number of tokens that count in the loss of an epoch."""
     return int(rows.predicted.sum())
+
+
+def rows_also_in(train: TokenizedRows, rows: TokenizedRows) -> int:
+    """How many of the rows have the same tokens as a row of `train`."""
+    as_long = np.flatnonzero(np.isin(train.lengths, rows.lengths))
+    return int(np.isin(_digests(rows, range(len(rows))), _digests(train, as_long)).sum())
+
+
+def _digests(rows: TokenizedRows, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bytes_]:
+    """Digests of the tokens of some rows: 16 bytes for each, and others for other tokens."""
+    size = 16
+    digests = np.empty(len(indices), dtype=f"S{size}")
+    for position, index in enumerate(indices):
+        digests[position] = hashlib.blake2b(rows.row(int(index))[0].data, digest_size=size).digest()
+    return digests
 
 
 def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:
@@ -140,5 +200,6 @@ def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> 
     return f"none of its {length} tokens counts in the loss; give it an answer, or leave it out"
 
 
-def _offsets(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of these lengths begin, one after the other, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

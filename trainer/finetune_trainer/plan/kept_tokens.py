@@ -2,89 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
+import atexit
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from pydantic import BaseModel, ValidationError
+from contextlib import ExitStack, suppress
 
 from finetune_api.failure import FineTuneError
-from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.data.token_files import (
+    DESCRIPTION,
+    Description,
+    describe,
+    described,
+    described_tokens,
+    write_rows,
+)
+from finetune_trainer.data.tokens import FileTokens
 from finetune_trainer.plan.tokenization import Tokenization, Tokens
-from finetune_trainer.storage.open import Storage
+from finetune_trainer.storage.open import Storage, digest
 from finetune_trainer.storage.run_directory import RunDirectory
 
-DESCRIPTION = "tokens.json"
-"""A `KeptTokens` as JSON; beside it are the rows of each file, in `FILES`."""
-FILES = ("train.npz", "validation.npz")
-"""NumPy's archives of the arrays of `TokenizedRows`, by their names."""
-_ARRAYS = ("input_ids", "trained", "offsets", "lines")
-
-
-class KeptTokens(BaseModel):
-    """What kept tokens are of."""
-
-    version: Literal[1] = 1
-    fingerprint: str
-    """That of the `Tokenization` when they were made."""
-    files: int
-    """1, or 2 with validation rows."""
-    warnings: list[str]
-    warnings_sha256: str
-
-    @classmethod
-    def of(cls, fingerprint: str, tokens: Tokens) -> KeptTokens:
-        """The description of these tokens."""
-        warnings = list(tokens.warnings)
-        return cls(
-            fingerprint=fingerprint,
-            files=len(tokens.files),
-            warnings=warnings,
-            warnings_sha256=_sha256(warnings),
-        )
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the warnings are those that were written."""
-        return _sha256(self.warnings) == self.warnings_sha256
-
-
-def _sha256(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
+FILES = ("train", "validation")
+"""The directories with the rows of each file, as in the user's cache."""
 
 
 class TokensToKeep:
     """Tokenizes rows for `prepare`, and keeps the tokens when all else is found to be right too."""
 
     def __init__(self) -> None:
-        self._made: tuple[str, Tokens] | None = None
+        self._made: tuple[Tokenization, Tokens] | None = None
 
     def tokenize(self, tokenization: Tokenization) -> Tokens:
         """The tokens; see `Tokenization.tokenize`."""
-        fingerprint = None
-        # Before they are read: rows that change meanwhile are not taken for those that were. What cannot be
-        # read is said, with all other problems, when it is tokenized.
-        with suppress(FineTuneError):
-            fingerprint = tokenization.fingerprint()
         tokens = tokenization.tokenize()
-        if fingerprint is not None:
-            self._made = (fingerprint, tokens)
+        self._made = (tokenization, tokens)
         return tokens
 
     def keep(self, run: RunDirectory) -> None:
         """Writes the tokens into a run directory that is claimed, in place of those that are there."""
         if self._made is None:
             return
-        fingerprint, tokens = self._made
+        tokenization, tokens = self._made
         with run.staging_prepared() as staging:
-            for name, rows in zip(FILES, tokens.files, strict=False):
-                np.savez(staging / name, **{array: getattr(rows, array) for array in _ARRAYS})
-            described = KeptTokens.of(fingerprint, tokens)
-            (staging / DESCRIPTION).write_text(described.model_dump_json(indent=2), encoding="utf-8")
+            for name, file, content in zip(FILES, tokens.files, tokens.digests, strict=False):
+                (staging / name).mkdir()
+                write_rows(file.rows, staging / name)
+                describe(staging / name, tokenization.key(content), file.remarks)
             run.commit_prepared(staging)
 
 
@@ -97,33 +58,35 @@ def tokens_of(tokenization: Tokenization, run: RunDirectory, say: Callable[[str]
     storage = run.prepared()
     if storage is None:
         return tokenization.tokenize()
-    kept = _described(storage)
-    fingerprint = None
+    digests: list[str] = []
     with suppress(FineTuneError):  # it is said, with all other problems, when the rows are tokenized
-        fingerprint = tokenization.fingerprint()
-    if kept is None or not kept.is_whole or kept.fingerprint != fingerprint:
+        digests = [digest(path) for path in tokenization.paths]
+    kept = [
+        described(storage.read_text(f"{name}/{DESCRIPTION}"), tokenization.key(content))
+        for name, content in zip(FILES, digests, strict=False)
+    ]
+    descriptions = [description for description in kept if description is not None]
+    if not kept or len(descriptions) < len(kept):
         say(
             f"warning: {storage.path}: what was prepared is of other rows, another tokenizer or another"
             " version; the rows are tokenized again"
         )
         return tokenization.tokenize()
     try:
-        with storage.local_copy() as directory:
-            files = tuple(_read(directory / name) for name in FILES[: kept.files])
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        files = _files(storage, descriptions)
+    except (ValueError, OSError) as error:
         say(f"warning: {storage.path}: cannot be read ({error}); the rows are tokenized again")
         return tokenization.tokenize()
     say(f"the tokens of the rows are those in {storage.path}")
-    return Tokens(files, tuple(kept.warnings))
+    return tokenization.tokens(files, digests)
 
 
-def _described(storage: Storage) -> KeptTokens | None:
-    try:
-        return KeptTokens.model_validate_json(storage.read_text(DESCRIPTION) or "")
-    except ValidationError:
-        return None
-
-
-def _read(file: Path) -> TokenizedRows:
-    with np.load(file, allow_pickle=False) as arrays:
-        return TokenizedRows(**{name: arrays[name] for name in _ARRAYS})
+def _files(storage: Storage, descriptions: list[Description]) -> list[FileTokens]:
+    with ExitStack() as copies:
+        directory = copies.enter_context(storage.local_copy())
+        files = [
+            described_tokens(directory / name, description)
+            for name, description in zip(FILES, descriptions, strict=False)
+        ]
+        atexit.register(copies.pop_all().close)  # they are mapped from there
+    return files

@@ -16,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
 from finetune_trainer.checkpoint.inference import end_tokens, inference
 from finetune_trainer.data.chat import ChatFormat
-from finetune_trainer.data.tokens import TokenizedRows, trained_tokens, truncate
+from finetune_trainer.data.tokens import TokenizedRows, rows_also_in, trained_tokens, truncate
 from finetune_trainer.model.load import (
     Shape,
     check_weights,
@@ -28,6 +28,7 @@ from finetune_trainer.model.load import (
     shape,
 )
 from finetune_trainer.model.remarks import transformers_remarks
+from finetune_trainer.plan.token_cache import writer_beside
 from finetune_trainer.plan.tokenization import Tokenization, Tokens, all_or_every_problem
 from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.tasks.task import task_of
@@ -65,7 +66,7 @@ class Prepared:
         """A hash of the tokenized training rows, after truncation."""
         digest = hashlib.sha256()
         for array in (self.train.input_ids, self.train.trained, self.train.offsets):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -97,7 +98,7 @@ def prepare(
 
     tokenization = Tokenization(spec, tokenizer, task, chat)
     tokens = tokenize(tokenization)
-    tokenized = tokens.files
+    tokenized = [file.rows for file in tokens.files]
     warnings = [*remarks, *model_shape.warnings, *tokens.warnings, *_inference_remarks(spec, tokenizer, chat)]
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
@@ -113,7 +114,7 @@ def prepare(
         model_context_length=model_shape.context_length,
     )
     cut = all_or_every_problem(
-        lambda pair: truncate(pair[0], computed.context_length, pair[1]),
+        lambda pair: truncate(pair[0], computed.context_length, pair[1], writer_beside(pair[0])),
         list(zip(tokenized, tokenization.paths, strict=True)),
     )
     train = cut[0][0]
@@ -182,8 +183,7 @@ def plan_of(
 
 
 def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
-    seen = {train.row(index)[0].tobytes() for index in range(len(train))}
-    shared = sum(validation.row(index)[0].tobytes() in seen for index in range(len(validation)))
+    shared = rows_also_in(train, validation)
     if not shared:
         return []
     return [

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer import data
 from finetune_trainer.data.chat import ChatFormat
-from finetune_trainer.data.tokens import TokenizedRows
-from finetune_trainer.storage.open import digest
+from finetune_trainer.data.reading import read_tokens
+from finetune_trainer.data.token_files import RowsOnDisk
+from finetune_trainer.data.tokens import FileTokens, RowsInMemory
+from finetune_trainer.plan.token_cache import TokenCache
+from finetune_trainer.storage.open import digest, input_size
 from finetune_trainer.tasks.task import Task
+
+_DATA = Path(data.__path__[0])
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SMALL_BYTES = 4 * 2**20
+"""Files that are smaller are tokenized before anything is found in a cache; their tokens stay in memory."""
 
 _PROGRAMS = ("finetune-operator", "transformers", "tokenizers", "jinja2")
 """What turns text into tokens: another version may do it in another way."""
@@ -29,8 +40,10 @@ _PROGRAMS = ("finetune-operator", "transformers", "tokenizers", "jinja2")
 class Tokens:
     """All rows of a job as tokens, before truncation."""
 
-    files: tuple[TokenizedRows, ...]
-    """The training rows, and the validation rows if there are any."""
+    files: tuple[FileTokens, ...]
+    """Those of the training rows, and of the validation rows if there are any."""
+    digests: tuple[str, ...]
+    """The SHA-256 of each file, as it was when its rows were read."""
     warnings: tuple[str, ...]
     """For people, about what was read."""
 
@@ -50,29 +63,56 @@ class Tokenization:
         return (self.spec.train_path, *([self.spec.valid_path] if self.spec.valid_path else []))
 
     def tokenize(self) -> Tokens:
-        """Reads, checks and tokenizes all rows.
+        """Reads, checks and tokenizes all rows; those of large files may be in the user's cache.
 
         Raises FineTuneError (InvalidData) with every problem of both files.
         """
-        reader = self.task.reader(self.chat)
-        files = all_or_every_problem(reader.read, list(self.paths))
-        return Tokens(tuple(files), tuple(reader.warnings))
+        found = all_or_every_problem(self._tokens_of, list(self.paths))
+        return self.tokens([tokens for tokens, _ in found], [content for _, content in found])
 
-    def fingerprint(self) -> str:
-        """A hash of all that decides the tokens: the rows as they are now, and how they become tokens.
+    def tokens(self, files: Sequence[FileTokens], digests: Sequence[str]) -> Tokens:
+        """The tokens of all files."""
+        remarks = [
+            remark
+            for path, tokens in zip(self.paths, files, strict=True)
+            for remark in tokens.remarks.words(path, self.chat.source)
+        ]
+        return Tokens(tuple(files), tuple(digests), (*self.chat.warnings, *remarks))
 
-        Reads the files. Raises FineTuneError where one cannot be read.
-        """
-        spec, tokenizer = self.spec, self.tokenizer
+    def key(self, content: str) -> str:
+        """A hash of all that decides the tokens of a file: its SHA-256, and how rows become tokens."""
+        return hashlib.sha256(f"{self._way} {content}".encode()).hexdigest()
+
+    def _tokens_of(self, path: str) -> tuple[FileTokens, str]:
+        """The tokens of a file and its SHA-256."""
+        encoder = self.task.encoder(self.chat)
+        if input_size(path) < SMALL_BYTES:
+            return read_tokens(path, encoder, RowsInMemory())
+        cache = TokenCache.of_user()
+        content = digest(path)
+        found = cache.take(self.key(content))
+        if found is not None:
+            return found, content
+        private = cache.private_directory()
+        made, content = read_tokens(path, encoder, RowsOnDisk(private))
+        return cache.add(private, self.key(content), made), content
+
+    @cached_property
+    def _way(self) -> str:
+        """A hash of how rows become tokens."""
+        tokenizer = self.tokenizer
         decides = {
             "programs": {name: version(name) for name in _PROGRAMS},
-            "rows": [[path, digest(path)] for path in self.paths],
-            "spec": spec.model_dump(mode="json", include={"model_id", "generation_config"}),
-            "task": spec.trained_task,
+            # In a checkout it changes without a new version.
+            "program": [file.read_text(encoding="utf-8") for file in sorted(_DATA.glob("*.py"))],
+            "format": self.spec.model_dump(mode="json", include={"generation_config"}),
+            "task": self.spec.trained_task,
             # Also its vocabulary: what stands at the path of a model may change.
             "tokenizer": tokenizer.backend_tokenizer.to_str(),
+            "class": type(tokenizer).__name__,
             "template": tokenizer.chat_template,
-            "special": sorted(map(str, tokenizer.all_special_tokens)),
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "all_special": sorted(map(str, tokenizer.all_special_tokens)),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

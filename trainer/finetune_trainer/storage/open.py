@@ -212,6 +212,21 @@ def local_path(path: str) -> Path:
     return Path("/", unquote(inside))
 
 
+def input_size(path: str) -> int:
+    """The bytes of the file at a path that `open_input` takes; raises as that does."""
+    with open_input(path) as stream:
+        return size_of(stream)
+
+
+def size_of(stream: BinaryIO) -> int:
+    """The bytes of a file that is open at its beginning; 0 for a pipe, whose end nobody knows."""
+    if not stream.seekable():
+        return 0
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    return size
+
+
 def digest(path: str) -> str:
     """The SHA-256 of the file at a path that `open_input` takes, as hexadecimal digits."""
     content = hashlib.sha256()

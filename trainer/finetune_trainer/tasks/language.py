@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat, chat_format
+from finetune_trainer.data.encoding import LineEncoder
 from finetune_trainer.data.layout import Batch
-from finetune_trainer.data.rows import read_rows
-from finetune_trainer.data.tokens import IGNORED, TokenizedRows, tokenize_rows
+from finetune_trainer.data.tokens import IGNORED
 from finetune_trainer.tasks.objective import Loss, Model, Objective
 
 
@@ -32,25 +32,6 @@ class LanguageObjective(Objective):
         return Loss(functional.cross_entropy(predicted, batch.labels[counts], reduction="sum"))
 
 
-class ChatReader:
-    """Reads files of conversations into rows of tokens."""
-
-    def __init__(self, spec: FineTuneJobSpec, chat: ChatFormat) -> None:
-        self._spec = spec
-        self._chat = chat
-        self.warnings = list(chat.warnings)
-
-    def read(self, path: str) -> TokenizedRows:
-        """Reads all rows of a file, without truncation.
-
-        Raises FineTuneError (InvalidData) with a problem `path:line: what` for every row that is wrong.
-        """
-        rows, remarks = read_rows(path, self._spec.trained_task)
-        tokenized = tokenize_rows(rows, self._chat, path)
-        self.warnings += [*remarks, *self._chat.remarks(rows, path)]
-        return tokenized
-
-
 class LanguageTask:
     """Language modelling as a `finetune_trainer.tasks.task.Task`."""
 
@@ -67,9 +48,9 @@ class LanguageTask:
         spec = self._spec
         return chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
 
-    def reader(self, chat: ChatFormat) -> ChatReader:
-        """A reader of conversations."""
-        return ChatReader(self._spec, chat)
+    def encoder(self, chat: ChatFormat) -> LineEncoder:
+        """What makes tokens of lines."""
+        return LineEncoder(self._spec.trained_task, chat)
 
     def objective(self, model: Model) -> Objective:
         """The model with the cross-entropy of the tokens that count."""

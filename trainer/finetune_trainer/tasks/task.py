@@ -8,22 +8,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat
-from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.data.encoding import LineEncoder
 from finetune_trainer.tasks.language import LanguageTask
 from finetune_trainer.tasks.objective import Model, Objective
-
-
-class Reader(Protocol):
-    """Reads the files of a task into rows of tokens."""
-
-    warnings: list[str]
-    """Warnings for people about the files that were read so far."""
-
-    def read(self, path: str) -> TokenizedRows:
-        """Reads all rows of a file, without truncation.
-
-        Raises FineTuneError (InvalidData) with a problem for every row that is wrong.
-        """
 
 
 class Task(Protocol):
@@ -38,8 +25,8 @@ class Task(Protocol):
         Raises FineTuneError (InvalidSpec) when the tokenizer cannot write them.
         """
 
-    def reader(self, chat: ChatFormat) -> Reader:
-        """A reader of the task's files."""
+    def encoder(self, chat: ChatFormat) -> LineEncoder:
+        """What makes tokens of the lines of the task's files."""
 
     def objective(self, model: Model) -> Objective:
         """The model with the task's loss."""

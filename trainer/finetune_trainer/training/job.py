@@ -6,7 +6,7 @@ Processes that only pass a job on import this too, so it imports nothing heavy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,18 @@ class TrainingJob:
         """The length in tokens that every batch is padded to; None pads to the batch's longest row."""
         padded = self.prepared.spec.padding == "max_length"
         return self.prepared.numbers.context_length if padded else None
+
+    def for_this_machine(self) -> TrainingJob:
+        """The same job for other processes of this machine, which map its rows from disk as this one does."""
+        from finetune_trainer.data.token_files import by_path
+
+        train, validation = self.prepared.train, self.prepared.validation
+        prepared = replace(
+            self.prepared,
+            train=by_path(train),
+            validation=None if validation is None else by_path(validation),
+        )
+        return replace(self, prepared=prepared)
 
 
 @dataclass(frozen=True)

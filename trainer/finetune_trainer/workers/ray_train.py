@@ -68,6 +68,7 @@ class RayGroup:
     def __init__(self, workers: RayWorkers, start: Start) -> None:
         self._board = open_board()
         self._error: BaseException | None = None
+        self._on_this_machine = workers.on_this_machine
         self._kills = kills_for_memory() if workers.on_this_machine else None
         # Ray's own fit answers Ctrl-C by killing the workers; in a thread it leaves signals alone, and a
         # snapshot can be saved.
@@ -86,7 +87,7 @@ class RayGroup:
 
         A node that is about to go stops the run too, and that is a failure (NodeLost).
         """
-        put_job(self._board, ray.put(job))
+        put_job(self._board, ray.put(job.for_this_machine() if self._on_this_machine else job))
         notice, drain = Notice(), Drain()
         asked = taken_away = False
         try:
