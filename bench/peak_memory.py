@@ -57,6 +57,7 @@ Fields = dict[str, JsonValue]
 LORA: Fields = {"lora_config": {"r": 8, "lora_alpha": 16}}
 FULL: Fields = {}
 KEPT: Fields = {"gradient_checkpointing": False}
+PADDED: Fields = {"padding": "max_length"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Case:
     sizes: Fields = field(default_factory=dict)
     """What differs from the published configuration."""
     uneven: bool = False
-    """Whether the last row of each micro-batch is shorter than the others, so that there is padding."""
+    """Whether every second row is shorter than the others."""
 
 
 CASES = {
@@ -83,8 +84,9 @@ CASES = {
     "8b lora, dropout, kept": Case(
         "llama-3-8b", 1, 2048, {"lora_config": {"r": 64, "lora_dropout": 0.05}}, KEPT
     ),
-    "mistral lora, padded": Case("mistral-7b", 4, 2048, LORA, uneven=True),
-    "mistral lora, padded, kept": Case("mistral-7b", 4, 1024, LORA, KEPT, uneven=True),
+    "mistral lora, padded": Case("mistral-7b", 4, 2048, LORA, PADDED, uneven=True),
+    "mistral lora, padded, kept": Case("mistral-7b", 4, 1024, LORA, KEPT | PADDED, uneven=True),
+    "mistral lora, uneven": Case("mistral-7b", 4, 2048, LORA, uneven=True),
     "1b full": Case("llama-3.2-1b", 4, 2048, FULL),
     "1b full, kept": Case("llama-3.2-1b", 4, 2048, FULL, KEPT),
     "1b full, one short row": Case("llama-3.2-1b", 1, 512, FULL),

@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +28,6 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -34,12 +35,14 @@ from finetune_api.manifest import read_spec
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.sharding import Sharding
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.layout import Batch
 from finetune_trainer.model.adapters import with_adapters
 from finetune_trainer.model.load import Shape
 from finetune_trainer.model.sizes import layers_of, sizes_of
+from finetune_trainer.model.trial import findings
 from finetune_trainer.plan.layer_memory import layer_memory
 from finetune_trainer.plan.memory import Lengths, MemoryEstimate, memory, step_of
-from finetune_trainer.tasks.objective import Model
+from finetune_trainer.tasks.objective import Model, base_of
 from finetune_trainer.tasks.task import task_of
 
 GIB = 2**30
@@ -143,7 +146,7 @@ def estimated_for(case: Case) -> MemoryEstimate:
     model = model_for(spec, config, case.dtype)
     step = step_of(
         spec,
-        shape_of(model, config),
+        replace(shape_of(model, config), scores_in_chunks=True),
         layer_memory(spec, config, case.dtype, on_gpu=True),
         Lengths(LENGTH, LENGTH, padded=False, longest_validated=0),
         dtype=case.dtype,
@@ -181,20 +184,6 @@ def model_for(spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPr
     return cast("Model", with_adapters(model, spec.lora_config, on_meta=True).train())
 
 
-class Loss(torch.nn.Module):
-    """The language objective where every token counts. Which ones do, no tensor without data can say."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
-        """The sum of the cross-entropy."""
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        predicted = logits.flatten(0, 1)[every].float()
-        return functional.cross_entropy(predicted, ids.flatten()[every], reduction="sum")
-
-
 class _Totals:
     """A tracker that does not tell gradients from other values, since it cannot where weights are frozen."""
 
@@ -217,7 +206,9 @@ class CopyTracker(_Totals, MemTracker):  # type: ignore[no-untyped-call]
 def tracked(case: Case) -> int:
     """The most that a rank allocates in a step, in bytes."""
     spec, shared = spec_for(case), case.sharding.kind == "fsdp"
-    loss = Loss(model_for(spec, config_of(case.model), case.dtype))
+    config = config_of(case.model)
+    found = findings(task_of(spec).model_class, config)
+    loss = task_of(spec).objective(model_for(spec, config, case.dtype), found.scores)
     trained = sum(each.numel() for each in loss.parameters() if each.requires_grad)
     if shared:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.devices)
@@ -226,19 +217,21 @@ def tracked(case: Case) -> int:
         with FakeTensorMode():
             on_cpu(loss)
             if shared:
-                for layer in layers_of(cast("Model", loss.model)):
+                for layer in layers_of(loss.model):
                     fully_shard(layer, mesh=mesh, reshard_after_forward=case.sharding.reshard)
                 fully_shard(loss, mesh=mesh)
             tracker = PartsTracker(loss) if shared else CopyTracker()
             if not shared:
                 tracker.track_external(loss)
+            pass_over(tracker, base_of(loss.model).get_output_embeddings())  # type: ignore[no-untyped-call]
             with tracker:
                 ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
-                every = torch.zeros(ROWS * LENGTH, dtype=torch.long)
+                # Which positions count no tensor without data can say, but how many: all.
+                batch = Batch(ids, labels=ids, counted=torch.zeros(ROWS * LENGTH, dtype=torch.long))
                 with torch.autocast(
                     "cpu", torch.bfloat16, enabled=case.dtype == "bf16", cache_enabled=not shared
                 ):
-                    value = loss(ids, every)
+                    value = loss(batch).total
                 value.backward()
             [peak] = tracker.get_tracker_snapshot("peak").values()
     finally:
@@ -247,6 +240,23 @@ def tracked(case: Case) -> int:
     moments = 8 * trained // (case.devices if shared else 1)
     buckets = 0 if shared else 4 * trained
     return int(peak["Total"]) + moments + buckets
+
+
+def pass_over(tracker: PartsTracker | CopyTracker, module: torch.nn.Module) -> None:
+    """Keeps the tracker from following a module: of the head it takes each chunk to be another step.
+
+    What the module allocates is counted all the same.
+    """
+    modules = tracker._mod_tracker
+    for name in ("_fw_pre_hook", "_fw_post_hook"):
+        setattr(modules, name, partial(_unless, module, getattr(modules, name)))
+
+
+def _unless(
+    module: torch.nn.Module, hook: Callable[..., None], called: torch.nn.Module, *values: object
+) -> None:
+    if called is not module:
+        hook(called, *values)
 
 
 def on_cpu(module: torch.nn.Module) -> None:

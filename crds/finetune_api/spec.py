@@ -134,7 +134,8 @@ class FineTuneJobSpec(SpecModel):
     context_length: Annotated[Integer, Field(ge=8, le=16_777_216)] | None = None
     """Longest sequence in tokens; longer rows are truncated. Derived from the data by default."""
     padding: Literal["longest", "max_length"] = "longest"
-    """Pad micro-batches to their longest row, or to context_length."""
+    """`longest`: rows of a micro-batch are laid end to end, without padding, or are padded to the longest one
+    where the architecture asks for it; `max_length`: padded to context_length."""
     packing: Flag = False
     """Fill sequences across rows."""
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench.model_shapes import SIZES
 from bench.peak_memory import SMALL, Case, measured
 from bench.tracked_memory import CASES, estimated_for, tracked
 from pydantic import JsonValue
-from tests.trainer.training_jobs import FULL, LORA, Fields, forward_of, spec_of
+from tests.trainer.training_jobs import FULL, LORA, Fields, forward_of, some_rows, spec_of
 
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.sharding import COPIES, Sharding
-from finetune_trainer.data.batches import row_order, step_rows
+from finetune_trainer.data.batches import deal, evaluation_batches, row_order, step_rows
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.sizes import Parameters, Sizes
+from finetune_trainer.plan import memory as memory_module
 from finetune_trainer.plan.layer_memory import LayerMemory
-from finetune_trainer.plan.memory import Step, estimate, memory
+from finetune_trainer.plan.memory import RowLengths, Step, estimate, memory
 from finetune_trainer.plan.prepare import prepare
 from finetune_trainer.training.optimizer import adamw
 from finetune_trainer.training.step import backward
@@ -177,3 +179,55 @@ def test_frozen_weights_in_4_bits_take_a_quarter() -> None:
 def test_what_takes_more(change: dict[str, JsonValue], grows: bool) -> None:
     shared = replace(STEP, sharding=PARTS)
     assert (memory(replace(shared, **change)).total > memory(shared).total) is grows  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(4, 1), (2, 3), (8, 2)])
+def test_the_largest_micro_batch_is_that_of_the_rows_as_they_are_dealt(
+    batch_size: int, num_devices: int
+) -> None:
+    rows, epochs = some_rows(21), 3
+    lengths = RowLengths(rows.lengths, rows.predicted, rows.lengths, seed=7, epochs=epochs)
+    dealt = [
+        micro_batch
+        for epoch in range(epochs)
+        for rank in range(num_devices)
+        for micro_batch in deal(
+            row_order(7, epoch, len(rows)), rank=rank, num_devices=num_devices, batch_size=batch_size
+        )
+    ]
+    assert lengths.most(batch_size, num_devices) == (
+        max(int(rows.lengths[each].sum()) for each in dealt),
+        max(int(rows.predicted[each].sum()) for each in dealt),
+    )
+    validated = [
+        int(rows.lengths[each].sum())
+        for rank in range(num_devices)
+        for each in evaluation_batches(
+            rows.lengths, rank=rank, num_devices=num_devices, batch_size=batch_size
+        )
+    ]
+    assert lengths.most_validated(batch_size, num_devices) == max(validated)
+
+
+def test_of_more_rows_than_are_looked_at_the_longest_are_taken_to_come_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_module, "MOST_ROWS_LOOKED_AT", 5)
+    tokens, counted = np.array([3, 9, 4, 8, 1, 1]), np.array([1, 2, 3, 1, 1, 1])
+    assert RowLengths(tokens, counted, None, seed=0, epochs=1).most(2, 1) == (17, 5)
+
+
+def test_scores_take_no_more_for_a_larger_vocabulary() -> None:
+    chunked = replace(STEP, in_chunks=True)
+    small, large = (
+        memory_module._of_scores(replace(chunked, vocabulary=each, sizes=Sizes()), 0)
+        for each in (32_000, 256_000)
+    )
+    assert large == pytest.approx(small, rel=1e-3)
+    whole = replace(chunked, vocabulary=256_000, in_chunks=False)
+    assert memory_module._of_scores(whole, 0)[0] > 10 * large[0]
+
+
+def test_the_estimate_is_of_tokens_without_padding() -> None:
+    end_to_end = replace(STEP, end_to_end=1000, length=4096)
+    assert memory(end_to_end).total == memory(replace(STEP, rows=1, length=1000)).total

@@ -46,6 +46,7 @@ from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import IGNORED, TokenizedRows
 from finetune_trainer.model.load import load_model
 from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.tasks.head import Scores
 from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
 from finetune_trainer.tasks.objective import Loss, Model, Objective
 from finetune_trainer.training import loop, setup
@@ -170,7 +171,7 @@ class CountingObjective(LanguageObjective):
     """Language modelling that also counts tokens, and sums up the probability of the right ones."""
 
     def forward(self, batch: Batch) -> Loss:
-        logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = self.model(**batch.inputs, use_cache=False).logits
         counts = batch.labels != IGNORED
         log_probability = logits[counts].log_softmax(dim=-1).gather(1, batch.labels[counts][:, None])
         return Loss(
@@ -179,7 +180,7 @@ class CountingObjective(LanguageObjective):
         )
 
 
-def counting_objective(_task: LanguageTask, model: Model) -> Objective:
+def counting_objective(_task: LanguageTask, model: Model, _scores: Scores | None) -> Objective:
     return CountingObjective(model)
 
 

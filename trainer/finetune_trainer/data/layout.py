@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,18 +14,60 @@ from finetune_trainer.data.tokens import IGNORED, TokenizedRows
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """Where rows that are laid end to end begin and end."""
+
+    position_ids: torch.Tensor
+    """The position of each token in its row, shape (1, tokens)."""
+    ends: torch.Tensor
+    """0, and where each row ends; int32, shape (rows + 1,)."""
+    longest: int
+    """The tokens of the longest row."""
+
+
+@dataclass(frozen=True)
 class Batch:
-    """The input of one forward pass: rows padded on the right. All tensors have the shape (rows, length)."""
+    """The input of one forward pass: rows padded on the right, or laid end to end as one.
+
+    Tensors have the shape (rows, length) unless a field says otherwise.
+    """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    """1 on tokens, 0 on padding."""
     labels: torch.Tensor
     """What each position predicts, already shifted: the next token, or IGNORED where that does not count."""
+    counted: torch.Tensor
+    """The positions whose labels count, in the tensors laid flat; shape (positions,)."""
+    attention_mask: torch.Tensor | None = None
+    """1 on tokens, 0 on padding; None without padding."""
+    bounds: Bounds | None = None
+    """None where each row of the tensors is a row."""
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor | int | None]:
+        """The arguments of a transformers model, in whose attention rows do not see each other."""
+        if self.bounds is None:
+            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        ends, longest = self.bounds.ends, self.bounds.longest
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.bounds.position_ids,
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
     def to(self, device: torch.device) -> Batch:
         """A copy of the batch on a device."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        bounds = self.bounds
+        if bounds is not None:
+            bounds = Bounds(bounds.position_ids.to(device), bounds.ends.to(device), bounds.longest)
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, bounds=bounds, **moved)
 
 
 class Layout(Protocol):
@@ -37,6 +79,37 @@ class Layout(Protocol):
         Without any, the batch is one token that predicts nothing. A device without rows so still takes
         part in the forward pass, with a loss of zero.
         """
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """All rows one after the other in one row of the tensors, without padding."""
+
+    pad_token_id: int
+    """The token of a batch without rows."""
+
+    def batch(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Batch:
+        """See `Layout`."""
+        if not len(indices):
+            return _batch([np.array([self.pad_token_id])], [np.array([IGNORED])])
+        return _batch(
+            [rows.row(int(index))[0] for index in indices], [rows.labels(int(index)) for index in indices]
+        )
+
+
+def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Batch:
+    lengths = [len(each) for each in ids]
+    ends = np.cumsum([0, *lengths])
+    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
+    flat = np.concatenate(labels)
+    return Batch(
+        torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
+        torch.from_numpy(flat)[None],
+        torch.from_numpy(np.flatnonzero(flat != IGNORED)),
+        bounds=Bounds(
+            torch.from_numpy(positions)[None], torch.from_numpy(ends.astype(np.int32)), max(lengths)
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -61,4 +134,5 @@ class Padded:
             input_ids[position, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
             attention_mask[position, : len(ids)] = 1
             labels[position, : len(ids)] = torch.from_numpy(rows.labels(int(index)))
-        return Batch(input_ids, attention_mask, labels)
+        counted = torch.nonzero(labels.flatten() != IGNORED).flatten()
+        return Batch(input_ids, labels, counted, attention_mask)

@@ -61,6 +61,7 @@ from finetune_trainer.model.quantization import (
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
 from finetune_trainer.model.sizes import NO_SIZES, Sizes, sizes_of
 from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
+from finetune_trainer.model.trial import findings
 from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
@@ -85,6 +86,10 @@ class Shape:
     quantized_parameters: int = 0
     """Those of `total_parameters` that are held in 4 bits."""
     sizes: Sizes = NO_SIZES
+    end_to_end: bool = False
+    """Whether its rows can be laid end to end."""
+    scores_in_chunks: bool = False
+    """Whether the scores over the vocabulary can be made some positions at a time."""
 
 
 class LoadingInfo(TypedDict):
@@ -192,6 +197,9 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {_not_causal(config)}")
     text = config.get_text_config()
     warnings = _remarks(spec, freeze_unreached(model))
+    found = findings(task_of(spec).model_class, config)
+    if spec.padding == "longest" and not found.end_to_end:
+        warnings.append(_padded(config))
     trained: torch.nn.Module = model
     quantized = 0
     if spec.lora_config is not None:
@@ -217,6 +225,15 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         warnings=tuple(warnings),
         quantized_parameters=quantized,
         sizes=sizes_of(cast("PreTrainedModel | peft.PeftModel", trained)),
+        end_to_end=found.end_to_end,
+        scores_in_chunks=found.scores is not None,
+    )
+
+
+def _padded(config: PreTrainedConfig) -> str:
+    return (
+        "spec.padding: rows of a micro-batch are padded to the longest, since it is not sure that a"
+        f" {config.model_type} keeps rows that are laid end to end apart"
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import peft
 import torch
 from transformers import PreTrainedModel
 
 from finetune_trainer.model.quantization import quantized_layers
+from finetune_trainer.tasks.objective import base_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ NO_SIZES = Sizes()
 
 def sizes_of(model: PreTrainedModel | peft.PeftModel) -> Sizes:
     """The sizes of a model, which may be on the meta device."""
-    base = _base(model)
+    base = base_of(model)
     embeddings = base.get_input_embeddings()
     gathered = layers_of(model)
     linear = {
@@ -114,7 +114,7 @@ def layers_of(model: PreTrainedModel | peft.PeftModel) -> list[torch.nn.Module]:
 
     One that shares a parameter with the rest of the model is none of them.
     """
-    base = _base(model)
+    base = base_of(model)
     classes = set(base._no_split_modules or ())
     listed = {id(child) for each in base.modules() if isinstance(each, torch.nn.ModuleList) for child in each}
     embeddings = base.get_input_embeddings()
@@ -132,10 +132,6 @@ def layers_of(model: PreTrainedModel | peft.PeftModel) -> list[torch.nn.Module]:
         return bool(own) and all(places[key] == count for key, count in own.items())
 
     return [module for module in found if apart(module)]
-
-
-def _base(model: PreTrainedModel | peft.PeftModel) -> PreTrainedModel:
-    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, peft.PeftModel) else model
 
 
 def _slots(module: torch.nn.Module) -> Iterator[int]:

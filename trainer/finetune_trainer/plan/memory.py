@@ -11,15 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finetune_api.numbers import ResolvedPrecision, default_batch_size, default_context_length
 from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import StatusModel
+from finetune_trainer.data.batches import row_order
 from finetune_trainer.model.load import Shape, load_config
 from finetune_trainer.model.quantization import quantized_bytes
 from finetune_trainer.model.sizes import Parameters, Sizes
 from finetune_trainer.plan.layer_memory import LayerMemory, layer_memory
 from finetune_trainer.plan.prepare import Prepared
+from finetune_trainer.tasks.head import positions_at_once
 
 _BYTES = {"bf16": 2, "fp32": 4}
 _TRAINED = 4
@@ -83,12 +88,28 @@ class Step:
     evaluated_rows: int = 0
     """Of a micro-batch of validation; 0 without one."""
     evaluated_length: int = 0
+    end_to_end: int = 0
+    """Tokens of a micro-batch, at most, where rows are laid end to end; 0 where they are not."""
+    evaluated_end_to_end: int = 0
+    """The same of a micro-batch of validation."""
     padded: bool = False
     """Whether attention gets a mask, since rows of a micro-batch differ in length."""
+    in_chunks: bool = False
+    """Whether scores over the vocabulary are made for positions that count alone, some at a time."""
     on_gpu: bool = True
     """There the optimizer computes without temporary values."""
     quantized: bool = False
     """Whether the frozen weights of linear layers are held in 4 bits."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch, padding included."""
+        return self.end_to_end or self.rows * self.length
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Of a micro-batch of validation, padding included."""
+        return self.evaluated_end_to_end or self.evaluated_rows * self.evaluated_length
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
     whole, shared = sizes.whole, sharding.kind == "fsdp"
     share = step.sharers if shared else 1
     on_device = 0.0 if sharding.cpu_offload else 1.0 / share
-    tokens = step.rows * step.length
+    tokens = step.tokens
     layers = sizes.layers
 
     # Of a gradient that is complete on each device between micro-batches, or exchanged at once.
@@ -147,11 +168,13 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
     unpacked = value * sizes.largest_frozen if step.quantized else 0
 
     rest, layer = _held(sizes.rest, step), _held(sizes.layer, step)
-    gathered, computed = 0.0, 0.0
+    gathered, computed, first_layer = 0.0, 0.0, 0.0
     if shared:
         gathered = rest if sharding.reshard else rest + _held(sizes.embedding + sizes.all_layers, step)
         # One layer computes while the next one comes.
         computed = 2 * layer if sharding.reshard else 0.0
+        # While the first layer computes, the embedding comes, though none of it may be trained.
+        first_layer = max(0.0, _held(sizes.embedding, step) - layer) if sharding.reshard else 0.0
     # Gradients before they are exchanged: of a layer, and of the rest, which comes last.
     of_layer = _TRAINED * sizes.layer.trained if shared else 0
     of_rest = _TRAINED * sizes.rest.trained if shared else 0
@@ -168,9 +191,8 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
     stack += tokens * step.layer.ends
 
     scores = step.vocabulary
-    forward = scores * (value * tokens + 8 * step.counted)
-    # The gradient of the weights that make the scores comes while that of the scores is there.
-    back = max(scores * _LOSS * step.counted, scores * value * (tokens + step.counted) + head)
+    of_head = _TRAINED * sizes.rest.matrices if step.in_chunks else 0
+    forward, back = _of_scores(step, head)
     largest = sizes.largest * (2 if bf16 else 0)
     # An embedding's gradient comes as a whole, and is copied once more to be exchanged.
     embedded = 2 * _TRAINED * sizes.embedding.trained if shared else 0
@@ -181,10 +203,11 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
     first = 0 if step.accumulates or shared else _TRAINED * sizes.rest.trained
 
     moments: dict[Moment, _Parts] = {
-        "loss": _plus(held, copies=cached + gathered, activations=stack, logits=forward),
+        "loss": _plus(held, gradients=of_head, copies=cached + gathered, activations=stack, logits=forward),
         "backward": max(
             _plus(
                 held,
+                gradients=of_head,
                 copies=head + kept_in_bf16 + gathered + computed / 2,
                 activations=stack,
                 logits=back,
@@ -208,7 +231,7 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
             _plus(
                 held,
                 gradients=0.0 if step.accumulates else gradients - own,
-                copies=whole_layer,
+                copies=whole_layer + first_layer,
                 activations=work + tokens * (step.layer.entered if step.recomputes else kept),
             ),
             _plus(
@@ -225,14 +248,31 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
         ),
     }
     if step.evaluated_rows:
-        evaluated = step.evaluated_rows * step.evaluated_length
+        evaluated = step.evaluated_tokens
+        at_once = min(evaluated, positions_at_once(scores)) if step.in_chunks else evaluated
         moments["validation"] = _plus(
             replace(held, gradients=0.0),
             copies=cached + gathered + computed,
             activations=evaluated * max(step.layer.evaluated, value * step.hidden_size),
-            logits=scores * (value + 8) * evaluated,
+            logits=scores * (value + 8) * at_once,
         )
     return moments
+
+
+def _of_scores(step: Step, head: int) -> tuple[int, int]:
+    """The scores when the loss is computed, and when the backward pass begins; `head` as in `_moments`."""
+    scores, value = step.vocabulary, _BYTES[step.dtype]
+    if not step.in_chunks:
+        # The gradient of the weights that make the scores comes while that of the scores is there.
+        back = max(scores * _LOSS * step.counted, scores * value * (step.tokens + step.counted) + head)
+        return scores * (value * step.tokens + 8 * step.counted), back
+    at_once = min(step.counted, positions_at_once(scores))
+    # Hidden states of positions that count, and their gradient, in fp32 where the model is trained in full.
+    hidden = (4 if step.sizes.whole.frozen == 0 else value) * step.hidden_size * step.counted
+    # Of a chunk after the first one, the gradient of the head's weights is added to what is there.
+    again = _TRAINED * step.sizes.rest.matrices if step.counted > at_once else 0
+    of_weights = scores * value * at_once + head + again
+    return 2 * hidden + max(scores * _LOSS * at_once, of_weights), hidden
 
 
 def _plus(
@@ -273,6 +313,57 @@ def _host(step: Step) -> float:
     return _PROCESS + weights
 
 
+MOST_ROWS_LOOKED_AT = 2**22
+"""Of all epochs. Where there are more, the longest rows are taken to come together."""
+
+
+class RowLengths:
+    """The tokens of the rows of a job, of which micro-batches are made."""
+
+    def __init__(
+        self,
+        train: NDArray[np.int64],
+        counted: NDArray[np.int64],
+        validation: NDArray[np.int64] | None,
+        *,
+        seed: int,
+        epochs: int,
+    ) -> None:
+        """The tokens of each row, how many of them count in the loss, and those of each validation row."""
+        self._tokens = np.stack([train, counted])
+        self._validation = None if validation is None else np.sort(validation)[::-1]
+        self._seed, self._epochs = seed, epochs
+        self._known: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def most(self, batch_size: int, num_devices: int) -> tuple[int, int]:
+        """The tokens of the largest micro-batch of training, and the most that count in one."""
+        key = (batch_size, num_devices)
+        if key not in self._known:
+            self._known[key] = self._most(batch_size, num_devices)
+        return self._known[key]
+
+    def most_validated(self, batch_size: int, num_devices: int) -> int:
+        """The tokens of the largest micro-batch of validation; see `evaluation_batches`."""
+        if self._validation is None:
+            return 0
+        return int(self._validation[::num_devices][:batch_size].sum())
+
+    def _most(self, batch_size: int, num_devices: int) -> tuple[int, int]:
+        rows = self._tokens.shape[1]
+        if rows * self._epochs > MOST_ROWS_LOOKED_AT:
+            most = np.sort(self._tokens, axis=1)[:, ::-1][:, :batch_size].sum(axis=1)
+            return int(most[0]), int(most[1])
+        stride = batch_size * num_devices
+        largest = np.zeros(2, dtype=np.int64)
+        for epoch in range(self._epochs):
+            # As `deal` does: each device has every so-maniest row of a stride.
+            order = self._tokens[:, row_order(self._seed, epoch, rows)]
+            filled = np.pad(order, ((0, 0), (0, -rows % stride)))
+            sums = filled.reshape(2, -1, batch_size, num_devices).sum(axis=2)
+            largest = np.maximum(largest, sums.reshape(2, -1).max(axis=1))
+        return int(largest[0]), int(largest[1])
+
+
 @dataclass(frozen=True)
 class Lengths:
     """The rows of a job as far as memory depends on them, in tokens."""
@@ -285,19 +376,28 @@ class Lengths:
     """Whether rows of a micro-batch are padded."""
     longest_validated: int
     """Of a validation row; 0 without any."""
+    end_to_end: RowLengths | None = None
+    """All of them, where they were read and rows are laid end to end."""
 
 
 def lengths_of(prepared: Prepared) -> Lengths:
     """The lengths of rows that were read."""
     rows, numbers = prepared.train, prepared.numbers
     to_the_full = prepared.spec.padding == "max_length"
+    end_to_end = prepared.shape.end_to_end and not to_the_full
+    validation = None if prepared.validation is None else prepared.validation.lengths
     longest = numbers.context_length if to_the_full else min(numbers.context_length, rows.longest)
     together = numbers.train_batch_size_per_device > 1 or to_the_full
     return Lengths(
         longest=longest,
         counted=int(rows.predicted.max()),
-        padded=together and int(rows.lengths.min()) < longest,
-        longest_validated=0 if prepared.validation is None else prepared.validation.longest,
+        padded=together and int(rows.lengths.min()) < longest and not end_to_end,
+        longest_validated=0 if validation is None else int(validation.max()),
+        end_to_end=RowLengths(
+            rows.lengths, rows.predicted, validation, seed=prepared.spec.seed, epochs=numbers.total_epochs
+        )
+        if end_to_end
+        else None,
     )
 
 
@@ -319,6 +419,11 @@ def step_of(
     node = min(spec.num_devices, devices_of_a_node or spec.num_devices)
     context = spec.context_length or default_context_length(lengths.longest, shape.context_length)
     validated = spec.eval_batch_size_per_device or default_batch_size(context)
+    rows = rows_of_micro_batch(spec, context)
+    tokens, counted, evaluated = 0, rows * lengths.counted, 0
+    if lengths.end_to_end is not None:
+        tokens, counted = lengths.end_to_end.most(rows, spec.num_devices)
+        evaluated = lengths.end_to_end.most_validated(validated, spec.num_devices)
     return Step(
         sizes=shape.sizes,
         layer=layer,
@@ -328,14 +433,17 @@ def step_of(
         sharding=sharding,
         devices=spec.num_devices,
         sharers=node if sharding.within_nodes else spec.num_devices,
-        rows=rows_of_micro_batch(spec, context),
+        rows=rows,
         length=lengths.longest,
-        counted=rows_of_micro_batch(spec, context) * lengths.counted,
+        counted=counted,
         accumulates=spec.gradient_accumulation_steps > 1,
         recomputes=spec.recomputes_activations,
         evaluated_rows=validated if lengths.longest_validated else 0,
         evaluated_length=lengths.longest_validated,
+        end_to_end=tokens,
+        evaluated_end_to_end=evaluated,
         padded=lengths.padded,
+        in_chunks=shape.scores_in_chunks,
         on_gpu=on_gpu,
         quantized=spec.quantization is not None,
     )

@@ -6,6 +6,9 @@ the assistant's turns.
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -13,23 +16,45 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat, chat_format
 from finetune_trainer.data.encoding import LineEncoder
 from finetune_trainer.data.layout import Batch
-from finetune_trainer.data.tokens import IGNORED
-from finetune_trainer.tasks.objective import Loss, Model, Objective
+from finetune_trainer.tasks.head import Scores, cross_entropy, positions_at_once
+from finetune_trainer.tasks.objective import Loss, Model, Objective, base_of
 
 
 class LanguageObjective(Objective):
     """The cross-entropy of every token that counts, given those before it."""
 
+    def __init__(self, model: Model, scores: Scores | None = None) -> None:
+        """`scores` is what the model's forward pass does after its head.
+
+        Without it the forward pass makes the scores of all positions.
+        """
+        super().__init__(model)
+        self._scores = scores
+        self._at_once = positions_at_once(base_of(model).config.get_text_config().vocab_size)
+
+    @property
+    def computed(self) -> torch.nn.Module:
+        """See `Objective`."""
+        return self.model if self._scores is None else _decoder(self.model)
+
     def forward(self, batch: Batch) -> Loss:
         """Sums the cross-entropy up, in fp32 whatever precision the model computes in."""
+        labels = batch.labels.flatten()[batch.counted]
         # Outside training, models turn their cache on by themselves.
-        logits = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
-        # logits are of shape (rows, length, vocabulary)
-        counts = batch.labels != IGNORED
-        predicted = logits[counts].float()  # (tokens that count, vocabulary)
-        return Loss(functional.cross_entropy(predicted, batch.labels[counts], reduction="sum"))
+        out = self.computed(**batch.inputs, use_cache=False)
+        if self._scores is None:
+            predicted = out.logits.flatten(0, 1)[batch.counted].float()  # (tokens that count, vocabulary)
+            return Loss(functional.cross_entropy(predicted, labels, reduction="sum"))
+        hidden = out.last_hidden_state.flatten(0, 1)[batch.counted]  # (tokens that count, width)
+        return Loss(cross_entropy(_head(self.model), self._scores, hidden, labels, self._at_once))
+
+
+def _decoder(model: Model) -> torch.nn.Module:
+    return cast("torch.nn.Module", base_of(model).get_decoder())  # type: ignore[no-untyped-call]
+
+
+def _head(model: Model) -> torch.nn.Module:
+    return cast("torch.nn.Module", base_of(model).get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
 class LanguageTask:
@@ -52,6 +77,6 @@ class LanguageTask:
         """What makes tokens of lines."""
         return LineEncoder(self._spec.trained_task, chat)
 
-    def objective(self, model: Model) -> Objective:
+    def objective(self, model: Model, scores: Scores | None) -> Objective:
         """The model with the cross-entropy of the tokens that count."""
-        return LanguageObjective(model)
+        return LanguageObjective(model, scores)

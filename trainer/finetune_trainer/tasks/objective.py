@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import cast
 
 import peft
 import torch
@@ -13,6 +14,11 @@ from transformers import PreTrainedModel
 from finetune_trainer.data.layout import Batch
 
 Model = PreTrainedModel | peft.PeftModel
+
+
+def base_of(model: Model) -> PreTrainedModel:
+    """The model without what adapters add around it."""
+    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, peft.PeftModel) else model
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Objective(torch.nn.Module, ABC):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def computed(self) -> torch.nn.Module:
+        """The part of the model whose forward pass the objective calls."""
+        return self.model
 
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.tasks.head import Scores
 from finetune_trainer.tasks.language import LanguageTask
 from finetune_trainer.tasks.objective import Model, Objective
 
@@ -28,8 +29,8 @@ class Task(Protocol):
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of the lines of the task's files."""
 
-    def objective(self, model: Model) -> Objective:
-        """The model with the task's loss."""
+    def objective(self, model: Model, scores: Scores | None) -> Objective:
+        """The model with the task's loss. `scores`: what its forward pass does after its head, if known."""
 
 
 def task_of(spec: FineTuneJobSpec) -> Task:

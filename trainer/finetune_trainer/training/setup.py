@@ -15,13 +15,15 @@ from finetune_trainer.checkpoint.state import (
     restore_state,
     restore_weights,
 )
-from finetune_trainer.data.layout import Padded
+from finetune_trainer.data.layout import EndToEnd, Layout, Padded
+from finetune_trainer.model.attention import attend_within_rows
 from finetune_trainer.model.files import reading
 from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id, saved_dtype
 from finetune_trainer.model.parts import mesh_of
+from finetune_trainer.model.trial import findings
 from finetune_trainer.parallel.parallel import Parallel
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.tasks.objective import Model
+from finetune_trainer.tasks.objective import Model, base_of
 from finetune_trainer.tasks.task import task_of
 from finetune_trainer.training.forward import Forward
 from finetune_trainer.training.job import Start, TrainingJob
@@ -73,13 +75,21 @@ def set_up(
     Raises FineTuneError (InvalidData) when the run began with other training rows.
     """
     spec, data = job.prepared.spec, job.prepared.fingerprint
-    objective = task_of(spec).objective(loaded.model)
+    task = task_of(spec)
+    model = base_of(loaded.model)
+    found = findings(task.model_class, model.config)
+    objective = task.objective(loaded.model, found.scores)
     if spec.torch_compile is not None and spec.torch_compile.enabled:
-        objective.model.compile(**spec.torch_compile.model_dump(exclude={"enabled"}, exclude_none=True))
+        objective.computed.compile(**spec.torch_compile.model_dump(exclude={"enabled"}, exclude_none=True))
+    pad = pad_token_id(loaded.inference.tokenizer)
+    layout: Layout = Padded(pad, job.padded_length)
+    if found.end_to_end and job.padded_length is None:
+        layout = EndToEnd(pad)
+        attend_within_rows(model)
     forward = Forward(
         module=parallel.place(objective),
         parallel=parallel,
-        layout=Padded(pad_token_id(loaded.inference.tokenizer), job.padded_length),
+        layout=layout,
         dtype=job.start.dtype,
     )
     on_gpu = next(objective.parameters()).device.type == "cuda"
