@@ -31,14 +31,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.small_llama import write_job
+from bench.small_llama import Fields, write_job
 
 if TYPE_CHECKING:
     from finetune_api.status import ProgressRecord
     from finetune_trainer.plan.prepare import Prepared
 
 WAYS = ("bare", "reporting", "checkpoints", "ray")
-MODELS = {"LoRA": {}, "all parameters": {"lora_config": None}}
+MODELS: dict[str, Fields] = {"LoRA": {}, "all parameters": {"lora_config": None}}
 FIRST_STEPS = 5
 """Not measured: memory is taken for the first time."""
 LOST = {
@@ -85,14 +85,13 @@ def measure(
 ) -> dict[str, list[dict[str, float]]]:
     """The seconds of each way, by round. Raises SystemExit when a process fails, or trains something else."""
     directory.mkdir()
-    fields = {**MODELS[model], "num_checkpoints_to_keep": 2}
+    fields: Fields = {**MODELS[model], "num_checkpoints_to_keep": 2}
     jobs = {
         way: write_job(
             directory / way,
+            fields | {"checkpoint_every_n_epochs": 1 if way == "checkpoints" else epochs},
             steps=steps,
             epochs=epochs,
-            **fields,
-            checkpoint_every_n_epochs=1 if way == "checkpoints" else epochs,
         )
         for way in WAYS
     }

@@ -40,8 +40,9 @@ from finetune_trainer.model.load import load_config, load_generation_config, loa
 from finetune_trainer.parallel.one_device import OneDevice
 from finetune_trainer.plan.memory import MemoryEstimate, estimate
 from finetune_trainer.plan.prepare import Prepared, prepare
-from finetune_trainer.tasks.objective import Model
+from finetune_trainer.tasks.objective import Loss, Model
 from finetune_trainer.tasks.task import task_of
+from finetune_trainer.training.forward import Forward
 from finetune_trainer.training.job import Start, TrainingJob
 from finetune_trainer.training.optimizer import set_learning_rate
 from finetune_trainer.training.setup import Loaded, set_up
@@ -209,12 +210,12 @@ def measured(case: Case, scratch: Path, device: torch.device) -> Result:
     )
 
 
-def prepared_case(case: Case, scratch: Path) -> Prepared:
+def prepared_case(case: Case, scratch: Path, steps: int = STEPS) -> Prepared:
     """The job on as many rows as its steps take."""
     model = write_description(case.model, scratch / "model", **case.sizes)
     text = " ".join(topics.values())
     accumulated = int(str(case.fields.get("gradient_accumulation_steps", 1)))
-    count = case.rows * accumulated * STEPS
+    count = case.rows * accumulated * steps
     characters = case.length * CHARACTERS_PER_TOKEN
     assert len(text) > characters
     lines = []
@@ -255,20 +256,44 @@ def random_model(spec: FineTuneJobSpec, dtype: ResolvedPrecision, device: torch.
 
 def train(prepared: Prepared, model: Model, dtype: ResolvedPrecision, device: torch.device) -> None:
     """Trains all steps of the first epoch as the loop does, without validation and checkpoints."""
-    spec, numbers = prepared.spec, prepared.numbers
+    for _ in steps(prepared, *ready(prepared, model, dtype, device)):
+        pass
+
+
+def ready(
+    prepared: Prepared, model: Model, dtype: ResolvedPrecision, device: torch.device
+) -> tuple[Forward, torch.optim.Optimizer]:
+    """What the loop trains with."""
+    spec = prepared.spec
     tokenizer = load_tokenizer(spec)
     ready, _ = inference(tokenizer, task_of(spec).chat(tokenizer), load_generation_config(spec))
     job = TrainingJob("bench", Start(spec, dtype, "", None), prepared)
-    parallel = OneDevice(device)
-    forward, optimizer, _ = set_up(job, Loaded(model, torch.float32, ready, None), parallel)
+    forward, optimizer, _ = set_up(job, Loaded(model, torch.float32, ready, None), OneDevice(device))
+    return forward, optimizer
+
+
+def steps(prepared: Prepared, forward: Forward, optimizer: torch.optim.Optimizer) -> Iterator[Loss]:
+    """Trains the steps of the first epoch; each loss comes when the device was given all of its step."""
+    spec, numbers = prepared.spec, prepared.numbers
     order = row_order(spec.seed, 0, len(prepared.train))
     for step in range(numbers.steps_per_epoch):
         set_learning_rate(optimizer, numbers.learning_rate_at(step))
         rows = step_rows(order, step, numbers.effective_batch_size)
-        backward(forward, prepared.train, rows, numbers.train_batch_size_per_device)
-        parallel.clip(spec.max_grad_norm)
+        loss = backward(forward, prepared.train, rows, numbers.train_batch_size_per_device)
+        forward.parallel.clip(spec.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        yield loss
+
+
+def step_tokens(prepared: Prepared) -> list[int]:
+    """The tokens of each step of the first epoch, without padding."""
+    rows, numbers = prepared.train, prepared.numbers
+    order = row_order(prepared.spec.seed, 0, len(rows))
+    return [
+        sum(len(rows.row(int(index))[0]) for index in step_rows(order, step, numbers.effective_batch_size))
+        for step in range(numbers.steps_per_epoch)
+    ]
 
 
 @contextmanager

@@ -40,10 +40,12 @@ def make_small_llama(directory: Path) -> Path:
     return directory
 
 
-def write_rows(file: Path, count: int) -> Path:
-    """Writes rows of Python's documentation, of 20 to 2,000 characters, always the same."""
+def write_rows(file: Path, count: int, characters: int | None = None) -> Path:
+    """Writes rows of Python's documentation, always the same: of 20 to 2,000 characters, or of so many."""
     texts = list(topics.values())
     lengths = torch.randint(20, 2000, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    if characters is not None:
+        lengths = [characters] * count
     rows = [
         {
             "messages": [
@@ -57,7 +59,7 @@ def write_rows(file: Path, count: int) -> Path:
     return file
 
 
-def write_job(directory: Path, *, steps: int, epochs: int = 1, **fields: JsonValue) -> Path:
+def write_job(directory: Path, fields: Fields, *, steps: int, epochs: int = 1) -> Path:
     """Makes model, rows and manifest for so many steps an epoch, and returns the manifest's file.
 
     `fields` of the spec replace those of a LoRA; one that is None is left out.

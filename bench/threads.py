@@ -55,7 +55,7 @@ def main() -> None:
     speeds: Speeds = {load: {way: [] for way in WAYS} for load in LOADS}
     losses: list[float] | None = None
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
-        job = write_job(Path(scratch), steps=steps)
+        job = write_job(Path(scratch), {}, steps=steps)
         for round_ in range(1, rounds + 1):
             for load in LOADS:
                 with busy(load):

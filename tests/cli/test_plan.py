@@ -133,7 +133,8 @@ def test_a_job_that_fits_no_device_it_names_gets_a_manifest_that_does(
     fields: dict[str, JsonValue] = {
         "model_id": str(write_description("llama-3-8b", tmp_path / "llama")),
         "train_path": str(tiny_rows),
-        "train_batch_size_per_device": 16,
+        "train_batch_size_per_device": 32,
+        "padding": "max_length",
         "num_devices": 4,
         "num_warmup_steps": 1,
         "worker_resources": {"accelerator_type:A10G": 0.001},
@@ -159,7 +160,7 @@ def test_a_job_that_fits_no_device_it_names_gets_a_manifest_that_does(
         "eval_batch_size_per_device",
     }
     rows = changed["train_batch_size_per_device"] * changed.get("gradient_accumulation_steps", 1)
-    assert rows == 16
+    assert rows == 32
     assert "\nfits: needs " in again.out
 
 

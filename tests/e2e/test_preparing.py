@@ -46,6 +46,7 @@ def test_what_is_wrong_ends_a_job_before_any_rayjob_is_made(
     too_many: dict[str, JsonValue] = {
         "worker_resources": {"accelerator_type:L4": 1},
         "train_batch_size_per_device": 64,
+        "padding": "max_length",
     }
     wrong: dict[str, tuple[dict[str, JsonValue], str, str]] = {
         "row": ({"train_path": "pvc://finetune/data/bad.jsonl"}, "InvalidData", f"bad.jsonl:{BAD_LINE}: "),

@@ -127,9 +127,11 @@ def test_it_leaves_the_tokens_in_the_run_directory_and_then_the_plan_in_the_reco
         "checkpoints.json",
         "job.yaml",
         "prepared/complete.json",
-        "prepared/tokens.json",
-        "prepared/train.npz",
-        "prepared/validation.npz",
+        *(
+            f"prepared/{rows}/{file}"
+            for rows in ("train", "validation")
+            for file in ("input_ids.npy", "lines.npy", "offsets.npy", "tokens.json", "trained.npy")
+        ),
     ]
     first, last = both.records
     assert first == ProgressRecord(attempt=1, preparing=True)
@@ -220,6 +222,7 @@ def test_a_job_that_does_not_fit_its_device_is_a_failure_of_prepare_with_setting
         server,
         worker_resources={"accelerator_type:L4": 1},
         train_batch_size_per_device=64,
+        padding="max_length",
     )
     job.device_memory = GIB + 48 * MIB
 

@@ -4,7 +4,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from pydantic import JsonValue
 from tests.trainer.model_directories import copy_of, set_keys
 from tests.trainer.training_jobs import FULL, Fields, column, job_of, spec_of, train_here
@@ -53,6 +55,36 @@ def test_a_regular_expression_that_matches_nothing_is_an_error_with_the_names_th
         problem_of(tiny_model, lora_config={"target_modules": "q_proj"})
         == f"spec.lora_config.target_modules: 'q_proj' matches no module; {NAMES}"
     )
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}], ids=["plain", "dora"])
+def test_in_bf16_adapters_give_the_values_that_they_give_with_pefts_copies_in_fp32(
+    tiny_model: Path, lora: JsonValue
+) -> None:
+    spec = spec_of(tiny_model, FULL, lora_config=lora, dtype="bf16")
+    model = load_model(spec, dtype="bf16", on_gpu=False)
+    assert isinstance(model, PeftModel)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    tokens = torch.arange(4, 40)[None]
+
+    def logits_and_gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(input_ids=tokens).logits
+        logits.float().logsumexp(-1).sum().backward()
+        trained = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return [logits, *(gradient.clone() for gradient in trained)]
+
+    ours = logits_and_gradients()
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+    theirs = logits_and_gradients()
+
+    assert layers
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_what_is_no_regular_expression_is_an_error(tiny_model: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from tests.trainer.model.architectures import WINDOW, model_of
 from tests.trainer.training_jobs import largest_difference, rows_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from finetune_api.lora import LoraConfig
 from finetune_trainer.data.layout import EndToEnd, Layout, Padded
+from finetune_trainer.model.adapters import with_adapters
 from finetune_trainer.model.attention import attend_within_rows
 from finetune_trainer.model.trial import findings
 from finetune_trainer.tasks.language import LanguageObjective
+from finetune_trainer.tasks.objective import base_of
 
 ROWS = rows_of([17, WINDOW - 1, 1, 23, WINDOW + 1, 17], vocabulary=97)
 
@@ -60,6 +64,34 @@ def test_losses_and_gradients_are_those_of_padded_rows(name: str, attention: str
     assert loss == pytest.approx(expected, abs=1e-6)
     scale = max(float(each.abs().max()) for each in its_gradient.values())
     assert largest_difference(gradient, its_gradient) < 1e-5 * max(1.0, scale)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+def test_so_they_are_of_one_row_alone(name: str) -> None:
+    row = rows_of([23], vocabulary=97)
+    padded, flat = LanguageObjective(model_of(name, "sdpa")), end_to_end(model_of(name, "sdpa"))
+    expected, loss = (
+        float(objective(layout.batch(row, [0])).total.detach())
+        for objective, layout in ((padded, Padded(0)), (flat, EndToEnd(0)))
+    )
+    assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_so_they_are_in_layers_that_peft_has_replicated() -> None:
+    """Each of which has a configuration of its own."""
+
+    def replicated() -> peft.PeftModel:
+        torch.manual_seed(0)
+        lora = LoraConfig.model_validate({"layer_replication": [[0, 2], [0, 2]], "init_lora_weights": False})
+        return with_adapters(model_of("llama", "sdpa"), lora)
+
+    expected, its_gradient = loss_and_gradient(LanguageObjective(replicated()), Padded(0))
+    model = replicated()
+    attend_within_rows(base_of(model))
+    loss, gradient = loss_and_gradient(LanguageObjective(model), EndToEnd(0))
+
+    assert loss == pytest.approx(expected, abs=1e-6)
+    assert largest_difference(gradient, its_gradient) < 1e-5
 
 
 def test_so_they_are_where_activations_are_computed_again() -> None:

@@ -12,6 +12,7 @@ from typing import cast
 import peft
 import torch
 from peft.tuners.lora.config import LoraRuntimeConfig
+from peft.tuners.lora.layer import LoraLayer
 from pydantic import BaseModel
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -70,9 +71,23 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig, *, on_meta: bool = F
     config = _peft_config(lora)
     config.exclude_modules = _excluded(lora.exclude_modules, unreached(model))
     try:
-        return cast("peft.PeftModel", peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta))
+        adapted = cast("peft.PeftModel", peft.get_peft_model(model, config, low_cpu_mem_usage=on_meta))
     except (ValueError, TypeError, KeyError, IndexError, ImportError, re.error) as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.lora_config: {error}") from error
+    if not lora.use_dora:
+        _take_inputs_as_they_are(adapted)
+    return adapted
+
+
+def _take_inputs_as_they_are(model: peft.PeftModel) -> None:
+    """Has adapters compute with their inputs in the precision that these have.
+
+    PEFT makes them fp32 as the adapters' weights are. In bf16 that changes nothing, since autocast takes it
+    back, but keeps a copy of each layer's input for the backward pass. DoRA computes its norms in fp32.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from finetune_api.spec import FineTuneJobSpec
 
@@ -68,6 +68,8 @@ def within_rows(
     windowed = sliding_window is not None and sliding_window < max_length_q
     window = sliding_window if windowed else None
     plain = softcap is None and s_aux is None
+    if plain and window is None and len(cu_seq_lens_q) == 2:
+        return _one_row(query, key, value, dropout, scaling), None
     if plain and not dropout and _has_kernel(query, value):
         return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
     return _row_by_row(query, key, value, cu_seq_lens_q, dropout, scaling, window, softcap, s_aux), None
@@ -78,8 +80,13 @@ AttentionInterface.register(WITHIN_ROWS, within_rows)
 
 def attend_within_rows(model: PreTrainedModel) -> None:
     """Makes the model ready for rows that are laid end to end."""
-    if model.config._attn_implementation != FLASH_ATTENTION:
-        model.set_attn_implementation(WITHIN_ROWS)
+    if model.config._attn_implementation == FLASH_ATTENTION:
+        return
+    model.set_attn_implementation(WITHIN_ROWS)
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):  # of its own, in layers that PEFT has replicated
+            config._attn_implementation = WITHIN_ROWS
 
 
 def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
@@ -116,6 +123,17 @@ def _by_kernel(
     before = -1 if window is None else window - 1
     out = attend(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(before, 0))
     return cast("torch.Tensor", out)[None]
+
+
+def _one_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Attention where there is one row alone, for which PyTorch has its fastest kernels."""
+    gqa = query.shape[1] != key.shape[1]
+    out = functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa
+    )
+    return out.transpose(1, 2)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

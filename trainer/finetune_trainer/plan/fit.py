@@ -170,7 +170,14 @@ def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host:
     """
     spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=False)
     lengths, devices = lengths_of(prepared), spec.num_devices
-    least = Job(spec, prepared.shape, NO_LAYER, replace(lengths, longest=0, counted=0), dtype, on_gpu=False)
+    least = Job(
+        spec,
+        prepared.shape,
+        NO_LAYER,
+        replace(lengths, longest=0, counted=0, end_to_end=None),
+        dtype,
+        on_gpu=False,
+    )
     fixed = least.needs(sharding).total * devices
     has = f"this machine has {memory_of_host / GIB:.1f}"
     if fixed > memory_of_host:
