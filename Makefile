@@ -26,7 +26,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-long test-gpu e2e bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-long test-gpu e2e bench bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need po
 
 test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster of `make cluster` itself
 	$(ENV)/bin/python -m pytest tests/devcluster tests/e2e/harness $(ARGS)
+
+bench: $(ENV)/dev.installed $(ENV)/project.installed ## measure this machine's benchmarks; ARGS="trainer threads" chooses some
+	$(ENV)/bin/python bench/__main__.py $(ARGS)
 
 bench-start: $(ENV)/dev.installed $(ENV)/project.installed ## measure a run to its first step beside a plain script
 	$(ENV)/bin/python bench/start.py $(ARGS)

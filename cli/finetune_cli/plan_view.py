@@ -123,7 +123,7 @@ def _plan_table(plan: JobPlan) -> Table:
     )
     table = _table("Plan", "")
     for name, value in (
-        ("training rows", f"{sizes.rows:,}"),
+        ("training rows", f"{sizes.rows:,}" if sizes.fill is None else _packed(plan)),
         ("validation rows", f"{sizes.validation_rows:,}"),
         ("truncated rows", f"{sizes.truncated_rows:,}"),
         ("tokens of an epoch", f"{sizes.tokens:,}"),
@@ -138,6 +138,11 @@ def _plan_table(plan: JobPlan) -> Table:
     ):
         table.add_row(name, value)
     return table
+
+
+def _packed(plan: JobPlan) -> str:
+    sizes = plan.plan
+    return f"{sizes.rows:,} sequences of {plan.token_statistics.rows:,} rows, {sizes.fill:.1%} full"
 
 
 def _schedule(numbers: Numbers) -> str:

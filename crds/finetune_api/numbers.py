@@ -30,7 +30,8 @@ LARGEST_DEFAULT_BATCH = 16
 class Numbers(BaseModel):
     """The numbers of a run, computed from the spec, the data and the model.
 
-    A row is a conversation, a micro-batch what one device computes at once, a step an optimizer update.
+    A row is a conversation (with `packing`, a sequence of several), a micro-batch what one device computes at
+    once, a step an optimizer update.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,7 +99,7 @@ def numbers(
             f" {model_context_length} is possible"
         )
 
-    context_length = spec.context_length or default_context_length(longest_row, model_context_length)
+    context_length = chosen_context_length(spec, longest_row, model_context_length)
     batch = spec.train_batch_size_per_device or default_batch_size(context_length)
     micro_batches = math.ceil(math.ceil(rows / spec.num_devices) / batch)
     steps_per_epoch = math.ceil(micro_batches / spec.gradient_accumulation_steps)
@@ -147,6 +148,11 @@ def numbers(
         checkpoint_epochs=checkpoint_epochs(epochs, spec.checkpoint_interval, spec.max_num_checkpoints),
         warnings=tuple(warnings),
     )
+
+
+def chosen_context_length(spec: FineTuneJobSpec, longest_row: int, model_context_length: int | None) -> int:
+    """The tokens of the longest sequence that is trained on: what the spec says, or the default."""
+    return spec.context_length or default_context_length(longest_row, model_context_length)
 
 
 def default_context_length(longest_row: int, model_context_length: int | None) -> int:

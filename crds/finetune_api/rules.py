@@ -101,9 +101,9 @@ RULES = (
     *(_no_block(block, task) for block, task in TASK_BLOCKS.items()),
     Rule(
         field="packing",
-        problem="is not supported yet; leave it out",
-        broken=lambda spec: spec.packing,
-        cel="!self.packing",
+        problem="fills sequences, and spec.padding is max_length, which pads rows; keep one of them",
+        broken=lambda spec: spec.packing and spec.padding == "max_length",
+        cel="!self.packing || self.padding != 'max_length'",
     ),
     Rule(
         field="cpu_offload",

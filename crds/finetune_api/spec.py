@@ -137,7 +137,8 @@ class FineTuneJobSpec(SpecModel):
     """`longest`: rows of a micro-batch are laid end to end, without padding, or are padded to the longest one
     where the architecture asks for it; `max_length`: padded to context_length."""
     packing: Flag = False
-    """Fill sequences across rows."""
+    """Fill sequences of context_length with several rows each, which do not see each other; batches are of
+    sequences then."""
 
     # The devices
     num_devices: Annotated[Integer, Field(ge=1, le=4096)] = 1

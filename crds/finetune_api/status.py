@@ -134,7 +134,7 @@ class Plan(StatusModel):
     """What is trained: sizes counted from the data and the model, and the numbers computed from them."""
 
     rows: Count
-    """Training rows."""
+    """Training rows; with `packing`, the sequences that they are packed into."""
     validation_rows: Count
     """Validation rows; 0 without `valid_path`."""
     tokens: Count
@@ -143,6 +143,8 @@ class Plan(StatusModel):
     """Training and validation rows longer than `contextLength`."""
     context_length: Count
     """Tokens of the longest sequence that is trained on."""
+    fill: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    """With `packing`, the part of the sequences that rows fill."""
     effective_batch_size: Count
     """Rows of an optimizer step."""
     steps_per_epoch: Count

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def test_tokens_and_memory_are_in_the_plan(finetune: Command, tiny_model: Path, 
     memory = shown.memory_per_device["fp32"]
     assert (memory.weights, memory.optimizer) == (4 * parameters, 8 * parameters)
     assert shown.device is None
+
+
+def test_packed_rows_are_shown_with_how_full_they_are(
+    finetune: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    job = small_job(tmp_path, tiny_model, packing=True, train_batch_size_per_device=1, num_warmup_steps=0)
+    lines = [" ".join(line.split()) for line in finetune("plan", job).out.splitlines()]
+
+    assert any(re.fullmatch(r"training rows \d sequences of 12 rows, \d\d\.\d% full", line) for line in lines)
 
 
 def test_people_get_tables_with_memory_for_either_precision(

@@ -639,7 +639,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
 REQUIRED = {name for name, field in FineTuneJobSpec.model_fields.items() if field.is_required()}
 BESIDES: dict[str, Object] = {"quantization": {"lora_config": {}}}
 """What a field needs besides."""
-NEVER_THERE = {"packing", *TASK_BLOCKS}
+NEVER_THERE = set(TASK_BLOCKS)
 """What cannot be asked for at all, and so cannot be removed."""
 
 

@@ -26,7 +26,7 @@ num_devices: 0
 learning_rate: fast
 loraconfig: {}
 lora_config: {r: 0, target_modules: 5}
-packing: true
+padding: shortest
 task: classification
 cluster: {env: {}}
 """
@@ -38,7 +38,7 @@ cluster: {env: {}}
         "spec.lora_config.target_modules: must be a text or a list of texts, is 5",
         "spec.loraconfig: is not a known field; did you mean lora_config?",
         "spec.num_devices: must be at least 1, is 0",
-        "spec.packing: is not supported yet; leave it out",
+        "spec.padding: must be 'longest' or 'max_length', is 'shortest'",
         "spec.task: is not supported yet; causal_lm and instruction_tuning are",
     ]
 

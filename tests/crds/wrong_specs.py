@@ -309,7 +309,10 @@ CONTRADICTIONS = [
             " yet; causal_lm and instruction_tuning are"
         ),
     ),
-    ("packing: true", "spec.packing: is not supported yet; leave it out"),
+    (
+        "packing: true\npadding: max_length",
+        "spec.packing: fills sequences, and spec.padding is max_length, which pads rows; keep one of them",
+    ),
     (
         "parallelism: ddp\ncpu_offload: true",
         "spec.cpu_offload: needs spec.parallelism: fsdp or auto, is true with ddp; keep one of them",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
-from tests.trainer.training_jobs import LORA, spec_of
+from tests.trainer.model.architectures import config_of
+from tests.trainer.model_directories import copy_of
+from tests.trainer.training_jobs import FULL, LORA, spec_of
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.plan.prepare import Prepared, prepare
@@ -43,6 +45,35 @@ def test_the_fingerprint_names_rows_as_tokens(tiny_model: Path, tmp_path: Path) 
     assert prepared(tiny_model, train, task="causal_lm").fingerprint != fingerprint, "other tokens count"
     longest = prepared(tiny_model, train).train.longest
     assert prepared(tiny_model, train, context_length=longest - 1).fingerprint != fingerprint, "truncated"
+
+
+def test_packed_sequences_are_the_rows_of_the_plan_which_says_how_full_they_are(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    train = write_rows(tmp_path / "train.jsonl", *TURNS * 20)
+    plain = prepared(tiny_model, train)
+    packed = prepared(tiny_model, train, packing=True, num_warmup_steps=0, train_batch_size_per_device=2)
+
+    tokens = plain.plan.tokens
+    assert packed.plan.rows == -(-tokens // 512) < plain.plan.rows == 60
+    assert packed.plan.fill == pytest.approx(tokens / (packed.plan.rows * 512), abs=1e-4)
+    assert packed.plan.steps_per_epoch == -(-packed.plan.rows // 2)
+    assert (packed.plan.tokens, packed.plan.effective_batch_size) == (tokens, 2)
+    assert packed.token_statistics == plain.token_statistics
+    assert packed.train.predicted.sum() == plain.train.predicted.sum()
+    assert packed.fingerprint != plain.fingerprint
+    assert plain.plan.fill is None
+
+
+def test_packing_is_refused_where_rows_would_see_each_other(tiny_model: Path, tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", *TURNS)
+    mixing = copy_of(tiny_model, tmp_path / "mixing")
+    config = config_of("alibi")
+    config.vocab_size = 1024
+    config.save_pretrained(mixing)
+
+    with pytest.raises(FineTuneError, match=r"spec\.packing: the rows of a sequence would see each other"):
+        prepare(spec_of(mixing, FULL, train_path=train, valid_path=None, packing=True), planning=True)
 
 
 def test_validation_rows_that_are_training_rows_are_counted(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from tests.trainer.training_jobs import (
     FULL,
     LORA,
+    TRAINING_ROWS,
     Course,
     Fields,
     column,
@@ -30,6 +31,8 @@ from tests.trainer.training_jobs import (
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.status import ProgressRecord
+from finetune_trainer.data.packing import pack
+from finetune_trainer.data.tokens import RowsInMemory
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import TrainingJob, Worker
 from finetune_trainer.training.loop import train
@@ -208,6 +211,20 @@ def test_another_number_of_workers_can_resume(tiny_model: Path, tmp_path: Path) 
         assert column(tmp_path / "both", numbers) == pytest.approx(
             column(tmp_path / "one", numbers), abs=1e-5
         )
+
+
+def test_packed_sequences_resume_with_another_number_of_workers_too(tiny_model: Path, tmp_path: Path) -> None:
+    packed = pack(TRAINING_ROWS, 128, RowsInMemory())
+    one, both = tmp_path / "one", tmp_path / "both"
+    train_here(job_of(tiny_model, one, LORA, train=packed, train_batch_size_per_device=2))
+    train_here(job_of(tiny_model, both, LORA, train=packed, train_batch_size_per_device=2), stop_after=4)
+    train_in_processes(
+        job_of(tiny_model, both, LORA, train=packed, num_devices=2, train_batch_size_per_device=1)
+    )
+
+    assert sum(column(one, "tokens")) == 3 * len(packed.input_ids)
+    for numbers in ("loss", "evalLoss"):
+        assert column(both, numbers) == pytest.approx(column(one, numbers), abs=1e-5)
 
 
 def test_the_best_checkpoint_of_before_is_still_the_best(tiny_model: Path, tmp_path: Path) -> None:

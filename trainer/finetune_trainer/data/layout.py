@@ -8,14 +8,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune_trainer.data.batches import Indices
-from finetune_trainer.data.tokens import IGNORED, TokenizedRows
+from finetune_trainer.data.tokens import IGNORED, TokenizedRows, offsets_of
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where rows that are laid end to end begin and end."""
+    """Where rows, or the documents in them, begin and end that are laid end to end."""
 
     position_ids: torch.Tensor
     """The position of each token in its row, shape (1, tokens)."""
@@ -91,15 +92,16 @@ class EndToEnd:
     def batch(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Batch:
         """See `Layout`."""
         if not len(indices):
-            return _batch([np.array([self.pad_token_id])], [np.array([IGNORED])])
+            return _batch([np.array([self.pad_token_id])], [np.array([IGNORED])], np.array([1]))
         return _batch(
-            [rows.row(int(index))[0] for index in indices], [rows.labels(int(index)) for index in indices]
+            [rows.row(int(index))[0] for index in indices],
+            [rows.labels(int(index)) for index in indices],
+            np.concatenate([rows.documents_of(int(index)) for index in indices]),
         )
 
 
-def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Batch:
-    lengths = [len(each) for each in ids]
-    ends = np.cumsum([0, *lengths])
+def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray], lengths: NDArray[np.int64]) -> Batch:
+    ends = offsets_of(lengths)
     positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
     flat = np.concatenate(labels)
     return Batch(
@@ -107,7 +109,7 @@ def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Batch:
         torch.from_numpy(flat)[None],
         torch.from_numpy(np.flatnonzero(flat != IGNORED)),
         bounds=Bounds(
-            torch.from_numpy(positions)[None], torch.from_numpy(ends.astype(np.int32)), max(lengths)
+            torch.from_numpy(positions)[None], torch.from_numpy(ends.astype(np.int32)), int(lengths.max())
         ),
     )
 

@@ -12,6 +12,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from finetune_trainer.data.packing import PackedRows
 from finetune_trainer.data.remarks import Remarks
 from finetune_trainer.data.tokens import FileTokens, TokenizedRows
 from finetune_trainer.storage.failure import explained
@@ -110,6 +111,8 @@ class _ByPath(TokenizedRows):
 
 def by_path(rows: TokenizedRows) -> TokenizedRows:
     """The same rows for other processes of this machine: those on disk are mapped there too, not copied."""
+    if isinstance(rows, PackedRows):
+        return PackedRows(by_path(rows.documents), rows.first)
     if rows.directory is None:
         return rows
     return _ByPath(rows.input_ids, rows.trained, rows.offsets, rows.lines, rows.directory)

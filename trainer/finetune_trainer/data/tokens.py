@@ -54,6 +54,10 @@ class TokenizedRows:
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         return labels
 
+    def documents_of(self, index: int) -> NDArray[np.int64]:
+        """The lengths of what a row holds that do not see each other: here, the row alone."""
+        return self.offsets[index + 1 : index + 2] - self.offsets[index]
+
     def parts(self) -> Iterator[TokenizedRows]:
         """The rows in parts of about PART_TOKENS tokens, in their order. Tokens are views."""
         start = 0

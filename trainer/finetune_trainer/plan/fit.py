@@ -15,8 +15,8 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import (
     SHORTEST_CONTEXT,
     ResolvedPrecision,
+    chosen_context_length,
     default_batch_size,
-    default_context_length,
     resolved_dtype,
 )
 from finetune_api.sharding import Sharding
@@ -247,7 +247,7 @@ def nearest(job: Job, device: Device) -> list[Settings]:
 
 def _fitting(job: Job, device: Device) -> Iterator[Settings]:
     spec = job.spec
-    context = spec.context_length or default_context_length(job.lengths.longest, job.shape.context_length)
+    context = chosen_context_length(spec, job.lengths.longest, job.shape.context_length)
     rows = rows_of_micro_batch(spec, context)
     asked = asked_sharding(spec, job.file)
     shares = [False] if asked.kind == "fsdp" else [False, True]

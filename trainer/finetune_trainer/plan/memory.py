@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.numbers import ResolvedPrecision, default_batch_size, default_context_length
+from finetune_api.numbers import ResolvedPrecision, chosen_context_length, default_batch_size
 from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import StatusModel
@@ -417,7 +417,7 @@ def step_of(
     `devices_of_a_node` is needed for sharing within nodes; without it all devices are taken to be one's.
     """
     node = min(spec.num_devices, devices_of_a_node or spec.num_devices)
-    context = spec.context_length or default_context_length(lengths.longest, shape.context_length)
+    context = chosen_context_length(spec, lengths.longest, shape.context_length)
     validated = spec.eval_batch_size_per_device or default_batch_size(context)
     rows = rows_of_micro_batch(spec, context)
     tokens, counted, evaluated = 0, rows * lengths.counted, 0

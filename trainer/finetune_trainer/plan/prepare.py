@@ -11,11 +11,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_api.numbers import Numbers, numbers
+from finetune_api.numbers import Numbers, chosen_context_length, numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
 from finetune_trainer.checkpoint.inference import end_tokens, inference
 from finetune_trainer.data.chat import ChatFormat
+from finetune_trainer.data.packing import PackedRows, pack
 from finetune_trainer.data.tokens import TokenizedRows, rows_also_in, trained_tokens, truncate
 from finetune_trainer.model.load import (
     Shape,
@@ -65,7 +66,10 @@ class Prepared:
     def fingerprint(self) -> str:
         """A hash of the tokenized training rows, after truncation."""
         digest = hashlib.sha256()
-        for array in (self.train.input_ids, self.train.trained, self.train.offsets):
+        arrays = [self.train.input_ids, self.train.trained, self.train.offsets]
+        if isinstance(self.train, PackedRows):
+            arrays.append(self.train.documents.offsets)
+        for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -107,25 +111,27 @@ def prepare(
             " do not belong together"
         )
         raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.model_id: {spec.model_id}: {what}")
-    computed = numbers(
-        spec,
-        rows=len(tokenized[0]),
-        longest_row=max(rows.longest for rows in tokenized),
-        model_context_length=model_shape.context_length,
-    )
+    longest, most = max(rows.longest for rows in tokenized), model_shape.context_length
+    if spec.packing:
+        _check_packing(spec, model_shape)
+        context_length = chosen_context_length(spec, longest, most)
+    else:
+        computed = numbers(spec, rows=len(tokenized[0]), longest_row=longest, model_context_length=most)
+        context_length = computed.context_length
     cut = all_or_every_problem(
-        lambda pair: truncate(pair[0], computed.context_length, pair[1], writer_beside(pair[0])),
+        lambda pair: truncate(pair[0], context_length, pair[1], writer_beside(pair[0])),
         list(zip(tokenized, tokenization.paths, strict=True)),
     )
     train = cut[0][0]
     validation = cut[1][0] if len(cut) > 1 else None
     truncated = sum(count for _, count in cut)
     if truncated:
-        warnings.append(
-            f"{truncated} rows are longer than {computed.context_length} tokens and are truncated"
-        )
+        warnings.append(f"{truncated} rows are longer than {context_length} tokens and are truncated")
     if validation is not None:
         warnings += _shared_rows(train, validation)
+    if spec.packing:
+        train = pack(train, context_length, writer_beside(train))
+        computed = numbers(spec, rows=len(train), longest_row=longest, model_context_length=most)
 
     return Prepared(
         spec=spec,
@@ -137,6 +143,15 @@ def prepare(
         token_statistics=statistics_of(tokenized[0], train),
         warnings=(*computed.warnings, *warnings),
     )
+
+
+def _check_packing(spec: FineTuneJobSpec, model_shape: Shape) -> None:
+    """Raises FineTuneError (InvalidSpec) where the documents of a sequence would see each other."""
+    if not model_shape.end_to_end:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"spec.packing: the rows of a sequence would see each other in {spec.model_id}; leave it out",
+        )
 
 
 def _inference_remarks(
@@ -172,6 +187,7 @@ def plan_of(
         tokens=len(train.input_ids),
         truncated_rows=truncated_rows,
         context_length=computed.context_length,
+        fill=fill_of(train, computed.context_length) if isinstance(train, PackedRows) else None,
         effective_batch_size=computed.effective_batch_size,
         steps_per_epoch=computed.steps_per_epoch,
         total_epochs=computed.total_epochs,
@@ -180,6 +196,11 @@ def plan_of(
         trainable_parameters=model_shape.trainable_parameters,
         total_parameters=model_shape.total_parameters,
     )
+
+
+def fill_of(rows: TokenizedRows, context_length: int) -> float:
+    """Which part of sequences of so many tokens the rows fill."""
+    return round(len(rows.input_ids) / (len(rows) * context_length), 4)
 
 
 def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
