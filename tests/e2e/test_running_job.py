@@ -19,6 +19,7 @@ from tests.chart.dashboard_picture import draw
 from tests.chart.dashboard_queries import queries
 from tests.e2e.deleting import delete_and_see_everything_go
 from tests.e2e.jobs import (
+    OURS,
     UNKNOWN_ACCELERATOR,
     events,
     job,
@@ -226,6 +227,28 @@ def test_a_hostile_progress_record_is_not_shown_and_does_no_harm(
         for each in sightings.of("FineTuneJob"):
             _check_that_checkpoints_are_its_own(each.body)
     assert "RecordInvalid" in [reason for reason, _ in events(kubectl, namespace, "job")]
+
+
+def test_a_record_is_read_by_its_name_when_its_label_is_gone(running: Running, kubectl: Kubectl) -> None:
+    """The job's pods may write it, and the operator watches what bears the label."""
+    namespace = running.namespace
+    wait_for_step(kubectl, namespace, "job", 1, seconds=300)
+    [ray_job] = kubectl.all("rayjobs", namespace)
+    record = ("configmap", str(at(ray_job, "metadata", "name")).removesuffix("-1"), "--namespace", namespace)
+    before = int(str(at(get(kubectl, namespace, "job"), "status", "progress", "step")))
+    kubectl("label", *record, f"{OURS}-")
+    try:
+        time.sleep(1)  # until the watch has told of it
+
+        def further() -> bool:
+            # So the operator looks at the job.
+            touched = f"touched={time.monotonic()}"
+            kubectl("annotate", "finetunejob", "job", touched, "--overwrite", "--namespace", namespace)
+            return int(str(at(get(kubectl, namespace, "job"), "status", "progress", "step"))) > before + 1
+
+        wait_for("later steps", further, seconds=30)
+    finally:
+        kubectl("label", *record, f"{OURS}={at(get(kubectl, namespace, 'job'), 'metadata', 'uid')}")
 
 
 @pytest.mark.breaks_the_cluster
