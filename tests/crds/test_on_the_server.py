@@ -590,7 +590,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "generation_config": ({"stopping_sequences": ["a"]}, {"stopping_sequences": ["b"]}),
     "context_length": (512, 1024),
     "padding": ("max_length", "longest"),
-    "packing": (False, True),
+    "packing": (True, False),
     "num_devices": (2, 4),
     "worker_resources": ({"accelerator_type:A10G": 0.001}, {"accelerator_type:A10G": 1}),
     "trainer_resources": ({"memory": 1}, {"memory": 2}),

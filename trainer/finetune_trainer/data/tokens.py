@@ -56,7 +56,7 @@ class TokenizedRows:
 
     def documents_of(self, index: int) -> NDArray[np.int64]:
         """The lengths of what a row holds that do not see each other: here, the row alone."""
-        return self.offsets[index + 1 : index + 2] - self.offsets[index]
+        return np.diff(self.offsets[index : index + 2])
 
     def parts(self) -> Iterator[TokenizedRows]:
         """The rows in parts of about PART_TOKENS tokens, in their order. Tokens are views."""
