@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.small_llama import Fields, write_job
+from bench.small_llama import Fields, step_lines, write_job
 
 if TYPE_CHECKING:
     from finetune_api.status import ProgressRecord
@@ -197,12 +197,9 @@ class Nobody:
 
 
 def lines_of(storage: Path) -> list[dict[str, str]]:
-    """The lines of steps in `metrics.jsonl`; none where nothing was reported."""
+    """The lines of steps of a run; none where nothing was reported."""
     metrics = storage / "metrics.jsonl"
-    if not metrics.exists():
-        return []
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return step_lines(metrics) if metrics.exists() else []
 
 
 def table(figures: Figures, steps: int) -> str:

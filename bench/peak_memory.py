@@ -266,9 +266,9 @@ def ready(
     """What the loop trains with."""
     spec = prepared.spec
     tokenizer = load_tokenizer(spec)
-    ready, _ = inference(tokenizer, task_of(spec).chat(tokenizer), load_generation_config(spec))
+    described, _ = inference(tokenizer, task_of(spec).chat(tokenizer), load_generation_config(spec))
     job = TrainingJob("bench", Start(spec, dtype, "", None), prepared)
-    forward, optimizer, _ = set_up(job, Loaded(model, torch.float32, ready, None), OneDevice(device))
+    forward, optimizer, _ = set_up(job, Loaded(model, torch.float32, described, None), OneDevice(device))
     return forward, optimizer
 
 

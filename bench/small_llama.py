@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -57,6 +58,12 @@ def write_rows(file: Path, count: int, characters: int | None = None) -> Path:
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+def step_lines(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of optimizer steps in a run's metrics.jsonl."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if "loss" in line]
 
 
 def write_job(directory: Path, fields: Fields, *, steps: int, epochs: int = 1) -> Path:

@@ -28,7 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from bench.small_llama import write_job
+from bench.small_llama import step_lines, write_job
 
 WAYS: dict[str, dict[str, str]] = {
     "spinning": {"GOMP_SPINCOUNT": "300000"},
@@ -88,19 +88,22 @@ def busy(load: str) -> Iterator[None]:
 
 def train(job: Path, storage: Path, settings: Mapping[str, str]) -> tuple[float, list[float]]:
     """Trains the job in a new process; its tokens a second, and the loss of each step."""
-    unset = {name for way in WAYS.values() for name in way}
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
     finetune = str(Path(sys.executable).with_name("finetune"))
     command = [finetune, "run", str(job), "--storage", str(storage)]
-    ran = subprocess.run(command, env={**kept, **settings}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, env=environment_with(settings), capture_output=True, text=True, check=False)
     if ran.returncode:
         raise SystemExit(f"the run ended with {ran.returncode}\n{ran.stdout}\n{ran.stderr}")
     [metrics] = storage.glob("*/*/metrics.jsonl")
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    steps = step_lines(metrics)
     began, ended = (datetime.fromisoformat(steps[at]["time"]) for at in (FIRST_STEPS - 1, -1))
     tokens = sum(int(line["tokens"]) for line in steps[FIRST_STEPS:])
     return tokens / (ended - began).total_seconds(), [float(line["loss"]) for line in steps]
+
+
+def environment_with(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment, in which these settings alone say how threads wait."""
+    unset = {name for way in WAYS.values() for name in way}
+    return {name: value for name, value in os.environ.items() if name not in unset} | dict(settings)
 
 
 def table(speeds: Speeds) -> str:

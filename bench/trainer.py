@@ -32,8 +32,8 @@ from pathlib import Path
 from statistics import median
 from subprocess import Popen
 
-from bench.small_llama import Fields, write_job, write_rows
-from bench.threads import LOADS, WAYS, busy
+from bench.small_llama import Fields, step_lines, write_job, write_rows
+from bench.threads import LOADS, WAYS, busy, environment_with
 
 from make_inputs import TRAIN_LARGE, make_data, make_model
 
@@ -172,14 +172,12 @@ def check(trainer: str, losses: list[float], expected: list[float]) -> None:
 
 def trained(trainer: str, job: Path, output: Path, settings: Mapping[str, str]) -> Figures:
     """Trains a job in a new process."""
-    unset = {name for way in WAYS.values() for name in way}
-    environment = {name: value for name, value in os.environ.items() if name not in unset} | dict(settings)
     if trainer == "ours":
         command = [str(Path(sys.executable).with_name("finetune")), "run", str(job), "--storage", str(output)]
     else:
         command = [sys.executable, "-m", "bench.trainer", "--child", trainer, str(job), str(output)]
     with tempfile.TemporaryFile("w+") as said:
-        process = Popen(command, env=environment, stdout=said, stderr=said)
+        process = Popen(command, env=environment_with(settings), stdout=said, stderr=said)
         _, ended, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(ended)
         if process.returncode:
@@ -196,7 +194,7 @@ def seen(output: Path) -> tuple[list[float], list[int], list[float]]:
         document = json.loads(output.read_text())
         return document["times"], document["tokens"], document["losses"]
     [metrics] = output.glob("*/*/metrics.jsonl")
-    steps = [line for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
+    steps = step_lines(metrics)
     return (
         [datetime.fromisoformat(line["time"]).timestamp() for line in steps],
         [int(line["tokens"]) for line in steps],

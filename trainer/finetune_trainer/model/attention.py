@@ -69,7 +69,8 @@ def within_rows(
     window = sliding_window if windowed else None
     plain = softcap is None and s_aux is None
     if plain and window is None and len(cu_seq_lens_q) == 2:
-        return _one_row(query, key, value, dropout, scaling), None
+        # For which PyTorch has its fastest kernels.
+        return _one_row(query, key, value, None, dropout, scaling), None
     if plain and not dropout and _has_kernel(query, value):
         return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
     return _row_by_row(query, key, value, cu_seq_lens_q, dropout, scaling, window, softcap, s_aux), None
@@ -126,12 +127,23 @@ def _by_kernel(
 
 
 def _one_row(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
 ) -> torch.Tensor:
-    """Attention where there is one row alone, for which PyTorch has its fastest kernels."""
-    gqa = query.shape[1] != key.shape[1]
+    """PyTorch's own attention within one row: causal, or under a mask. Shape (1, tokens, heads, size)."""
     out = functional.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2)
 
@@ -159,20 +171,12 @@ def _row_by_row(
             masks[length] = _banded(length, window, query.device)
         mask = masks.get(length)
         if softcap is None and sinks is None:
-            part = functional.scaled_dot_product_attention(
-                of_query,
-                of_key,
-                of_value,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=of_query.shape[1] != of_key.shape[1],
-            )
+            part = _one_row(of_query, of_key, of_value, mask, dropout, scaling)
         else:
             mask = _banded(length, length, query.device) if mask is None else mask
             part = _by_scores(of_query, of_key, of_value, mask, dropout, scaling, softcap, sinks)
-        parts.append(part.transpose(1, 2))
+            part = part.transpose(1, 2)
+        parts.append(part)
     return torch.cat(parts, dim=1)
 
 
