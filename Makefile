@@ -13,6 +13,10 @@ SHADOWS := $(wildcard operator/__init__.py tests/operator/__init__.py)
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links
 
+# Where Python may not keep bytecode as it imports, each process would spend half of its start on making it anew.
+# Files for other versions of Python cannot be compiled, and need not be.
+KEEP_BYTECODE = $(ENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(ENV)/lib >/dev/null 2>&1 || true
+
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 # Tests of what imports neither torch nor Ray, without those that compare it with them.
 FAST := tests/crds tests/operator tests/chart/test_monitoring.py \
@@ -26,7 +30,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-cost demo-cluster test test-fast test-harness test-long test-gpu e2e bench bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
+.PHONY: help demo demo-cost demo-cluster test test-fast test-chaos test-harness test-long test-gpu e2e bench bench-start bench-memory cluster cluster-down environment lint format lock generate run-operator clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,7 +58,10 @@ test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that ne
 	$(ENV)/bin/python -m pytest tests/gpu $(ARGS)
 
 e2e: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need pods, on a cluster of their own
-	$(ENV)/bin/python -m pytest tests/e2e --ignore=tests/e2e/harness $(ARGS)
+	$(ENV)/bin/python -m pytest tests/e2e --ignore=tests/e2e/harness --ignore=tests/e2e/chaos $(ARGS)
+
+test-chaos: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests in which workers are lost and the operator is killed, on the same cluster
+	$(ENV)/bin/python -m pytest tests/e2e/chaos $(ARGS)
 
 test-harness: $(ENV)/dev.installed $(ENV)/project.installed ## test the cluster of `make cluster` itself
 	$(ENV)/bin/python -m pytest tests/devcluster tests/e2e/harness $(ARGS)
@@ -121,6 +128,7 @@ $(ENV)/build.installed: locks/build.txt
 
 $(ENV)/trainer.installed $(ENV)/dev.installed: $(ENV)/%.installed: locks/%.txt $(ENV)/build.installed
 	$(INSTALL) $(FROM_LOCK) $<
+	$(if $(PYTHONDONTWRITEBYTECODE),$(KEEP_BYTECODE))
 	@touch $@
 
 $(ENV)/project.installed: pyproject.toml $(ENV)/build.installed

@@ -27,8 +27,8 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
     """First each device has a copy. All losses are those of one device with the same rows in a step."""
     fields: dict[str, JsonValue] = {
         "train_batch_size_per_device": 2,
-        "num_epochs": 100,
-        "checkpoint_every_n_epochs": 50,
+        "num_epochs": 40,
+        "checkpoint_every_n_epochs": 20,
     }
     copies = small_job(tmp_path, tiny_model, **fields).rename(tmp_path / "copies.yaml")
     parts = small_job(tmp_path, tiny_model, **fields, parallelism="fsdp").rename(tmp_path / "parts.yaml")
@@ -38,7 +38,7 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
 
     assert (stopped.code, stopped.err) == (130, "")
     said = re.search(
-        r"^Suspended: stopped after step (\d+) of 300; run again to resume$", stopped.out, re.MULTILINE
+        r"^Suspended: stopped after step (\d+) of 120; run again to resume$", stopped.out, re.MULTILINE
     )
     assert said is not None, stopped.out
     run = only_run(tmp_path / "two")
@@ -55,5 +55,5 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
     other = only_run(tmp_path / "one")
     for name in ("loss", "gradNorm", "evalLoss"):
         expected = column(other, name)
-        assert len(expected) == (2 if name == "evalLoss" else 300)
+        assert len(expected) == (2 if name == "evalLoss" else 120)
         assert column(run, name) == pytest.approx(expected, abs=1e-5)
