@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
+from tests.e2e.pod_names import names
 
 from devcluster.jobs import CLAIM, get
 from devcluster.kubectl import Kubectl
@@ -104,6 +105,23 @@ def wait_for_checkpoint(kubectl: Kubectl, namespace: str, name: str, *, seconds:
     wait_for(
         f"a checkpoint of {name}", saved, seconds=seconds, seen=lambda: kubectl.story(namespace), every=0.5
     )
+
+
+def wait_until_given_back(kubectl: Kubectl, namespace: str, name: str) -> dict[str, JsonValue]:
+    """The FineTuneJob when it is Suspended, has no pods of a cluster, and says what it will go on from."""
+    wait_for_phase(kubectl, namespace, name, "Suspended", seconds=20)
+    wait_for(
+        "the cluster to go", lambda: not names(kubectl, namespace, "ray.io/cluster"), seconds=60, every=0.5
+    )
+
+    def given_back() -> dict[str, JsonValue] | None:
+        found = get(kubectl, namespace, name)
+        return found if "goes on from" in str(at(found, "status", "message")) else None
+
+    def seen() -> str:
+        return f"{at(get(kubectl, namespace, name), 'status')}\n{kubectl.story(namespace)}"
+
+    return wait_for("its word", given_back, seconds=60, seen=seen)
 
 
 def change(kubectl: Kubectl, namespace: str, kind: str, name: str, **spec: JsonValue) -> None:

@@ -1,7 +1,6 @@
 """A FineTuneJob that is deleted leaves nothing within a minute, whatever it was doing.
 
-While it trains: test_running_job.py. While it is retried: test_interruptions.py. By its time to live:
-test_several_jobs.py.
+While it trains: test_running_job.py. While it is retried: chaos/test_interruptions.py.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import JsonValue
 from tests.e2e.deleting import delete_and_see_everything_go
-from tests.e2e.jobs import change, job, left, wait_for_nothing, wait_for_phase
+from tests.e2e.jobs import UNKNOWN_ACCELERATOR, change, job, left, wait_for_nothing, wait_for_phase
 from tests.e2e.pod_names import names
 
 from devcluster.faults import stopped
@@ -80,6 +79,17 @@ def test_while_kueue_holds_it_back(
     wait_for_phase(kubectl, namespace, "job", "Queued", seconds=30)
 
     delete_and_see_everything_go(kubectl, namespace, say, "Queued")
+
+
+def test_by_its_time_to_live(operator: Installation, kubectl: Kubectl, namespace: str, say: Say) -> None:
+    del operator
+    kubectl.apply(job("job", namespace, **UNKNOWN_ACCELERATOR))
+    wait_for_phase(kubectl, namespace, "job", "Failed", seconds=20)
+
+    began = time.monotonic()
+    change(kubectl, namespace, "finetunejob", "job", run_policy={"ttl_seconds_after_finished": 1})
+    wait_for_nothing(kubectl, namespace, seconds=20)
+    say(f"Failed, by its time to live: nothing left after {time.monotonic() - began:.1f} s")
 
 
 @pytest.mark.breaks_the_cluster

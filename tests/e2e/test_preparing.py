@@ -1,6 +1,6 @@
 """What is wrong with data or model is known before a cluster is asked for; and so is no node for that pod.
 
-That a job which is prepared first trains on what was prepared is shown by one of `test_several_jobs.py`.
+That a job which is prepared first trains on what was prepared is shown by the one of `test_running_job.py`.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from tests.e2e.deleting import delete_and_see_everything_go
 from tests.e2e.jobs import (
     OURS,
     UNKNOWN_ACCELERATOR,
+    change,
     events,
     job,
     names_of,
@@ -28,6 +29,7 @@ from tests.e2e.jobs import (
     wait_for_checkpoint,
     wait_for_phase,
     wait_for_step,
+    wait_until_given_back,
 )
 from tests.e2e.long_jobs import MINUTE, long_job, steps_of
 from tests.e2e.namespaces import temporary_namespace
@@ -119,7 +121,7 @@ def running(
         volume = Volume(cluster, namespace, CLAIM, trainer.name)
         put_tiny_inputs(volume, tiny_model, tiny_rows)
         applied = time.time()
-        kubectl.apply(job("job", namespace, **ENDLESS))
+        kubectl.apply(job("job", namespace, **ENDLESS, run_policy={"prepare_first": True}))
         wait_for_phase(kubectl, namespace, "job", "Running", seconds=300)
         yield Running(namespace, prometheus, applied, volume)
 
@@ -161,6 +163,19 @@ def test_every_panel_of_the_dashboard_has_data(running: Running, kubectl: Kubect
     )
     if picture := os.environ.get(PICTURE):
         _draw(running, kubectl, Path(picture))
+
+
+def test_it_trains_on_what_was_prepared_before_a_cluster_was_asked_for(
+    running: Running, kubectl: Kubectl
+) -> None:
+    namespace = running.namespace
+    told = [reason for reason, _ in events(kubectl, namespace, "job")]
+    first = ["Preparing", "Prepared", "ClusterRequested"]
+    assert [reason for reason in told if reason in first] == first
+
+    shown = get(kubectl, namespace, "job")
+    log = kubectl("logs", f"job/{at(shown, 'status', 'rayJobName')}", "--namespace", namespace)
+    assert f"the tokens of the rows are those in {at(shown, 'status', 'runDirectory')}/prepared" in log
 
 
 def test_a_foreign_pod_is_turned_away_at_every_door_and_the_trainer_has_one_right(
@@ -292,6 +307,26 @@ def test_an_upgrade_disturbs_nothing_and_neither_do_removal_and_another_installa
 
     wait_for_phase(kubectl, namespace, "new", "Failed", seconds=20)
     kubectl("delete", "finetunejob", "new", "--namespace", namespace, "--timeout=10s")
+
+
+def test_suspended_it_gives_its_devices_back_and_goes_on_from_what_it_saved(
+    running: Running, kubectl: Kubectl
+) -> None:
+    namespace = running.namespace
+    wait_for_checkpoint(kubectl, namespace, "job", seconds=60)
+
+    change(kubectl, namespace, "finetunejob", "job", suspend=True)
+    suspended = wait_until_given_back(kubectl, namespace, "job")
+    done = int(str(at(suspended, "status", "progress", "step")))
+    change(kubectl, namespace, "finetunejob", "job", suspend=False)
+
+    wait_for_step(kubectl, namespace, "job", done + 1, seconds=300)
+    resumed = get(kubectl, namespace, "job")
+    assert at(resumed, "status", "attempts") == 1
+    assert at(resumed, "status", "rayJobName") != at(suspended, "status", "rayJobName")
+    steps = steps_of(running.volume, at(resumed, "status"))
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > done
 
 
 # The last one.

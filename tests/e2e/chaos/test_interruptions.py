@@ -1,6 +1,7 @@
 """A worker is interrupted, and the job itself. The end is the same, and so are the losses.
 
-The operator: test_several_jobs.py. The API server, and the operator's release: test_running_job.py.
+The operator: test_several_jobs.py. The API server, the operator's release, and one device that is suspended:
+../test_running_job.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.e2e.jobs import (
     wait_for_nothing,
     wait_for_phase,
     wait_for_step,
+    wait_until_given_back,
 )
 from tests.e2e.long_jobs import check_the_end, long_job, losses_of, ray_jobs
 from tests.e2e.pod_names import names
@@ -87,19 +89,7 @@ def test_a_worker_that_is_lost_and_a_suspension_end_in_resuming_from_what_was_sa
     )
 
     change(kubectl, namespace, "finetunejob", "job", suspend=True)
-    wait_for_phase(kubectl, namespace, "job", "Suspended", seconds=20)
-    wait_for(
-        "the cluster to go", lambda: not names(kubectl, namespace, "ray.io/cluster"), seconds=60, every=0.5
-    )
-
-    def given_back() -> dict[str, JsonValue] | None:
-        found = get(kubectl, namespace, "job")
-        return found if "goes on from" in str(at(found, "status", "message")) else None
-
-    def seen() -> str:
-        return f"{at(get(kubectl, namespace, 'job'), 'status')}\n{kubectl.story(namespace)}"
-
-    suspended = wait_for("its word", given_back, seconds=60, seen=seen)
+    suspended = wait_until_given_back(kubectl, namespace, "job")
     done = int(str(at(suspended, "status", "progress", "step")))
     assert names_of(at(suspended, "status", "checkpoints")) >= before
     assert len(ray_jobs(sightings, "job")) == 2
