@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +14,14 @@ from finetune_api.sharding import Sharding
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
 from finetune_trainer.plan.deepspeed_file import deepspeed_here
-from finetune_trainer.plan.fit import Job, device_of, job_of, nearest, required
+from finetune_trainer.plan.fit import Job, device_of, job_of, nearest, required, with_checkpointing
 from finetune_trainer.plan.memory import MemoryEstimate
 from finetune_trainer.plan.prepare import Prepared, TokenStatistics
 from finetune_trainer.plan.sharding import Device
 
 GIB = 2**30
 SHOWN_EPOCHS = 6
+ACTIVATIONS = {True: "recomputed", False: "kept", None: "kept where memory suffices"}
 
 
 class PlannedDevice(StatusModel):
@@ -66,15 +68,17 @@ def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
             for on_gpu in ((True,) if device or prepared.spec.dtype != "auto" else (True, False))
         )
     }
-    on_gpu = next(iter(jobs.values()))
-    sharding = on_gpu.sharding(device)
+    sharding = next(iter(jobs.values())).sharding(device)
+    if device is not None or prepared.spec.recomputes_activations is not None:
+        prepared = with_checkpointing(prepared, file, sharding, device, None, on_gpu=True)
+        jobs = {precision: replace(job, spec=prepared.spec) for precision, job in jobs.items()}
     return JobPlan(
         plan=prepared.plan,
         numbers=prepared.numbers,
         token_statistics=prepared.token_statistics,
         memory_per_device={precision: job.needs(sharding, device) for precision, job in jobs.items()},
         sharding=sharding,
-        device=None if device is None else _planned(on_gpu, device, sharding),
+        device=None if device is None else _planned(next(iter(jobs.values())), device, sharding),
         warnings=(*manifest.warnings, *prepared.warnings),
     )
 
@@ -133,6 +137,7 @@ def _plan_table(plan: JobPlan) -> Table:
         ("epochs", f"{sizes.total_epochs:,}"),
         ("steps", f"{sizes.total_steps:,}"),
         ("learning rate", _schedule(numbers)),
+        ("activations", ACTIVATIONS[sizes.gradient_checkpointing]),
         ("checkpoints", f"after epoch {_few([index + 1 for index in sizes.checkpoint_epochs])}"),
         ("trained parameters", f"{sizes.trainable_parameters:,} of {sizes.total_parameters:,}"),
     ):

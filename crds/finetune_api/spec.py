@@ -204,7 +204,7 @@ class FineTuneJobSpec(SpecModel):
     quantization: Literal["nf4"] | None = None
     """Hold the frozen base model in 4 bits (QLoRA)."""
     gradient_checkpointing: Flag | None = None
-    """Recompute activations instead of keeping them; default: true."""
+    """Recompute activations instead of keeping them; by default only where memory would not suffice."""
     no_gradient_checkpoint: Flag | None = None
     """The older, inverted spelling of gradient_checkpointing."""
     flash_attention_2: Flag | None = None
@@ -246,11 +246,11 @@ class FineTuneJobSpec(SpecModel):
         return "instruction_tuning" if self.task == "instruction_tuning" else "causal_lm"
 
     @property
-    def recomputes_activations(self) -> bool:
-        """`gradient_checkpointing` or its inverted older spelling; true by default."""
-        if self.gradient_checkpointing is not None:
-            return self.gradient_checkpointing
-        return not self.no_gradient_checkpoint
+    def recomputes_activations(self) -> bool | None:
+        """`gradient_checkpointing` or its inverted older spelling; None leaves it to what fits."""
+        if self.no_gradient_checkpoint is not None:
+            return not self.no_gradient_checkpoint
+        return self.gradient_checkpointing
 
     @property
     def minimum_steps(self) -> int | None:

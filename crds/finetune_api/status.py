@@ -159,6 +159,8 @@ class Plan(StatusModel):
     """Parameters that training changes."""
     total_parameters: Count
     """Of the base model and its adapters."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are recomputed instead of kept; set once the devices are known."""
     host_memory: Count | None = None
     """Bytes that training on a GPU takes of its host for each device, by estimate."""
 

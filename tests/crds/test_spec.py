@@ -179,14 +179,14 @@ def test_all_tokens_are_trained_unless_the_task_says_otherwise(text: str, task: 
 @pytest.mark.parametrize(
     ("text", "recomputes"),
     [
-        ("", True),
+        ("", None),
         ("gradient_checkpointing: true", True),
         ("gradient_checkpointing: false", False),
         ("no_gradient_checkpoint: true", False),
         ("no_gradient_checkpoint: false", True),
     ],
 )
-def test_gradient_checkpointing_has_an_inverted_older_spelling(text: str, recomputes: bool) -> None:
+def test_gradient_checkpointing_has_an_inverted_older_spelling(text: str, recomputes: bool | None) -> None:
     assert spec_of(text).recomputes_activations is recomputes
 
 

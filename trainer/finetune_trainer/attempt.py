@@ -86,13 +86,14 @@ def attempt(
             with workers.started(start) as group:
                 # They import what takes seconds, which the workers do meanwhile.
                 from finetune_trainer.model.load import check_in_parts
-                from finetune_trainer.plan.fit import with_host_memory
+                from finetune_trainer.plan.fit import with_checkpointing, with_host_memory
                 from finetune_trainer.plan.kept_tokens import tokens_of
                 from finetune_trainer.plan.prepare import prepare
 
                 if sharding.kind == "fsdp":
                     check_in_parts(spec)
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
+                prepared = with_checkpointing(prepared, file, sharding, device, memory, on_gpu=on_gpu)
                 prepared = with_host_memory(prepared, sharding, on_gpu=on_gpu)
                 remarks = (
                     *manifest.warnings,

@@ -12,7 +12,7 @@ from finetune_api.status import Failure
 
 LESS_MEMORY = (
     "lower spec.train_batch_size_per_device (and raise spec.gradient_accumulation_steps by as much: the"
-    " result stays the same), lower spec.context_length, or keep spec.gradient_checkpointing on"
+    " result stays the same), lower spec.context_length, or set spec.gradient_checkpointing to true"
 )
 
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer")

@@ -44,7 +44,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     reports.progress(ProgressRecord(checkpoints=run.checkpoints()))
 
     from finetune_trainer.plan.deepspeed_file import deepspeed_here
-    from finetune_trainer.plan.fit import check_prepared, with_host_memory
+    from finetune_trainer.plan.fit import check_prepared, with_checkpointing, with_host_memory
     from finetune_trainer.plan.kept_tokens import TokensToKeep
     from finetune_trainer.plan.prepare import prepare
 
@@ -53,6 +53,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     device = device_for(assignment, manifest)
     file, _ = deepspeed_here(manifest.spec)
     sharding = sharding_of(manifest.spec, file, device)
+    prepared = with_checkpointing(prepared, file, sharding, device, None, on_gpu=assignment.on_gpu)
     if device is not None:
         check_prepared(prepared, file, sharding, device)
     prepared = with_host_memory(prepared, sharding, on_gpu=assignment.on_gpu)

@@ -277,14 +277,6 @@ def test_in_bf16_what_is_frozen_is_held_in_bf16_and_what_is_trained_in_fp32(
     )
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-def test_activations_are_recomputed_when_asked_for(tiny_model: Path, chosen: bool) -> None:
-    model = load_model(spec_of(tiny_model, FULL, gradient_checkpointing=chosen), dtype="fp32", on_gpu=False)
-    assert isinstance(model, PreTrainedModel)
-    assert model.is_activation_checkpointing is chosen
-    assert model.training
-
-
 def test_the_base_may_come_from_another_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     train_here(job_of(tiny_model, tmp_path / "full", FULL, num_epochs=1, learning_rate=1e-2))
     base = tmp_path / "full" / "epoch-0"

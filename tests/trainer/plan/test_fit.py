@@ -24,6 +24,7 @@ from finetune_trainer.plan.fit import (
     fitted,
     job_of,
     required,
+    with_checkpointing,
 )
 from finetune_trainer.plan.layer_memory import LayerMemory
 from finetune_trainer.plan.memory import Lengths
@@ -180,6 +181,52 @@ def test_a_prepared_job_is_refused_on_a_device_that_is_too_small(tmp_path: Path,
     assert "with train_batch_size_per_device 8 and gradient_accumulation_steps 2 it needs" in str(
         raised.value
     )
+
+
+def keeps(prepared: Prepared, *, memory: int | None = None, device: Device | None = None) -> bool:
+    """Whether activations are kept, by the plan; on a GPU where a device is given."""
+    decided = with_checkpointing(prepared, None, COPIES, device, memory, on_gpu=device is not None)
+    recomputes = decided.plan.gradient_checkpointing
+    assert recomputes is not None
+    assert decided.spec.recomputes_activations is recomputes
+    return not recomputes
+
+
+def needed_with(prepared: Prepared, *, recomputed: bool, on_gpu: bool) -> int:
+    spec = prepared.spec.model_copy(update={"gradient_checkpointing": recomputed})
+    return required(job_of(replace(prepared, spec=spec), None, on_gpu=on_gpu).needs(COPIES))
+
+
+def test_activations_are_kept_where_a_device_has_a_tenth_to_spare_with_them(
+    tmp_path: Path, tiny_rows: Path
+) -> None:
+    prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16)
+    kept = needed_with(prepared, recomputed=False, on_gpu=True)
+    assert kept > needed_with(prepared, recomputed=True, on_gpu=True)
+
+    assert keeps(prepared, device=Device("a card", int(kept / 0.9) + 1))
+    assert not keeps(prepared, device=Device("a card", int(kept / 0.9) - 1))
+
+
+def test_on_cpus_they_are_kept_where_half_of_the_memory_is_enough_for_all(
+    tmp_path: Path, tiny_rows: Path
+) -> None:
+    prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16, num_devices=2)
+    kept = needed_with(prepared, recomputed=False, on_gpu=False)
+
+    assert keeps(prepared, memory=4 * kept)
+    assert not keeps(prepared, memory=4 * kept - 4)
+
+
+def test_where_memory_is_not_known_they_are_recomputed(tmp_path: Path, tiny_rows: Path) -> None:
+    assert not keeps(prepared_in(tmp_path, tiny_rows))
+
+
+@pytest.mark.parametrize("fields", [{"gradient_checkpointing": True}, {"no_gradient_checkpoint": False}])
+def test_what_a_job_says_of_its_activations_holds(tmp_path: Path, tiny_rows: Path, fields: Fields) -> None:
+    assert not keeps(prepared_in(tmp_path, tiny_rows, **fields), memory=2**60)
+    opposite: Fields = {name: not value for name, value in fields.items()}
+    assert keeps(prepared_in(tmp_path / "other", tiny_rows, **opposite))
 
 
 def test_on_cpus_only_what_surely_does_not_fit_is_refused(tmp_path: Path, tiny_rows: Path) -> None:

@@ -84,6 +84,7 @@ def finished_job(
             "lr_scheduler_type": "constant",
             "num_warmup_steps": 0,
             "num_epochs": STEPS,
+            "checkpoint_every_n_epochs": STEPS,
             "train_batch_size_per_device": 4,
             "gradient_accumulation_steps": 4,
             "gradient_checkpointing": False,

@@ -135,6 +135,9 @@ def _one_row(
     scaling: float | None,
 ) -> torch.Tensor:
     """PyTorch's own attention within one row: causal, or under a mask. Shape (1, tokens, heads, size)."""
+    if query.device.type == "cuda" and query.dtype == torch.float32:
+        # Where heads share a key and a value PyTorch would make the matrix of scores.
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
     out = functional.scaled_dot_product_attention(
         query,
         key,

@@ -297,8 +297,6 @@ def load_model(
         mesh=cut,
     )
     freeze_unreached(model)
-    if spec.recomputes_activations:
-        model.activation_checkpointing_enable()
     if spec.lora_config is None:
         return cast("PreTrainedModel", model.train())
 

@@ -45,6 +45,8 @@ _LIBRARIES = GIB
 """What the driver, cuBLAS and NCCL take of a device."""
 _SURELY = 4
 """How many times what a rule for GPT says a layer takes less than, whatever it is."""
+_TO_KEEP_ON_GPUS, _TO_KEEP_ON_CPUS = 0.9, 0.5
+"""How much of the memory may be taken where activations are kept though nobody has asked for it."""
 _COSTS = {"checkpointing": 1, "halved": 1, "fsdp": 1, "devices": 4, "offload": 5, "nf4": 6}
 """How far a change is from what was asked: what changes speed alone is nearer than what takes more devices,
 and farthest is what changes the weights that are trained on."""
@@ -194,6 +196,52 @@ def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host:
     return [f"the job may need {needed / GIB:.1f} GiB, and {has}"]
 
 
+def with_checkpointing(
+    prepared: Prepared,
+    file: DeepSpeedConfig | None,
+    sharding: Sharding,
+    device: Device | None,
+    memory_of_host: int | None,
+    *,
+    on_gpu: bool,
+) -> Prepared:
+    """The same job, with `gradient_checkpointing` decided in its spec and in its plan.
+
+    What the job says holds. Else activations are recomputed unless there surely is room to keep them: on GPUs
+    in nine tenths of `device`, on CPUs in half of `memory_of_host`, in bytes, for all devices together.
+    """
+    spec = prepared.spec
+    recomputes = spec.recomputes_activations
+    if recomputes is None:
+        kept = replace(prepared, spec=spec.model_copy(update={"gradient_checkpointing": False}))
+        if on_gpu:
+            room = None if device is None else device.memory * _TO_KEEP_ON_GPUS
+        else:
+            room = None if memory_of_host is None else memory_of_host * _TO_KEEP_ON_CPUS / spec.num_devices
+        recomputes = room is None or not _has_room(kept, file, sharding, device, room, on_gpu=on_gpu)
+        spec = spec.model_copy(update={"gradient_checkpointing": recomputes})
+    plan = prepared.plan.model_copy(update={"gradient_checkpointing": recomputes})
+    return replace(prepared, spec=spec, plan=plan)
+
+
+def _has_room(
+    prepared: Prepared,
+    file: DeepSpeedConfig | None,
+    sharding: Sharding,
+    device: Device | None,
+    room: float,
+    *,
+    on_gpu: bool,
+) -> bool:
+    def fits(job: Job) -> bool:
+        return required(job.needs(sharding, device)) <= room
+
+    dtype = resolved_dtype(prepared.spec, on_gpu=on_gpu)
+    rule = layer_by_rule(prepared.shape.hidden_size * _SURELY, dtype)
+    at_most = Job(prepared.spec, prepared.shape, rule, lengths_of(prepared), dtype, on_gpu, file)
+    return fits(at_most) or fits(job_of(prepared, file, on_gpu=on_gpu))
+
+
 def with_host_memory(prepared: Prepared, sharding: Sharding, *, on_gpu: bool) -> Prepared:
     """The same job, and on GPUs what training takes of their host in its plan."""
     if not on_gpu:
@@ -252,7 +300,7 @@ def _fitting(job: Job, device: Device) -> Iterator[Settings]:
     asked = asked_sharding(spec, job.file)
     shares = [False] if asked.kind == "fsdp" else [False, True]
     for checkpointing, halvings, fsdp, doublings, offload, nf4 in itertools.product(
-        [False] if spec.recomputes_activations else [False, True],
+        [False, True] if spec.recomputes_activations is False else [False],
         range(rows.bit_length()),
         shares,
         range((MOST_DEVICES // spec.num_devices).bit_length() or 1),

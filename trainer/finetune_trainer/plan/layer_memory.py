@@ -53,8 +53,8 @@ class LayerMemory:
     """Bytes that the backward pass takes whatever the tokens, where only adapters have gradients: of experts,
     their adapters are multiplied out."""
     expanded: float
-    """What a layer keeps besides where rows are padded: PyTorch's attention with a mask wants a key and a
-    value for each head."""
+    """What a layer keeps besides where PyTorch's attention wants a key and a value for each head: under the
+    mask of padded rows, and in fp32 on a GPU."""
 
 
 def layer_memory(
@@ -156,10 +156,10 @@ class _Run:
                 small, dtype=held, attn_implementation=_ATTENTION, trust_remote_code=False
             )
         freeze_unreached(model)
-        if recomputes:
-            model.activation_checkpointing_enable()
         if spec.lora_config is not None:
             with_adapters(model, spec.lora_config, on_meta=True)
+        if recomputes:
+            model.activation_checkpointing_enable()
         if on_gpu:
             _drop_out_as_on_a_gpu(model)
         self._mode = FakeTensorMode()

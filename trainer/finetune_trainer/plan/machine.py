@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,7 +23,7 @@ class Machine:
     gpus: int
     gpu_name: str | None = None
     memory: int | None = None
-    """Bytes of the host's memory; None where the system does not say."""
+    """Bytes of the host's memory that this process may use; None where that is not known."""
     gpu_memory: int | None = None
     """Bytes of the first GPU's."""
 
@@ -45,9 +47,16 @@ def this_machine() -> Machine:
         cpus=len(os.sched_getaffinity(0)),
         gpus=gpus,
         gpu_name=torch.cuda.get_device_name(0) if gpus else None,
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory=min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()]),
         gpu_memory=torch.cuda.mem_get_info(0)[1] if gpus else None,
     )
+
+
+def memory_limits(groups: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """The bytes that a container may use, as it sees its own control group, of version 2 or 1."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # `max` is no limit
+            yield int((groups / name).read_text())
 
 
 def fit_to_machine(

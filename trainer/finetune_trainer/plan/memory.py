@@ -180,10 +180,11 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
     of_rest = _TRAINED * sizes.rest.trained if shared else 0
 
     of_mask = step.rows * step.length**2 if step.padded else 0
-    kept = step.layer.kept + (step.layer.expanded if step.padded else 0)
+    expanded = step.layer.expanded if step.padded or (step.on_gpu and not bf16) else 0
+    kept = step.layer.kept + expanded
     if step.recomputes:
         stack = tokens * step.layer.entered * layers + of_mask
-        work = tokens * (step.layer.working_again + (step.layer.expanded if step.padded else 0))
+        work = tokens * (step.layer.working_again + expanded)
         work += value * of_mask + step.layer.working_whatever
     else:
         stack = (tokens * kept + value * of_mask) * layers + of_mask
@@ -437,7 +438,7 @@ def step_of(
         length=lengths.longest,
         counted=counted,
         accumulates=spec.gradient_accumulation_steps > 1,
-        recomputes=spec.recomputes_activations,
+        recomputes=spec.recomputes_activations is not False,
         evaluated_rows=validated if lengths.longest_validated else 0,
         evaluated_length=lengths.longest_validated,
         end_to_end=tokens,

@@ -77,6 +77,8 @@ def set_up(
     spec, data = job.prepared.spec, job.prepared.fingerprint
     task = task_of(spec)
     model = base_of(loaded.model)
+    if spec.recomputes_activations is not False:
+        model.activation_checkpointing_enable()
     found = findings(task.model_class, model.config)
     objective = task.objective(loaded.model, found.scores)
     if spec.torch_compile is not None and spec.torch_compile.enabled:
