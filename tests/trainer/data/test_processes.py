@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,9 +68,12 @@ def test_what_a_process_that_died_was_to_do_is_done_here(group: EncodingProcesse
 
 
 def test_they_end_with_the_group_and_do_not_import_torch(group: EncodingProcesses) -> None:
-    libraries = Path(f"/proc/{group.processes[1].pid}/maps").read_text()
-    assert "tokenizers" in libraries
-    assert "libtorch" not in libraries
+    maps = Path(f"/proc/{group.processes[1].pid}/maps")
+    deadline = time.monotonic() + 200
+    while "tokenizers" not in maps.read_text():  # the group has begun when one of them has
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "libtorch" not in maps.read_text()
 
     group.close()
 
