@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune_trainer.parallel.one_device import OneDevice
-from finetune_trainer.parallel.replica import clip_gradient
+from finetune_trainer.parallel.replica import clip_gradient, norm_of
 from finetune_trainer.tasks.language import LanguageObjective
 
 
@@ -34,6 +35,17 @@ def test_clipping_returns_the_norm_and_scales_the_gradient_down_to_the_limit(mod
         [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     )
     assert float(after.norm()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_the_norm_of_a_large_gradient_is_as_right_as_that_of_a_small_one() -> None:
+    """PyTorch's own is wrong in the third digit of this one, which is as large as SmolLM2's embedding."""
+    torch.manual_seed(0)
+    gradient = torch.randn(49152, 576) * torch.rand(49152, 1) ** 4
+    small = torch.randn(7)
+    exact = math.hypot(float(gradient.double().norm()), float(small.double().norm()))
+
+    assert float(norm_of([gradient, small])) == pytest.approx(exact, rel=1e-6)
+    assert float(norm_of([])) == 0
 
 
 def test_clipping_and_adding_up_wait_for_no_value_but_read_all_together(model: PreTrainedModel) -> None:

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from finetune_api.sharding import Sharding
 from finetune_trainer.checkpoint.parts import by_parameter
@@ -21,6 +22,7 @@ from finetune_trainer.model.parts import dimension, mesh_of, part
 from finetune_trainer.model.quantization import move_scales
 from finetune_trainer.model.sizes import layers_of
 from finetune_trainer.parallel.ranks import Ranks
+from finetune_trainer.parallel.replica import norm_of
 from finetune_trainer.tasks.objective import Objective
 
 SMALL_SHARE = 0.1
@@ -76,8 +78,7 @@ class FullySharded(Ranks):
         """Clips the gradient by the norm of all its parts."""
         trained = self._trained()
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = _norm_of_parts(gradients).float()
         torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
         return norm
 
@@ -130,6 +131,20 @@ class FullySharded(Ranks):
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+
+
+def _norm_of_parts(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of gradients of which each device has parts."""
+    alike: dict[tuple[DeviceMesh, tuple[Placement, ...]], list[torch.Tensor]] = {}
+    for each in gradients:
+        assert isinstance(each, DTensor)
+        summed = tuple(Replicate() if kind.is_replicate() else Partial() for kind in each.placements)
+        alike.setdefault((each.device_mesh, summed), []).append(each.to_local())
+    squares = [
+        DTensor.from_local(norm_of(parts).double() ** 2, mesh, summed).full_tensor()
+        for (mesh, summed), parts in alike.items()
+    ]
+    return torch.stack(squares).sum().sqrt()
 
 
 class _Held:
