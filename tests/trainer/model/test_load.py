@@ -277,6 +277,19 @@ def test_in_bf16_what_is_frozen_is_held_in_bf16_and_what_is_trained_in_fp32(
     )
 
 
+def test_trained_weights_begin_where_pytorch_would_have_them_whatever_file_they_are_from(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Else a run that is resumed from a file of its own would not be the same to the bit."""
+    shifted = tmp_path / "shifted"
+    shutil.copytree(tiny_model, shifted)
+    weights = load_file(shifted / "model.safetensors")
+    for letters in range(0, 64, 8):  # the header's length decides
+        save_file(weights, shifted / "model.safetensors", {"format": "pt", "more": "x" * letters})
+        model = load_model(spec_of(shifted, FULL), dtype="fp32", on_gpu=False)
+        assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
+
+
 def test_the_base_may_come_from_another_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     train_here(job_of(tiny_model, tmp_path / "full", FULL, num_epochs=1, learning_rate=1e-2))
     base = tmp_path / "full" / "epoch-0"

@@ -66,6 +66,8 @@ from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
 
+_ALIGNMENT = 64
+"""Bytes; that of what PyTorch allocates on a CPU."""
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -298,6 +300,8 @@ def load_model(
     )
     freeze_unreached(model)
     if spec.lora_config is None:
+        if cut is None:
+            _align_trained(model)
         return cast("PreTrainedModel", model.train())
 
     adapter = resumed
@@ -312,7 +316,23 @@ def load_model(
         with reading(adapter, "the adapter"), implicit_replication() if cut is not None else nullcontext():
             load_adapter(adapted, adapter)
     _describe_base(adapted, spec)
+    if cut is None:
+        _align_trained(adapted)
     return adapted.train()
+
+
+@torch.no_grad()
+def _align_trained(model: torch.nn.Module) -> None:
+    """Moves trained weights to where PyTorch would have put them itself.
+
+    The last bit of a product of matrices depends on where in memory they begin, and weights that were mapped
+    from a file begin where that file has them: a run that is resumed reads another one. Frozen weights come
+    from the same file always, and its pages are shared by the workers of a machine.
+    Source: Intel MKL, "Obtaining Numerically Reproducible Results".
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def check_in_parts(spec: FineTuneJobSpec) -> None:
