@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.trainer.training_jobs import FULL, spec_of
 
 from finetune_api.numbers import numbers
-from finetune_trainer.data.batches import deal, evaluation_batches, row_order, step_rows
+from finetune_trainer.data.batches import (
+    Indices,
+    deal,
+    deal_evenly,
+    evaluation_batches,
+    row_order,
+    step_rows,
+)
 
 COUNTS = st.integers(min_value=1, max_value=40)
 SIZES = st.integers(min_value=1, max_value=5)
@@ -49,19 +58,61 @@ def test_the_steps_of_an_epoch_share_its_rows_out(
     assert 0 < len(steps[-1]) <= computed.effective_batch_size
 
 
+def in_order(rows: Indices, *, rank: int, num_devices: int, batch_size: int) -> list[Indices]:
+    return deal(rows, rank=rank, num_devices=num_devices, batch_size=batch_size)
+
+
+def evenly(rows: Indices, *, rank: int, num_devices: int, batch_size: int) -> list[Indices]:
+    tokens = np.random.default_rng(len(rows)).integers(2, 500, len(rows))
+    return deal_evenly(rows, tokens, rank=rank, num_devices=num_devices, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("way", [in_order, evenly])
 @given(rows=COUNTS, devices=SIZES, batch_size=SIZES)
 def test_the_devices_share_the_rows_of_a_step_in_equally_many_micro_batches(
-    rows: int, devices: int, batch_size: int
+    way: Callable[..., list[Indices]], rows: int, devices: int, batch_size: int
 ) -> None:
     dealt = [
-        deal(np.arange(rows), rank=rank, num_devices=devices, batch_size=batch_size)
-        for rank in range(devices)
+        way(np.arange(rows), rank=rank, num_devices=devices, batch_size=batch_size) for rank in range(devices)
     ]
     assert len({len(micro_batches) for micro_batches in dealt}) == 1
     assert all(len(micro_batch) <= batch_size for micro_batches in dealt for micro_batch in micro_batches)
     assert sorted(np.concatenate([np.concatenate(micro_batches) for micro_batches in dealt])) == list(
         range(rows)
     )
+
+
+@given(tokens=st.lists(st.integers(2, 500), min_size=1, max_size=40), devices=SIZES, batch_size=SIZES)
+def test_dealt_evenly_no_micro_batch_has_more_tokens_than_another_and_the_longest_row(
+    tokens: list[int], devices: int, batch_size: int
+) -> None:
+    lengths = np.array(tokens)
+    sums = [
+        int(lengths[micro_batch].sum())
+        for rank in range(devices)
+        for micro_batch in deal_evenly(
+            np.arange(len(lengths)), lengths, rank=rank, num_devices=devices, batch_size=batch_size
+        )
+    ]
+    assert max(sums) - min(sums) <= max(tokens)
+
+
+def test_dealt_evenly_long_rows_are_apart_and_rows_keep_their_order() -> None:
+    tokens = np.array([10, 90, 20, 80, 70, 30])
+
+    dealt = [deal_evenly(np.arange(6), tokens, rank=rank, num_devices=2, batch_size=2) for rank in range(2)]
+
+    # Longest first, to and fro: 90, 80, 70 and 30, then 20 to the one that has 30, and 10 to that with 70.
+    assert [[each.tolist() for each in micro_batches] for micro_batches in dealt] == [
+        [[1], [0, 4]],
+        [[3], [2, 5]],
+    ]
+
+
+def test_a_micro_batch_of_all_rows_is_as_it_was() -> None:
+    tokens = np.array([10, 90, 20])
+    [whole] = deal_evenly(np.array([7, 3, 5]), tokens, rank=0, num_devices=1, batch_size=4)
+    assert whole.tolist() == [7, 3, 5]
 
 
 def test_a_step_with_fewer_rows_than_devices_leaves_some_of_them_an_empty_micro_batch() -> None:

@@ -16,7 +16,8 @@ from tests.trainer.training_jobs import FULL, LORA, Fields, forward_of, some_row
 
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.sharding import COPIES, Sharding
-from finetune_trainer.data.batches import deal, evaluation_batches, row_order, step_rows
+from finetune_trainer.data.batches import evaluation_batches, row_order, step_rows
+from finetune_trainer.data.layout import EndToEnd
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.sizes import Parameters, Sizes
 from finetune_trainer.plan import memory as memory_module
@@ -181,21 +182,29 @@ def test_what_takes_more(change: dict[str, JsonValue], grows: bool) -> None:
     assert (memory(replace(shared, **change)).total > memory(shared).total) is grows  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("batch_size", "num_devices"), [(4, 1), (2, 3), (8, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "accumulation"), [(4, 1, 1), (2, 3, 1), (8, 2, 1), (2, 2, 3), (1, 2, 11)]
+)
 def test_the_largest_micro_batch_is_that_of_the_rows_as_they_are_dealt(
-    batch_size: int, num_devices: int
+    batch_size: int, num_devices: int, accumulation: int
 ) -> None:
     rows, epochs = some_rows(21), 3
+    step = batch_size * num_devices * accumulation
     lengths = RowLengths(rows.lengths, rows.predicted, rows.lengths, seed=7, epochs=epochs)
     dealt = [
         micro_batch
         for epoch in range(epochs)
+        for start in range(0, len(rows), step)
         for rank in range(num_devices)
-        for micro_batch in deal(
-            row_order(7, epoch, len(rows)), rank=rank, num_devices=num_devices, batch_size=batch_size
+        for micro_batch in EndToEnd(0).deal(
+            rows,
+            row_order(7, epoch, len(rows))[start : start + step],
+            rank=rank,
+            num_devices=num_devices,
+            batch_size=batch_size,
         )
     ]
-    assert lengths.most(batch_size, num_devices) == (
+    assert lengths.most(batch_size, num_devices, accumulation) == (
         max(int(rows.lengths[each].sum()) for each in dealt),
         max(int(rows.predicted[each].sum()) for each in dealt),
     )
@@ -214,7 +223,7 @@ def test_of_more_rows_than_are_looked_at_the_longest_are_taken_to_come_together(
 ) -> None:
     monkeypatch.setattr(memory_module, "MOST_ROWS_LOOKED_AT", 5)
     tokens, counted = np.array([3, 9, 4, 8, 1, 1]), np.array([1, 2, 3, 1, 1, 1])
-    assert RowLengths(tokens, counted, None, seed=0, epochs=1).most(2, 1) == (17, 5)
+    assert RowLengths(tokens, counted, None, seed=0, epochs=1).most(2, 1, 1) == (17, 5)
 
 
 def test_scores_take_no_more_for_a_larger_vocabulary() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune_trainer.data.batches import Indices
+from finetune_trainer.data.batches import Indices, deal, deal_evenly
 from finetune_trainer.data.tokens import IGNORED, TokenizedRows, offsets_of
 
 
@@ -81,6 +81,11 @@ class Layout(Protocol):
         part in the forward pass, with a loss of zero.
         """
 
+    def deal(
+        self, rows: TokenizedRows, indices: Indices, *, rank: int, num_devices: int, batch_size: int
+    ) -> list[Indices]:
+        """The micro-batches of one device, of a step with these rows; as many on every device."""
+
 
 @dataclass(frozen=True)
 class EndToEnd:
@@ -98,6 +103,13 @@ class EndToEnd:
             [rows.labels(int(index)) for index in indices],
             np.concatenate([rows.documents_of(int(index)) for index in indices]),
         )
+
+    def deal(
+        self, rows: TokenizedRows, indices: Indices, *, rank: int, num_devices: int, batch_size: int
+    ) -> list[Indices]:
+        """See `Layout`. Micro-batches have about as many tokens each."""
+        tokens = rows.lengths[indices]
+        return deal_evenly(indices, tokens, rank=rank, num_devices=num_devices, batch_size=batch_size)
 
 
 def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray], lengths: NDArray[np.int64]) -> Batch:
@@ -138,3 +150,10 @@ class Padded:
             labels[position, : len(ids)] = torch.from_numpy(rows.labels(int(index)))
         counted = torch.nonzero(labels.flatten() != IGNORED).flatten()
         return Batch(input_ids, labels, counted, attention_mask)
+
+    def deal(
+        self, rows: TokenizedRows, indices: Indices, *, rank: int, num_devices: int, batch_size: int
+    ) -> list[Indices]:
+        """See `Layout`. Micro-batches have rows in the order of the step."""
+        del rows
+        return deal(indices, rank=rank, num_devices=num_devices, batch_size=batch_size)

@@ -18,7 +18,7 @@ from finetune_api.numbers import ResolvedPrecision, chosen_context_length, defau
 from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import StatusModel
-from finetune_trainer.data.batches import row_order
+from finetune_trainer.data.batches import row_order, to_and_fro
 from finetune_trainer.model.load import Shape, load_config
 from finetune_trainer.model.quantization import quantized_bytes
 from finetune_trainer.model.sizes import Parameters, Sizes
@@ -334,13 +334,16 @@ class RowLengths:
         self._tokens = np.stack([train, counted])
         self._validation = None if validation is None else np.sort(validation)[::-1]
         self._seed, self._epochs = seed, epochs
-        self._known: dict[tuple[int, int], tuple[int, int]] = {}
+        self._known: dict[tuple[int, int, int], tuple[int, int]] = {}
 
-    def most(self, batch_size: int, num_devices: int) -> tuple[int, int]:
-        """The tokens of the largest micro-batch of training, and the most that count in one."""
-        key = (batch_size, num_devices)
+    def most(self, batch_size: int, num_devices: int, accumulation: int) -> tuple[int, int]:
+        """The tokens of the largest micro-batch of training, and the most that count in one.
+
+        A step has `accumulation` micro-batches on each device.
+        """
+        key = (batch_size, num_devices, accumulation)
         if key not in self._known:
-            self._known[key] = self._most(batch_size, num_devices)
+            self._known[key] = self._most(*key)
         return self._known[key]
 
     def most_validated(self, batch_size: int, num_devices: int) -> int:
@@ -349,20 +352,35 @@ class RowLengths:
             return 0
         return int(self._validation[::num_devices][:batch_size].sum())
 
-    def _most(self, batch_size: int, num_devices: int) -> tuple[int, int]:
+    def _most(self, batch_size: int, num_devices: int, accumulation: int) -> tuple[int, int]:
         rows = self._tokens.shape[1]
         if rows * self._epochs > MOST_ROWS_LOOKED_AT:
             most = np.sort(self._tokens, axis=1)[:, ::-1][:, :batch_size].sum(axis=1)
             return int(most[0]), int(most[1])
-        stride = batch_size * num_devices
+        at_once = batch_size * num_devices
+        step = at_once * accumulation
         largest = np.zeros(2, dtype=np.int64)
         for epoch in range(self._epochs):
-            # As `deal` does: each device has every so-maniest row of a stride.
             order = self._tokens[:, row_order(self._seed, epoch, rows)]
-            filled = np.pad(order, ((0, 0), (0, -rows % stride)))
-            sums = filled.reshape(2, -1, batch_size, num_devices).sum(axis=2)
-            largest = np.maximum(largest, sums.reshape(2, -1).max(axis=1))
+            whole, last = np.split(order, [rows - rows % step], axis=1)
+            for steps in (whole.reshape(2, -1, step), last[:, np.newaxis]):
+                micro_batches = -(-steps.shape[2] // at_once) * num_devices
+                if steps.size:
+                    largest = np.maximum(largest, _largest(steps, micro_batches))
         return int(largest[0]), int(largest[1])
+
+
+def _largest(steps: NDArray[np.int64], micro_batches: int) -> NDArray[np.int64]:
+    """The most of each kind of tokens in a micro-batch, as `deal_evenly` makes them; shape (kinds,).
+
+    `steps`, shape (kinds, steps, rows), are the tokens of the rows, of which the first kind decides.
+    """
+    longest_first = np.argsort(-steps[0], axis=1, kind="stable")
+    ordered = np.take_along_axis(steps, longest_first[np.newaxis], axis=2)
+    shares = np.eye(micro_batches)[to_and_fro(steps.shape[2], micro_batches)]
+    sums: NDArray[np.float64] = ordered.astype(np.float64) @ shares
+    largest: NDArray[np.int64] = sums.max(axis=(1, 2)).astype(np.int64)
+    return largest
 
 
 @dataclass(frozen=True)
@@ -423,7 +441,7 @@ def step_of(
     rows = rows_of_micro_batch(spec, context)
     tokens, counted, evaluated = 0, rows * lengths.counted, 0
     if lengths.end_to_end is not None:
-        tokens, counted = lengths.end_to_end.most(rows, spec.num_devices)
+        tokens, counted = lengths.end_to_end.most(rows, spec.num_devices, spec.gradient_accumulation_steps)
         evaluated = lengths.end_to_end.most_validated(validated, spec.num_devices)
     return Step(
         sizes=shape.sizes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from finetune_trainer.data.batches import Indices, deal
+from finetune_trainer.data.batches import Indices
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.tasks.objective import Loss
 from finetune_trainer.training.forward import Forward
@@ -21,7 +21,9 @@ def backward(forward: Forward, train: TokenizedRows, rows: Indices, batch_size: 
     """
     parallel = forward.parallel
     weight = int(train.predicted[rows].sum())
-    micro_batches = deal(rows, rank=parallel.rank, num_devices=parallel.num_devices, batch_size=batch_size)
+    micro_batches = forward.layout.deal(
+        train, rows, rank=parallel.rank, num_devices=parallel.num_devices, batch_size=batch_size
+    )
     total = torch.zeros((), device=parallel.device)
     metrics: dict[str, torch.Tensor] = {}
     for index, indices in enumerate(micro_batches):
