@@ -14,8 +14,7 @@ COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-ha
 	--no-header --no-emit-index-url --no-emit-find-links
 
 # Where Python may not keep bytecode as it imports, each process would spend half of its start on making it anew.
-# Files for other versions of Python cannot be compiled, and need not be.
-KEEP_BYTECODE = $(ENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(ENV)/lib >/dev/null 2>&1 || true
+KEEP_BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 # Tests of what imports neither torch nor Ray, without those that compare it with them.
@@ -127,8 +126,7 @@ $(ENV)/build.installed: locks/build.txt
 	@touch $@
 
 $(ENV)/trainer.installed $(ENV)/dev.installed: $(ENV)/%.installed: locks/%.txt $(ENV)/build.installed
-	$(INSTALL) $(FROM_LOCK) $<
-	$(if $(PYTHONDONTWRITEBYTECODE),$(KEEP_BYTECODE))
+	$(INSTALL) $(KEEP_BYTECODE) $(FROM_LOCK) $<
 	@touch $@
 
 $(ENV)/project.installed: pyproject.toml $(ENV)/build.installed
