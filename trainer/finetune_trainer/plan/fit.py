@@ -97,6 +97,13 @@ def job_of(prepared: Prepared, file: DeepSpeedConfig | None, *, on_gpu: bool) ->
     return Job(spec, prepared.shape, layer, lengths_of(prepared), dtype, on_gpu, file)
 
 
+def _at_most(prepared: Prepared, file: DeepSpeedConfig | None, *, on_gpu: bool) -> Job:
+    """The same with layers that surely take less; counting what they take needs seconds."""
+    spec, dtype = prepared.spec, resolved_dtype(prepared.spec, on_gpu=on_gpu)
+    rule = layer_by_rule(prepared.shape.hidden_size * _SURELY, dtype)
+    return Job(spec, prepared.shape, rule, lengths_of(prepared), dtype, on_gpu, file)
+
+
 def job_without_rows(spec: FineTuneJobSpec, *, on_gpu: bool, file: DeepSpeedConfig | None = None) -> Job:
     """The same before rows are read: all are taken to be as long as the context, or as the model takes."""
     config, dtype = load_config(spec), resolved_dtype(spec, on_gpu=on_gpu)
@@ -157,10 +164,7 @@ def check_prepared(
     prepared: Prepared, file: DeepSpeedConfig | None, sharding: Sharding, device: Device
 ) -> None:
     """The same of a job whose rows were read, on a GPU."""
-    dtype = resolved_dtype(prepared.spec, on_gpu=True)
-    rule = layer_by_rule(prepared.shape.hidden_size * _SURELY, dtype)
-    at_most = Job(prepared.spec, prepared.shape, rule, lengths_of(prepared), dtype, on_gpu=True, file=file)
-    if required(at_most.needs(sharding, device)) > device.memory:
+    if required(_at_most(prepared, file, on_gpu=True).needs(sharding, device)) > device.memory:
         check_fits(job_of(prepared, file, on_gpu=True), device, sharding)
 
 
@@ -236,10 +240,7 @@ def _has_room(
     def fits(job: Job) -> bool:
         return required(job.needs(sharding, device)) <= room
 
-    dtype = resolved_dtype(prepared.spec, on_gpu=on_gpu)
-    rule = layer_by_rule(prepared.shape.hidden_size * _SURELY, dtype)
-    at_most = Job(prepared.spec, prepared.shape, rule, lengths_of(prepared), dtype, on_gpu, file)
-    return fits(at_most) or fits(job_of(prepared, file, on_gpu=on_gpu))
+    return fits(_at_most(prepared, file, on_gpu=on_gpu)) or fits(job_of(prepared, file, on_gpu=on_gpu))
 
 
 def with_host_memory(prepared: Prepared, sharding: Sharding, *, on_gpu: bool) -> Prepared:
