@@ -121,12 +121,12 @@ def train(way: str, job: Path, storage: Path) -> None:
 
     from finetune_api.manifest import read_manifest
     from finetune_trainer.attempt import attempt
-    from finetune_trainer.local import _ray
     from finetune_trainer.plan.machine import this_machine
     from finetune_trainer.storage.run_directory import RunDirectory
     from finetune_trainer.training import loop
     from finetune_trainer.training.job import TrainingJob
     from finetune_trainer.workers.in_process import InProcess
+    from finetune_trainer.workers.local_ray import local_ray
     from finetune_trainer.workers.ray_train import RayWorkers
     from finetune_trainer.workers.workers import Ended, Workers
 
@@ -152,7 +152,7 @@ def train(way: str, job: Path, storage: Path) -> None:
     workers: Workers = Timed(torch.device("cpu"), machine.cpus)
     if way == "ray":
         workers = RayWorkers(
-            connect=partial(_ray, machine, 1),
+            connect=partial(local_ray, cpus=machine.cpus, gpus=machine.gpus),
             num_devices=1,
             on_gpu=False,
             resources={"CPU": 1},

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,17 +17,11 @@ from finetune_api.record import with_record
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_trainer.attempt import Observer, attempt
-from finetune_trainer.stop_signals import without_sigterm
 from finetune_trainer.storage.lock import locked
 from finetune_trainer.storage.open import digest, open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
-from finetune_trainer.workers.environment import (
-    RAY,
-    set_defaults,
-    short_ray_directory,
-    without_bitsandbytes,
-)
+from finetune_trainer.workers.environment import without_bitsandbytes
 from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
 
 if TYPE_CHECKING:
@@ -56,10 +47,6 @@ OTHER_ROWS = (
     "has changed since this run began, and what is shown was trained on the earlier rows; to train on these,"
     " delete the run's directory, or give the job another name or another --storage"
 )
-
-OBJECT_STORE_BYTES = 512 * 2**20
-"""Ray's shared memory, through which workers get the rows: taken as it fills, and more rows than that go to
-disk."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +140,11 @@ def _workers(machine: Machine, spec: FineTuneJobSpec) -> Workers:
 
         return InProcess(torch.device("cuda" if on_gpu else "cpu"), threads=machine.cpus)
 
+    from finetune_trainer.workers.local_ray import local_ray
     from finetune_trainer.workers.ray_train import RayWorkers
 
     return RayWorkers(
-        connect=partial(_ray, machine, devices),
+        connect=partial(local_ray, cpus=max(machine.cpus, devices), gpus=machine.gpus),
         num_devices=devices,
         on_gpu=on_gpu,
         resources={"CPU": 1},
@@ -189,34 +177,3 @@ def _status(ended: Ended, message: str) -> FineTuneJobStatus:
         phase = Phase.SUSPENDED if ended.outcome is Outcome.STOPPED else Phase.SUCCEEDED
     status = FineTuneJobStatus(phase=phase, message=message, failure=ended.failure)
     return with_record(status, ended.record or ProgressRecord())
-
-
-@contextmanager
-def _ray(machine: Machine, devices: int) -> Iterator[None]:
-    """A Ray of this process alone: no dashboard, no messages."""
-    set_defaults(RAY)
-    # Nobody takes a laptop away; it would be one more process.
-    set_defaults({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"})
-    import ray
-    from ray.job_config import JobConfig
-
-    # The workers are to save a snapshot when this process is told to stop. Ray ends its processes by SIGTERM
-    # too, and a second later for good.
-    with without_sigterm():
-        ray.init(
-            address="local",
-            # Else the working directory is on the workers' import path, and any peft.py in it is taken for
-            # peft.
-            job_config=JobConfig(_client_job=True),
-            _temp_dir=short_ray_directory(os.environ),
-            num_cpus=max(machine.cpus, devices),
-            num_gpus=machine.gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
