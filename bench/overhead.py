@@ -122,6 +122,7 @@ def train(way: str, job: Path, storage: Path) -> None:
     from finetune_api.manifest import read_manifest
     from finetune_trainer.attempt import attempt
     from finetune_trainer.plan.machine import this_machine
+    from finetune_trainer.plan.sharding import Resources
     from finetune_trainer.storage.run_directory import RunDirectory
     from finetune_trainer.training import loop
     from finetune_trainer.training.job import TrainingJob
@@ -163,7 +164,7 @@ def train(way: str, job: Path, storage: Path) -> None:
         loop._reporter = silent  # type: ignore[assignment]
     manifest = read_manifest(job)
     run = RunDirectory.open(str(storage))
-    ended = attempt(manifest, manifest.spec, run, workers, Nobody(), on_gpu=False)
+    ended = attempt(manifest, manifest.spec, run, workers, Nobody(), resources=Resources(on_gpu=False))
     if ended.failure is not None:
         raise SystemExit(ended.failure.message)
     if way == "ray":

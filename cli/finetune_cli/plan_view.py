@@ -17,7 +17,7 @@ from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.fit import Job, device_of, job_of, nearest, required, with_checkpointing
 from finetune_trainer.plan.memory import MemoryEstimate
 from finetune_trainer.plan.prepare import Prepared, TokenStatistics
-from finetune_trainer.plan.sharding import Device
+from finetune_trainer.plan.sharding import Device, Resources
 
 GIB = 2**30
 SHOWN_EPOCHS = 6
@@ -70,7 +70,7 @@ def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
     }
     sharding = next(iter(jobs.values())).sharding(device)
     if device is not None or prepared.spec.recomputes_activations is not None:
-        prepared = with_checkpointing(prepared, file, sharding, device, None, on_gpu=True)
+        prepared = with_checkpointing(prepared, file, sharding, Resources(on_gpu=True, device=device))
         jobs = {precision: replace(job, spec=prepared.spec) for precision, job in jobs.items()}
     return JobPlan(
         plan=prepared.plan,

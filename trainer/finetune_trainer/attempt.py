@@ -18,7 +18,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
 from finetune_trainer.plan.deepspeed_file import deepspeed_here
-from finetune_trainer.plan.sharding import Device, choose_sharding, is_open
+from finetune_trainer.plan.sharding import Device, Resources, choose_sharding, is_open
 from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.storage.open import digest
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -49,20 +49,18 @@ def attempt(
     workers: Workers,
     observer: Observer,
     *,
-    on_gpu: bool,
+    resources: Resources,
     locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
     sharding: Sharding | None = None,
-    device: Device | None = None,
-    memory: int | None = None,
 ) -> Ended:
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
 
-    `manifest` is kept in the run directory, `spec` is what is trained here, and `locked` keeps others away
-    from the run. `sharding` is by default what the spec asks for, and where that is left open what fits
-    `device`, as far as its memory is known; on CPUs `memory` is that of the machine, in bytes. A signal
-    before the first step ends the attempt at once. Raises FineTuneError, with nothing written, for what is
-    wrong before training; what goes wrong in training is in what is returned.
+    `manifest` is kept in the run directory, `spec` is what is trained here with `resources`, and `locked`
+    keeps others away from the run. `sharding` is by default what the spec asks for, and where that is left
+    open what fits. A signal before the first step ends the attempt at once. Raises FineTuneError, with
+    nothing written, for what is wrong before training; what goes wrong in training is in what is returned.
     """
+    on_gpu = resources.on_gpu
     with stop_signals(observer.say) as signals:
         warned: set[str] = set()
 
@@ -81,19 +79,19 @@ def attempt(
         try:
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
             file, unread = deepspeed_here(spec)
-            sharding = sharding_of(spec, file, device) if sharding is None else sharding
+            sharding = sharding_of(spec, file, resources.device) if sharding is None else sharding
             start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
             with workers.started(start) as group:
                 # They import what takes seconds, which the workers do meanwhile.
                 from finetune_trainer.model.load import check_in_parts
-                from finetune_trainer.plan.fit import with_checkpointing, with_host_memory
+                from finetune_trainer.plan.fit import check_prepared, with_checkpointing, with_host_memory
                 from finetune_trainer.plan.kept_tokens import tokens_of
                 from finetune_trainer.plan.prepare import prepare
 
                 if sharding.kind == "fsdp":
                     check_in_parts(spec)
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
-                prepared = with_checkpointing(prepared, file, sharding, device, memory, on_gpu=on_gpu)
+                prepared = with_checkpointing(prepared, file, sharding, resources)
                 prepared = with_host_memory(prepared, sharding, on_gpu=on_gpu)
                 remarks = (
                     *manifest.warnings,
@@ -101,7 +99,7 @@ def attempt(
                     *unread,
                     *_remarks(spec, on_gpu=on_gpu),
                     *prepared.warnings,
-                    *_memory_remarks(prepared, file, sharding, device, memory),
+                    *check_prepared(prepared, file, sharding, resources),
                 )
                 for remark in dict.fromkeys(remarks):
                     observer.say(f"warning: {remark}")
@@ -140,23 +138,6 @@ def sharding_of(spec: FineTuneJobSpec, file: DeepSpeedConfig | None, device: Dev
     from finetune_trainer.plan.fit import job_without_rows
 
     return job_without_rows(spec, on_gpu=True, file=file).sharding(device)
-
-
-def _memory_remarks(
-    prepared: Prepared,
-    file: DeepSpeedConfig | None,
-    sharding: Sharding,
-    device: Device | None,
-    memory: int | None,
-) -> list[str]:
-    """Raises FineTuneError (InvalidSpec) where the job does not fit; returns a remark where it may not."""
-    from finetune_trainer.plan.fit import check_prepared, check_without_device
-
-    if device is not None:
-        check_prepared(prepared, file, sharding, device)
-    elif memory is not None:
-        return check_without_device(prepared, sharding, memory)
-    return []
 
 
 def claim(run: RunDirectory, manifest: Manifest) -> None:

@@ -116,10 +116,8 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
         run,
         _workers(machine, spec),
         observer,
-        on_gpu=machine.gpus > 0,
+        resources=machine.resources,
         locked=locked,
-        device=machine.device,
-        memory=machine.memory,
     )
     status = _status(ended, _message(ended))
     if ended.began is None:

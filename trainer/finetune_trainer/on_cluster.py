@@ -27,7 +27,7 @@ from finetune_api.paths import JOB_DIRECTORY, JOB_FILE, run_directory_name
 from finetune_api.retention import best
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.attempt import attempt
-from finetune_trainer.plan.sharding import Device, named
+from finetune_trainer.plan.sharding import Device, Resources, named
 from finetune_trainer.report.config_map import ConfigMap
 from finetune_trainer.report.record_writer import RecordWriter
 from finetune_trainer.storage.open import open_storage
@@ -189,8 +189,7 @@ def _train(
         run,
         workers,
         reports,
-        on_gpu=assignment.on_gpu,
-        device=device_for(assignment, manifest),
+        resources=resources_of(assignment, manifest),
     )
     stopped = ended.outcome is Outcome.STOPPED
     if ended.failure is not None:
@@ -203,11 +202,12 @@ def _train(
     return FINISHED
 
 
-def device_for(assignment: Assignment, manifest: Manifest) -> Device | None:
-    """The device of a worker, where its memory is known."""
+def resources_of(assignment: Assignment, manifest: Manifest) -> Resources:
+    """What the workers have, as far as the head knows."""
     if assignment.device_memory is None or not assignment.on_gpu:
-        return None
-    return Device(named(worker_device(manifest.spec.worker_resources or {}).type), assignment.device_memory)
+        return Resources(on_gpu=assignment.on_gpu)
+    name = named(worker_device(manifest.spec.worker_resources or {}).type)
+    return Resources(on_gpu=True, device=Device(name, assignment.device_memory))
 
 
 def run_of(assignment: Assignment, manifest: Manifest, namespace: str) -> RunDirectory:

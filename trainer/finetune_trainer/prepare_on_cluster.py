@@ -16,7 +16,7 @@ from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE
 from finetune_api.status import ProgressRecord
 from finetune_trainer.attempt import claim, sharding_of
-from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, device_for, reported, run_of
+from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, reported, resources_of, run_of
 from finetune_trainer.report.config_map import ConfigMap
 from finetune_trainer.workers.environment import without_bitsandbytes
 
@@ -50,12 +50,11 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
 
     tokens = TokensToKeep()
     prepared = prepare(manifest.spec, tokens.tokenize)
-    device = device_for(assignment, manifest)
+    resources = resources_of(assignment, manifest)
     file, _ = deepspeed_here(manifest.spec)
-    sharding = sharding_of(manifest.spec, file, device)
-    prepared = with_checkpointing(prepared, file, sharding, device, None, on_gpu=assignment.on_gpu)
-    if device is not None:
-        check_prepared(prepared, file, sharding, device)
+    sharding = sharding_of(manifest.spec, file, resources.device)
+    prepared = with_checkpointing(prepared, file, sharding, resources)
+    check_prepared(prepared, file, sharding, resources)
     prepared = with_host_memory(prepared, sharding, on_gpu=assignment.on_gpu)
     for remark in (*manifest.warnings, *prepared.warnings):
         reports.say(f"warning: {remark}")

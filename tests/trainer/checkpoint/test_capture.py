@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,12 +7,9 @@ from finetune_trainer.checkpoint.capture import (
     captured,
     copy_bytes,
     fits,
-    free_memory,
     frozen_weights,
 )
 from finetune_trainer.checkpoint.state import Collected
-
-MEBIBYTE = 2**20
 
 
 class Tied(torch.nn.Module):
@@ -81,57 +76,3 @@ def test_a_copy_takes_at_most_half_of_the_memory_that_is_free(
     size: int, free: int | None, expected: bool
 ) -> None:
     assert fits(size, free) is expected
-
-
-def groups(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-V2 = {"memory.max": f"{100 * MEBIBYTE}\n", "memory.current": f"{70 * MEBIBYTE}\n"}
-V1 = {
-    "memory/memory.limit_in_bytes": f"{100 * MEBIBYTE}\n",
-    "memory/memory.usage_in_bytes": f"{70 * MEBIBYTE}\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "free"),
-    [
-        ({}, 400),
-        (V2, 30),
-        (V2 | {"memory.stat": f"anon 5\ninactive_file {20 * MEBIBYTE}\n"}, 50),
-        (V2 | {"memory.max": "max\n"}, 400),
-        (V2 | {"memory.max": f"{10 * MEBIBYTE}\n"}, 0),
-        (V1 | {"memory/memory.stat": f"total_inactive_file {10 * MEBIBYTE}\n"}, 40),
-        ({**V1, "memory/memory.limit_in_bytes": "9223372036854771712\n"}, 400),
-    ],
-    ids=[
-        "no groups",
-        "a limit",
-        "kept files are free",
-        "no limit",
-        "above it",
-        "version 1",
-        "no limit there",
-    ],
-)
-def test_free_memory_is_what_the_system_and_the_control_group_leave(
-    tmp_path: Path, files: dict[str, str], free: int
-) -> None:
-    system = tmp_path / "meminfo"
-    system.write_text("MemTotal:       9999 kB\nMemAvailable:   409600 kB\n")
-
-    assert free_memory(system, groups(tmp_path / "groups", files)) == free * MEBIBYTE
-
-
-def test_where_nothing_is_told_free_memory_is_not_known(tmp_path: Path) -> None:
-    assert free_memory(tmp_path / "meminfo", tmp_path) is None
-
-
-def test_this_machine_tells() -> None:
-    free = free_memory()
-    assert free is not None
-    assert free > 0

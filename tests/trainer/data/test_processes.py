@@ -16,7 +16,7 @@ from tests.trainer.tokenizers_for_tests import byte_level
 from finetune_trainer.data import processes
 from finetune_trainer.data.chat import chat_format
 from finetune_trainer.data.encoding import EncodedLines, LineEncoder
-from finetune_trainer.data.processes import EncodingProcesses, encoded, processes_for, usable_processors
+from finetune_trainer.data.processes import EncodingProcesses, encoded, processes_for
 from finetune_trainer.data.rows import Lines
 
 LINES = 40
@@ -100,14 +100,3 @@ def test_small_files_and_single_processors_start_none(monkeypatch: pytest.Monkey
     assert [processes_for(size) for size in (0, 15 * mb, 16 * mb, 30 * mb, 2**30)] == [0, 0, 2, 3, 8]
     monkeypatch.setattr(processes, "usable_processors", lambda: 1)
     assert processes_for(2**30) == 0
-
-
-@pytest.mark.parametrize(("quota", "count"), [("max 100000", 6), ("200000 100000", 2), ("50000 100000", 1)])
-def test_a_container_has_no_more_processors_than_its_quota(
-    quota: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    monkeypatch.setattr(processes, "CPU_QUOTA", tmp_path / "cpu.max")
-    assert usable_processors() == 6
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    assert usable_processors() == count

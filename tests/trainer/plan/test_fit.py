@@ -19,7 +19,6 @@ from finetune_trainer.plan.fit import (
     Job,
     check_fits,
     check_prepared,
-    check_without_device,
     device_of,
     fitted,
     job_of,
@@ -29,7 +28,7 @@ from finetune_trainer.plan.fit import (
 from finetune_trainer.plan.layer_memory import LayerMemory
 from finetune_trainer.plan.memory import Lengths
 from finetune_trainer.plan.prepare import Prepared, prepare
-from finetune_trainer.plan.sharding import Device
+from finetune_trainer.plan.sharding import Device, Resources
 
 Fields = dict[str, JsonValue]
 
@@ -168,13 +167,21 @@ def prepared_in(directory: Path, rows: Path, **fields: JsonValue) -> Prepared:
     return prepare(read_spec(document), planning=True)
 
 
+def card(memory: int) -> Resources:
+    return Resources(on_gpu=True, device=Device("a card", memory))
+
+
+def cpus(memory: int | None) -> Resources:
+    return Resources(on_gpu=False, memory=memory)
+
+
 def test_a_prepared_job_is_refused_on_a_device_that_is_too_small(tmp_path: Path, tiny_rows: Path) -> None:
     prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16)
     needs = required(job_of(prepared, None, on_gpu=True).needs(COPIES))
 
-    check_prepared(prepared, None, COPIES, Device("a card", needs))
+    assert check_prepared(prepared, None, COPIES, card(needs)) == []
     with pytest.raises(FineTuneError) as raised:
-        check_prepared(prepared, None, COPIES, Device("a card", needs - 2**20))
+        check_prepared(prepared, None, COPIES, card(needs - 2**20))
 
     assert raised.value.failure_class is FailureClass.INVALID_SPEC
     assert "a card has " in str(raised.value)
@@ -183,9 +190,9 @@ def test_a_prepared_job_is_refused_on_a_device_that_is_too_small(tmp_path: Path,
     )
 
 
-def keeps(prepared: Prepared, *, memory: int | None = None, device: Device | None = None) -> bool:
-    """Whether activations are kept, by the plan; on a GPU where a device is given."""
-    decided = with_checkpointing(prepared, None, COPIES, device, memory, on_gpu=device is not None)
+def keeps(prepared: Prepared, resources: Resources) -> bool:
+    """Whether activations are kept, by the plan."""
+    decided = with_checkpointing(prepared, None, COPIES, resources)
     recomputes = decided.plan.gradient_checkpointing
     assert recomputes is not None
     assert decided.spec.recomputes_activations is recomputes
@@ -204,8 +211,8 @@ def test_activations_are_kept_where_a_device_has_a_tenth_to_spare_with_them(
     kept = needed_with(prepared, recomputed=False, on_gpu=True)
     assert kept > needed_with(prepared, recomputed=True, on_gpu=True)
 
-    assert keeps(prepared, device=Device("a card", int(kept / 0.9) + 1))
-    assert not keeps(prepared, device=Device("a card", int(kept / 0.9) - 1))
+    assert keeps(prepared, card(int(kept / 0.9) + 1))
+    assert not keeps(prepared, card(int(kept / 0.9) - 1))
 
 
 def test_on_cpus_they_are_kept_where_half_of_the_memory_is_enough_for_all(
@@ -214,19 +221,19 @@ def test_on_cpus_they_are_kept_where_half_of_the_memory_is_enough_for_all(
     prepared = prepared_in(tmp_path, tiny_rows, train_batch_size_per_device=16, num_devices=2)
     kept = needed_with(prepared, recomputed=False, on_gpu=False)
 
-    assert keeps(prepared, memory=4 * kept)
-    assert not keeps(prepared, memory=4 * kept - 4)
+    assert keeps(prepared, cpus(4 * kept))
+    assert not keeps(prepared, cpus(4 * kept - 4))
 
 
 def test_where_memory_is_not_known_they_are_recomputed(tmp_path: Path, tiny_rows: Path) -> None:
-    assert not keeps(prepared_in(tmp_path, tiny_rows))
+    assert not keeps(prepared_in(tmp_path, tiny_rows), cpus(None))
 
 
 @pytest.mark.parametrize("fields", [{"gradient_checkpointing": True}, {"no_gradient_checkpoint": False}])
 def test_what_a_job_says_of_its_activations_holds(tmp_path: Path, tiny_rows: Path, fields: Fields) -> None:
-    assert not keeps(prepared_in(tmp_path, tiny_rows, **fields), memory=2**60)
+    assert not keeps(prepared_in(tmp_path, tiny_rows, **fields), cpus(2**60))
     opposite: Fields = {name: not value for name, value in fields.items()}
-    assert keeps(prepared_in(tmp_path / "other", tiny_rows, **opposite))
+    assert keeps(prepared_in(tmp_path / "other", tiny_rows, **opposite), cpus(None))
 
 
 def test_on_cpus_only_what_surely_does_not_fit_is_refused(tmp_path: Path, tiny_rows: Path) -> None:
@@ -234,8 +241,8 @@ def test_on_cpus_only_what_surely_does_not_fit_is_refused(tmp_path: Path, tiny_r
     # Weights, gradients and the two moments; what changes a weight takes some more.
     fixed = 16 * prepared.shape.total_parameters
 
-    assert check_without_device(prepared, COPIES, 16 * 2**30) == []
-    [remark] = check_without_device(prepared, COPIES, int(fixed * 1.6))
+    assert check_prepared(prepared, None, COPIES, cpus(16 * 2**30)) == []
+    [remark] = check_prepared(prepared, None, COPIES, cpus(int(fixed * 1.6)))
     assert "the job may need" in remark
     with pytest.raises(FineTuneError, match="train adapters"):
-        check_without_device(prepared, COPIES, fixed // 2)
+        check_prepared(prepared, None, COPIES, cpus(fixed // 2))

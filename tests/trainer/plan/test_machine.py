@@ -10,7 +10,7 @@ from tests.trainer.training_jobs import LORA, spec_of
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import numbers
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.plan.machine import Machine, fit_to_machine, memory_limits, this_machine
+from finetune_trainer.plan.machine import Machine, fit_to_machine, this_machine
 
 CPU = Machine(cpus=2, gpus=0)
 
@@ -35,17 +35,6 @@ def test_this_machine_has_the_cores_that_this_process_may_use() -> None:
         assert this_machine().cpus == 1
     finally:
         os.sched_setaffinity(0, allowed)
-
-
-@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_a_container_has_the_memory_of_its_control_group(tmp_path: Path, file: str) -> None:
-    limit = tmp_path / file
-    limit.parent.mkdir(exist_ok=True)
-    assert list(memory_limits(tmp_path)) == []
-    limit.write_text("max\n")
-    assert list(memory_limits(tmp_path)) == []
-    limit.write_text("1073741824\n")
-    assert list(memory_limits(tmp_path)) == [2**30]
 
 
 @pytest.mark.parametrize(

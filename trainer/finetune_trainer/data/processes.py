@@ -11,34 +11,22 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from pathlib import Path
 from queue import SimpleQueue
 
 from finetune_trainer.data.encoding import EncodedLines, LineEncoder
 from finetune_trainer.data.rows import Lines
+from finetune_trainer.limits import usable_processors
 
 BYTES_FOR_ANOTHER = 8 * 2**20
 """How much of a file pays for the start of a process, which takes two seconds of a processor."""
 MOST_PROCESSES = 8
 """Each takes about 120 MB."""
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""What a container may use of the processors, as cgroups of version 2 say it: `200000 100000` is two."""
 
 
 def processes_for(size: int) -> int:
     """How many processes are to tokenize a file of `size` bytes; 0 is this one alone."""
     count = min(usable_processors(), size // BYTES_FOR_ANOTHER, MOST_PROCESSES)
     return count if count > 1 else 0
-
-
-def usable_processors() -> int:
-    """The processors that this process may use: those it may run on, and no more than its container gets."""
-    processors = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-        return max(1, min(processors, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return processors
 
 
 def encoded(parts: Iterable[Lines], encoder: LineEncoder, processes: int) -> Generator[EncodedLines]:

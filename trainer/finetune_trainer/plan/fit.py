@@ -32,7 +32,7 @@ from finetune_trainer.plan.memory import (
     step_of,
 )
 from finetune_trainer.plan.prepare import Prepared
-from finetune_trainer.plan.sharding import Device, choose_sharding, named
+from finetune_trainer.plan.sharding import Device, Resources, choose_sharding, named
 
 GIB = 2**30
 LONGEST_TAKEN = 8192
@@ -161,14 +161,21 @@ def check_fits(job: Job, device: Device, sharding: Sharding | None = None) -> No
 
 
 def check_prepared(
-    prepared: Prepared, file: DeepSpeedConfig | None, sharding: Sharding, device: Device
-) -> None:
-    """The same of a job whose rows were read, on a GPU."""
+    prepared: Prepared, file: DeepSpeedConfig | None, sharding: Sharding, resources: Resources
+) -> list[str]:
+    """Whether a job whose rows were read fits what it is trained with, as far as that is known.
+
+    Returns remarks where it may not. Raises FineTuneError (InvalidSpec) where it does not.
+    """
+    device = resources.device
+    if device is None:
+        return [] if resources.memory is None else _check_host(prepared, sharding, resources.memory)
     if required(_at_most(prepared, file, on_gpu=True).needs(sharding, device)) > device.memory:
         check_fits(job_of(prepared, file, on_gpu=True), device, sharding)
+    return []
 
 
-def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host: int) -> list[str]:
+def _check_host(prepared: Prepared, sharding: Sharding, memory_of_host: int) -> list[str]:
     """Whether a job that is trained on CPUs fits the machine's memory, as far as that can be told.
 
     Returns a remark where it may not. Raises FineTuneError (InvalidSpec) where it surely does not: other
@@ -201,46 +208,36 @@ def check_without_device(prepared: Prepared, sharding: Sharding, memory_of_host:
 
 
 def with_checkpointing(
-    prepared: Prepared,
-    file: DeepSpeedConfig | None,
-    sharding: Sharding,
-    device: Device | None,
-    memory_of_host: int | None,
-    *,
-    on_gpu: bool,
+    prepared: Prepared, file: DeepSpeedConfig | None, sharding: Sharding, resources: Resources
 ) -> Prepared:
     """The same job, with `gradient_checkpointing` decided in its spec and in its plan.
 
-    What the job says holds. Else activations are recomputed unless there surely is room to keep them: on GPUs
-    in nine tenths of `device`, on CPUs in half of `memory_of_host`, in bytes, for all devices together.
+    What the job says holds. Else activations are recomputed unless there surely is room to keep them: in nine
+    tenths of a GPU, or in half of the host's memory for all devices together.
     """
     spec = prepared.spec
     recomputes = spec.recomputes_activations
     if recomputes is None:
         kept = replace(prepared, spec=spec.model_copy(update={"gradient_checkpointing": False}))
-        if on_gpu:
-            room = None if device is None else device.memory * _TO_KEEP_ON_GPUS
-        else:
-            room = None if memory_of_host is None else memory_of_host * _TO_KEEP_ON_CPUS / spec.num_devices
-        recomputes = room is None or not _has_room(kept, file, sharding, device, room, on_gpu=on_gpu)
+        recomputes = not _has_room(kept, file, sharding, resources)
         spec = spec.model_copy(update={"gradient_checkpointing": recomputes})
     plan = prepared.plan.model_copy(update={"gradient_checkpointing": recomputes})
     return replace(prepared, spec=spec, plan=plan)
 
 
 def _has_room(
-    prepared: Prepared,
-    file: DeepSpeedConfig | None,
-    sharding: Sharding,
-    device: Device | None,
-    room: float,
-    *,
-    on_gpu: bool,
+    prepared: Prepared, file: DeepSpeedConfig | None, sharding: Sharding, resources: Resources
 ) -> bool:
-    def fits(job: Job) -> bool:
-        return required(job.needs(sharding, device)) <= room
-
-    return fits(_at_most(prepared, file, on_gpu=on_gpu)) or fits(job_of(prepared, file, on_gpu=on_gpu))
+    device, on_gpu = resources.device, resources.on_gpu
+    if on_gpu:
+        room = None if device is None else device.memory * _TO_KEEP_ON_GPUS
+    else:
+        memory_of_one = None if resources.memory is None else resources.memory / prepared.spec.num_devices
+        room = None if memory_of_one is None else memory_of_one * _TO_KEEP_ON_CPUS
+    if room is None:
+        return False
+    jobs = (way(prepared, file, on_gpu=on_gpu) for way in (_at_most, job_of))
+    return any(required(job.needs(sharding, device)) <= room for job in jobs)
 
 
 def with_host_memory(prepared: Prepared, sharding: Sharding, *, on_gpu: bool) -> Prepared:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.plan.sharding import Device
+from finetune_trainer.limits import usable_memory, usable_processors
+from finetune_trainer.plan.sharding import Device, Resources
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,24 @@ class Machine:
         return f"{self.gpus} {self.gpu_name}" if self.gpus else f"CPU ({self.cpus} cores)"
 
     @property
-    def device(self) -> Device | None:
-        """Its GPU; None on a CPU."""
+    def resources(self) -> Resources:
+        """What a job has here."""
         if self.gpu_memory is None:
-            return None
-        return Device(f"a {self.gpu_name} here", self.gpu_memory, of_a_node=self.gpus)
+            return Resources(on_gpu=self.gpus > 0, memory=self.memory)
+        device = Device(f"a {self.gpu_name} here", self.gpu_memory, of_a_node=self.gpus)
+        return Resources(on_gpu=True, device=device, memory=self.memory)
 
 
 def this_machine() -> Machine:
     """The processors of this machine that this process may use."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Machine(
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=usable_processors(),
         gpus=gpus,
         gpu_name=torch.cuda.get_device_name(0) if gpus else None,
-        memory=min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()]),
+        memory=usable_memory(),
         gpu_memory=torch.cuda.mem_get_info(0)[1] if gpus else None,
     )
-
-
-def memory_limits(groups: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """The bytes that a container may use, as it sees its own control group, of version 2 or 1."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # `max` is no limit
-            yield int((groups / name).read_text())
 
 
 def fit_to_machine(

@@ -21,6 +21,17 @@ class Device:
     """How many of them a node has, where that is known."""
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What a job is trained with."""
+
+    on_gpu: bool
+    device: Device | None = None
+    """A GPU, where its memory is known."""
+    memory: int | None = None
+    """Bytes of the host's memory, where that is known and the job trains on its CPUs."""
+
+
 def named(accelerator_type: str | None) -> str:
     """A device of this type, as in a sentence: `an A10G`."""
     if accelerator_type is None:

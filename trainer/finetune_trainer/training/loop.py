@@ -21,10 +21,11 @@ import torch
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, checkpoint_name
 from finetune_api.status import Evaluation
-from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, free_memory, frozen_weights
+from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, frozen_weights
 from finetune_trainer.checkpoint.save import write_checkpoint, write_description
 from finetune_trainer.checkpoint.state import Collected
 from finetune_trainer.data.batches import Indices, row_order, step_rows
+from finetune_trainer.limits import free_memory
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
 from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, Reporter, SilentReporter
