@@ -13,9 +13,11 @@ PARTS = {
     "start": ["bench.start"],
     "trainer": ["bench.trainer", "--rounds", "1"],
     "threads": ["bench.threads", "--rounds", "1"],
+    "packing": ["bench.packing", "--rounds", "1"],
     "overhead": ["bench.overhead", "--rounds", "1"],
     "data": ["bench.data"],
     "jobs": ["bench.many_jobs"],
+    "kubeflow": ["bench.beside_kubeflow"],
 }
 """By name: the module, and arguments with which all of them take about 20 minutes on 2 cores."""
 SMALL = {"start": ["--models", "toy", "--rounds", "1"]}

@@ -193,14 +193,15 @@ def _decoded(text: str) -> str:
 
 
 class Audit:
-    """Counts the operator's calls in the API server's audit log."""
+    """Counts a controller's calls in the API server's audit log."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, user_agents: Sequence[str] = ("finetune-operator", "kopf")) -> None:
         self._log = log
+        self._marks = [f'"userAgent":"{each}'.encode() for each in user_agents]
         self._read = log.stat().st_size if log.exists() else 0
 
     def calls(self) -> Counter[str]:
-        """The operator's calls since the last time, by verb and resource."""
+        """The calls since the last time, by verb and resource."""
         found: Counter[str] = Counter()
         with self._log.open("rb") as log:
             log.seek(self._read)
@@ -208,7 +209,7 @@ class Audit:
                 if not line.endswith(b"\n"):
                     break
                 self._read += len(line)
-                if b'"userAgent":"finetune-operator' not in line and b'"userAgent":"kopf' not in line:
+                if not any(mark in line for mark in self._marks):
                     continue
                 event = json.loads(line)
                 if event["stage"] == "ResponseComplete" or event["verb"] != "watch":
@@ -216,6 +217,18 @@ class Audit:
                     name = "/".join(filter(None, (where.get("resource"), where.get("subresource"))))
                     found[f"{event['verb']} {name}"] += 1
         return found
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """The processor time that a process has taken so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def memory(process: psutil.Process, what: str = "VmRSS") -> float:
+    """The memory of a process in MB: now, or at most (`VmHWM`)."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{what}:"))
 
 
 class Operator:
@@ -244,16 +257,6 @@ class Operator:
             )
         self.process = psutil.Process(popen.pid)
         self._popen = popen
-
-    def processor_seconds(self) -> float:
-        """The processor time that it has taken so far."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
-
-    def memory(self, what: str = "VmRSS") -> float:
-        """Its memory in MB: now, or at most (`VmHWM`)."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{what}:"))
 
     async def metrics(self, session: aiohttp.ClientSession) -> str:
         """What it tells Prometheus; nothing before it is ready."""
@@ -345,13 +348,13 @@ async def burst(bench: Bench, jobs: int) -> list[Line]:
         audit, began, busy = (
             Audit(bench.control_plane.audit_log),
             time.monotonic(),
-            operator.processor_seconds(),
+            processor_seconds(operator.process),
         )
         await bench.apply(mine, names)
         await bench.ray_jobs(mine, jobs)
-        seconds, busy = time.monotonic() - began, operator.processor_seconds() - busy
+        seconds, busy = time.monotonic() - began, processor_seconds(operator.process) - busy
         await asyncio.sleep(5)  # what comes of it, besides
-        calls, memory = audit.calls(), operator.memory("VmHWM")
+        calls, most = audit.calls(), memory(operator.process, "VmHWM")
     made: dict[str, list[tuple[str, Object]]] = {}
     for kind in CHILDREN:
         for each in await bench.client.all(kind, mine):
@@ -373,7 +376,7 @@ async def burst(bench: Bench, jobs: int) -> list[Line]:
         Line("the operator's speed by the client's", f"{beside / seconds:.2f}", "0.8 or more"),
         Line("API calls a job", f"{calls.total() / jobs:.1f}", "11 at most"),
         Line("processor time a job", f"{busy / jobs * 1000:.1f} ms"),
-        Line("memory at most", f"{memory:.0f} MB"),
+        Line("memory at most", f"{most:.0f} MB"),
     ]
 
 
@@ -523,7 +526,7 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
             return not any(each.written for each in early)
 
         await until(all_shown)
-        seen, busy, audit = Seen(), operator.processor_seconds(), Audit(bench.control_plane.audit_log)
+        seen, busy, audit = Seen(), processor_seconds(operator.process), Audit(bench.control_plane.audit_log)
         began = time.monotonic()
         ends = began + seconds
 
@@ -542,7 +545,7 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
             *(train(each, REPORT_SECONDS * number / len(early)) for number, each in enumerate(early)),
             *(appear(each, seconds * number / begin) for number, each in enumerate(late)),
         )
-        busy = (operator.processor_seconds() - busy) / (time.monotonic() - began)
+        busy = (processor_seconds(operator.process) - busy) / (time.monotonic() - began)
         calls = audit.calls().total() / (time.monotonic() - began)
         await asyncio.sleep(3)
         seen.end(trainers.values())
@@ -554,17 +557,17 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
             Line("phases, p99", f"{quantile(seen.phases, 0.99):.2f} s", "2 s"),
             Line("oldest number that was shown", f"{seen.oldest:.1f} s", "20 s"),
             Line("API calls, processor", f"{calls:.0f} a second, {100 * busy:.0f} % of a core"),
-            Line("memory at most", f"{operator.memory('VmHWM'):.0f} MB"),
+            Line("memory at most", f"{memory(operator.process, 'VmHWM'):.0f} MB"),
         ]
         if idle:
             await asyncio.sleep(20)
-            audit, busy = Audit(bench.control_plane.audit_log), operator.processor_seconds()
+            audit, busy = Audit(bench.control_plane.audit_log), processor_seconds(operator.process)
             await asyncio.sleep(idle)
-            busy, calls = (operator.processor_seconds() - busy) / idle, audit.calls().total() / idle
+            busy, calls = (processor_seconds(operator.process) - busy) / idle, audit.calls().total() / idle
             lines += [
                 Line(f"{jobs} jobs run and report nothing: API calls", f"{calls:.2f} a second", "2 a second"),
                 Line("processor", f"{100 * busy:.1f} % of a core", "2 %"),
-                Line("memory", f"{operator.memory():.0f} MB"),
+                Line("memory", f"{memory(operator.process):.0f} MB"),
             ]
         looking.cancel()
     return lines
@@ -626,14 +629,14 @@ async def finished(bench: Bench, jobs: int) -> list[Line]:
         await bench.apply(namespace, ["new"])
         await bench.ray_jobs(namespace, jobs + 1)
         served = time.monotonic() - operator.started
-        quiet_since = [time.monotonic(), operator.processor_seconds()]
+        quiet_since = [time.monotonic(), processor_seconds(operator.process)]
 
         async def is_quiet() -> bool:
             await asyncio.sleep(3)
-            busy = operator.processor_seconds() - quiet_since[1]
+            busy = processor_seconds(operator.process) - quiet_since[1]
             share = busy / (time.monotonic() - quiet_since[0])
             if share > 0.1:
-                quiet_since[:] = [time.monotonic(), operator.processor_seconds()]
+                quiet_since[:] = [time.monotonic(), processor_seconds(operator.process)]
             return share <= 0.1
 
         await until(is_quiet)
@@ -647,14 +650,16 @@ async def finished(bench: Bench, jobs: int) -> list[Line]:
             Line("a new job has its RayJob", f"{served:.1f} s"),
             Line("steady: under a tenth of a core", f"{steady:.1f} s", "60 s"),
             Line("API calls until then", f"{calls.total()}"),
-            Line("memory at most", f"{operator.memory('VmHWM'):.0f} MB", "300 MB"),
-            Line("memory then", f"{operator.memory():.0f} MB"),
+            Line("memory at most", f"{memory(operator.process, 'VmHWM'):.0f} MB", "300 MB"),
+            Line("memory then", f"{memory(operator.process):.0f} MB"),
         ]
 
 
 @asynccontextmanager
-async def control_plane_with_kuberays_kinds(directory: Path) -> AsyncIterator[ControlPlane]:
-    """A control plane that knows FineTuneJobs and what KubeRay defines."""
+async def control_plane_with_kuberays_kinds(
+    directory: Path, more: Sequence[Object] = ()
+) -> AsyncIterator[ControlPlane]:
+    """A control plane that knows FineTuneJobs, what KubeRay defines, and `more` definitions."""
     say = partial(print, file=sys.stderr)
     control_plane = ControlPlane(
         directory, partial(find, say=say), Processes(directory / "processes"), free_address()
@@ -665,6 +670,7 @@ async def control_plane_with_kuberays_kinds(directory: Path) -> AsyncIterator[Co
         definitions = [
             crd(),
             *(yaml.safe_load((kuberay / f"ray.io_{each}.yaml").read_text()) for each in RAY),
+            *more,
         ]
         async with connected(control_plane) as client:
             for definition in definitions:
@@ -673,7 +679,7 @@ async def control_plane_with_kuberays_kinds(directory: Path) -> AsyncIterator[Co
                 )
 
             async def served() -> bool:
-                paths = (f"apis/{API_VERSION}/{PLURAL}", *(f"apis/ray.io/v1/{each}" for each in RAY))
+                paths = [_served_at(definition) for definition in definitions]
                 with suppress(SystemExit):
                     for path in paths:
                         await client.call("GET", f"{path}?limit=1")
@@ -684,6 +690,13 @@ async def control_plane_with_kuberays_kinds(directory: Path) -> AsyncIterator[Co
         yield control_plane
     finally:
         control_plane.remove()
+
+
+def _served_at(definition: Object) -> str:
+    """The path of all objects of a kind, of its newest version that is served."""
+    spec = definition["spec"]
+    version = next(each["name"] for each in spec["versions"] if each["served"])
+    return f"apis/{spec['group']}/{version}/{spec['names']['plural']}"
 
 
 async def measure(parts: Sequence[str], *, small: bool) -> dict[str, list[Line]]:

@@ -85,9 +85,9 @@ def kuberay_manifests(say: Say) -> Path:
 
 def _module_directory(module: str, say: Say) -> Path:
     """The unpacked source of a module of `go/go.mod`."""
-    environment = _go_environment()
-    _run([_go(say), "mod", "download", module], environment)
-    return Path(_run([_go(say), "list", "-m", "-f", "{{.Dir}}", module], environment).strip())
+    environment = go_environment()
+    _run([go_toolchain(say), "mod", "download", module], environment)
+    return Path(_run([go_toolchain(say), "list", "-m", "-f", "{{.Dir}}", module], environment).strip())
 
 
 def ensure_built(build: Build, say: Say) -> Path:
@@ -106,7 +106,7 @@ def _build(build: Build, directory: Path, say: Say) -> None:
             f"{directory}: {free / 2**30:.1f} GiB are free; building {build.programs[0]} needs"
             f" {DISK_NEEDED >> 30} GiB"
         )
-    go, environment = _go(say), _go_environment()
+    go, environment = go_toolchain(say), go_environment()
     total = len(_run([go, "list", "-deps", build.package], environment, seconds=15 * 60).splitlines())
     partial = directory / f".{build.programs[0]}.partial"
     command = [
@@ -161,7 +161,7 @@ def _build(build: Build, directory: Path, say: Say) -> None:
 
 
 @cache
-def _go(say: Say) -> Path:
+def go_toolchain(say: Say) -> Path:
     """The Go toolchain: on PATH if recent enough, else that of the lock file, fetched into the cache."""
     wanted = _minimum_go()
     on_path = shutil.which("go")
@@ -209,7 +209,8 @@ def _go(say: Say) -> Path:
         return go
 
 
-def _go_environment() -> Mapping[str, str]:
+def go_environment() -> Mapping[str, str]:
+    """Where Go modules are built as their own files say, by the Go that is there."""
     # GOGC: compiling is limited by memory bandwidth long before memory; fewer collections are a fifth faster.
     return {
         **os.environ,
