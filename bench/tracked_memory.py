@@ -187,6 +187,14 @@ def model_for(spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPr
 class _Totals:
     """A tracker that does not tell gradients from other values, since it cannot where weights are frozen."""
 
+    def _update_peak_stats(self, peak_state: object) -> None:
+        """As PyTorch's, which besides goes through all modules at every operation, to note the most of each."""
+        del peak_state
+        for device, now in self._curr_mem_snap.items():  # type: ignore[attr-defined]
+            if self._peak_mem.get(device, 0) < now["Total"]:  # type: ignore[attr-defined]
+                self._peak_mem[device] = now["Total"]  # type: ignore[attr-defined]
+                self._peak_mem_snap[device] = dict(now)  # type: ignore[attr-defined]
+
     def _track_module_params_and_buffers(
         self, module: torch.nn.Module, install_grad_hooks: bool = True
     ) -> tuple[int, int]:
