@@ -268,7 +268,7 @@ def ready(
     tokenizer = load_tokenizer(spec)
     described, _ = inference(tokenizer, task_of(spec).chat(tokenizer), load_generation_config(spec))
     job = TrainingJob("bench", Start(spec, dtype, "", None), prepared)
-    forward, optimizer, _ = set_up(job, Loaded(model, torch.float32, described, None), OneDevice(device))
+    forward, optimizer, *_ = set_up(job, Loaded(model, torch.float32, described, None), OneDevice(device))
     return forward, optimizer
 
 

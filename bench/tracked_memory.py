@@ -235,7 +235,12 @@ def tracked(case: Case) -> int:
             with tracker:
                 ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
                 # Which positions count no tensor without data can say, but how many: all.
-                batch = Batch(ids, labels=ids, counted=torch.zeros(ROWS * LENGTH, dtype=torch.long))
+                batch = Batch(
+                    ids,
+                    labels=ids,
+                    counted=torch.zeros(ROWS * LENGTH, dtype=torch.long),
+                    predicted=torch.full((ROWS,), LENGTH),
+                )
                 with torch.autocast(
                     "cpu", torch.bfloat16, enabled=case.dtype == "bf16", cache_enabled=not shared
                 ):

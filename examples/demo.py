@@ -25,11 +25,11 @@ from finetune_api.manifest import read_manifest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.loss_plot import draw_losses
 from finetune_cli.quiet import quieten_libraries
-from finetune_trainer.data.chat import chat_format
 from finetune_trainer.data.reading import read_rows
 from finetune_trainer.data.rows import Row
 from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
 from finetune_trainer.model.load import load_tokenizer
+from finetune_trainer.tasks.task import task_of
 
 QUICKSTART = Path("examples/quickstart.yaml")
 QUESTION = "os.getpid"
@@ -96,7 +96,7 @@ def answers(spec: FineTuneJobSpec, adapter: Path, row: Row) -> tuple[str, str]:
     """What the base model and the tuned model say to the row's question, without chance."""
     disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(spec)
-    chat = chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
+    chat = task_of(spec).chat(tokenizer)
     prompt = torch.tensor([chat.prompt(row.messages[:1])])
 
     def answer(model: PreTrainedModel | PeftModel) -> str:

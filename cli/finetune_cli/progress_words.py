@@ -40,14 +40,16 @@ def validated(record: ProgressRecord) -> str | None:
         (checkpoint for checkpoint in record.checkpoints if checkpoint.epoch == record.evaluation.epoch), None
     )
     where = f", saved as {saved.name}" if saved else ""
-    return (
-        f"{_model(record.evaluation)}: {losses(record.evaluation.loss, record.evaluation.perplexity)}{where}"
-    )
+    return f"{_model(record.evaluation)}: {measured(record.evaluation)}{where}"
 
 
-def losses(loss: float, perplexity: float) -> str:
-    """`validation loss 2.360, perplexity 10.6`."""
-    return f"validation loss {loss:.3f}, perplexity {perplexity:.4g}"
+def measured(evaluation: Evaluation) -> str:
+    """`validation loss 2.360, perplexity 10.6`; or, with metrics, `validation loss 0.612, accuracy 0.8`."""
+    words = [f"validation loss {evaluation.loss:.3f}"]
+    if evaluation.perplexity is not None:
+        words.append(f"perplexity {evaluation.perplexity:.4g}")
+    words += [f"{name} {value:.4g}" for name, value in evaluation.metrics.items()]
+    return ", ".join(words)
 
 
 def parameters(count: int) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 from finetune_api.manifest import Manifest
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
 from finetune_cli.plain_text import one_line
-from finetune_cli.progress_words import clock, losses
+from finetune_cli.progress_words import clock, measured
 
 PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.SUSPENDED: "bold yellow"}
 
@@ -38,7 +38,7 @@ def as_yaml(manifest: Manifest, status: FineTuneJobStatus) -> str:
 
 
 def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str) -> None:
-    """The end of a run in a few lines: phase, losses, checkpoints, where they are.
+    """The end of a run in a few lines: phase, measured, checkpoints, where they are.
 
     Why it failed is not repeated here.
     """
@@ -63,7 +63,7 @@ def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str,
     if status.evaluation is not None:
         yield (
             "last validation",
-            losses(status.evaluation.loss, status.evaluation.perplexity).removeprefix("validation "),
+            measured(status.evaluation).removeprefix("validation "),
         )
     if status.start_time is not None and status.completion_time is not None:
         yield "time", clock(status.completion_time - status.start_time)
@@ -75,7 +75,8 @@ def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str,
 def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("checkpoint", no_wrap=True)
-    for heading in ("after epoch", "step", "validation loss", "perplexity"):
+    compared = any(each.eval_loss is not None and each.perplexity is None for each in checkpoints)
+    for heading in ("after epoch", "step", "validation loss", *([] if compared else ["perplexity"])):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for checkpoint in checkpoints:
@@ -84,5 +85,6 @@ def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
         flags = ", ".join(
             flag for flag, given in (("best", checkpoint.best), ("latest", checkpoint.latest)) if given
         )
-        table.add_row(checkpoint.name, str(checkpoint.epoch), str(checkpoint.step), loss, perplexity, flags)
+        numbers = [str(checkpoint.epoch), str(checkpoint.step), loss, *([] if compared else [perplexity])]
+        table.add_row(checkpoint.name, *numbers, flags)
     return table

@@ -5,7 +5,9 @@ What a single field can say is checked by its type in `spec`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel
 
 from finetune_api.deepspeed import asked_sharding
 from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, Devices, worker_device
@@ -26,6 +28,13 @@ WITHOUT_EFFECT = {
     "dataset_size_scaling_factor": "data sets have no size limit here",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
+
+WITHOUT_EFFECT_ON_PREFERENCES = {
+    "logprob_processor_scaling_config": (
+        "the log-probabilities of the model as it was are computed once, by the workers that train"
+    )
+}
+"""The same of `preference_tuning_config`."""
 
 _RESOURCES = {"worker_resources": ("memory", "CPU"), "trainer_resources": ("memory",)}
 """Keys that have an effect there besides accelerators; rank 0 has the processors of its worker."""
@@ -61,9 +70,10 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
 
     `devices` are those that the names in `worker_resources` may mean.
     """
-    for field, instead in WITHOUT_EFFECT.items():
-        if getattr(spec, field) is not None:
-            yield f"spec.{field} has no effect: {instead}"
+    yield from _without_effect("spec", spec, WITHOUT_EFFECT)
+    if spec.preference_tuning_config is not None:
+        block = spec.preference_tuning_config
+        yield from _without_effect("spec.preference_tuning_config", block, WITHOUT_EFFECT_ON_PREFERENCES)
     yield from asked_sharding(spec).remarks
     taken = worker_device(spec.worker_resources or {}, devices).taken
     for key, accelerator_type in taken.items():
@@ -86,6 +96,12 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
             "spec.lora_config is absent: every parameter of the model is trained;"
             " add `lora_config: {}` for LoRA"
         )
+
+
+def _without_effect(where: str, block: BaseModel, fields: Mapping[str, str]) -> Iterator[str]:
+    for field, instead in fields.items():
+        if getattr(block, field) is not None:
+            yield f"{where}.{field} has no effect: {instead}"
 
 
 def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:

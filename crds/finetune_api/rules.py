@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from finetune_api.lora import UNBUILT_BLOCKS, UNBUILT_SWITCHES
-from finetune_api.spec import FineTuneJobSpec, LoggerConfig
+from finetune_api.spec import BuiltTask, FineTuneJobSpec, LoggerConfig
 
-BUILT_TASKS = ("causal_lm", "instruction_tuning")
+BUILT_TASKS = get_args(BuiltTask)
 TASK_BLOCKS = {
     "classifier_config": "classification",
-    "preference_tuning_config": "preference_tuning",
     "vision_language_config": "vision_language_tuning",
 }
-"""Task blocks and the task that each implies."""
+"""Blocks of tasks that are not built, and the task that each implies."""
 
 SPELLINGS = {
     "min_num_update_steps": "min_update_steps",
@@ -40,6 +40,10 @@ class Rule:
     """The opposite of `broken` in CEL, where `self` is the spec: true of a spec that keeps the rule."""
 
 
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def _one_spelling(older: str, newer: str) -> Rule:
     return Rule(
         field=older,
@@ -52,7 +56,7 @@ def _one_spelling(older: str, newer: str) -> Rule:
 def _no_block(block: str, task: str) -> Rule:
     return Rule(
         field=block,
-        problem=f"asks for the task {task}, which is not supported yet; {' and '.join(BUILT_TASKS)} are",
+        problem=f"asks for the task {task}, which is not supported yet; {_listed(BUILT_TASKS)} are",
         broken=lambda spec: getattr(spec, block) is not None,
         cel=f"!has(self.{block})",
     )
@@ -94,11 +98,28 @@ RULES = (
     *(_one_spelling(older, newer) for older, newer in SPELLINGS.items()),
     Rule(
         field="task",
-        problem=f"is not supported yet; {' and '.join(BUILT_TASKS)} are",
+        problem=f"is not supported yet; {_listed(BUILT_TASKS)} are",
         broken=lambda spec: spec.task in TASK_BLOCKS.values(),
         cel=f"!has(self.task) || !(self.task in {list(TASK_BLOCKS.values())})",
     ),
     *(_no_block(block, task) for block, task in TASK_BLOCKS.items()),
+    Rule(
+        field="preference_tuning_config",
+        problem="is of the task preference_tuning, spec.task is another; keep one of them",
+        broken=lambda spec: (
+            spec.preference_tuning_config is not None and spec.task not in (None, "preference_tuning")
+        ),
+        cel="!has(self.preference_tuning_config) || !has(self.task) || self.task == 'preference_tuning'",
+    ),
+    Rule(
+        field="packing",
+        problem="fills sequences with rows, and pairs of answers are compared; leave it out",
+        broken=lambda spec: spec.packing and spec.trained_task == "preference_tuning",
+        cel=(
+            "!self.packing || (has(self.task) ? self.task != 'preference_tuning' :"
+            " !has(self.preference_tuning_config))"
+        ),
+    ),
     Rule(
         field="packing",
         problem="fills sequences, and spec.padding is max_length, which pads rows; keep one of them",

@@ -34,6 +34,7 @@ from finetune_api.status import MOST_EPOCHS, MOST_KEPT_CHECKPOINTS
 Task = Literal[
     "causal_lm", "instruction_tuning", "classification", "preference_tuning", "vision_language_tuning"
 ]
+BuiltTask = Literal["causal_lm", "instruction_tuning", "preference_tuning"]
 Scheduler = Literal["cosine", "linear", "constant"]
 BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
 Steps = Annotated[Integer, Field(ge=0, le=10**9)]
@@ -81,6 +82,15 @@ class TorchCompile(SpecModel):
     """Fail when the model cannot be compiled as a whole."""
 
 
+class PreferenceTuning(SpecModel):
+    """Direct preference optimisation (Rafailov et al. 2023), which makes preferred answers likelier."""
+
+    beta: Annotated[Number, Field(gt=0, le=1000)] = 0.1
+    """How strongly the model is held to what it was before training."""
+    logprob_processor_scaling_config: JsonObject | None = None
+    """LLMForge's workers for the model as it was. No effect: those that train compute what it says, once."""
+
+
 class LoggerConfig(SpecModel):
     """Settings of the tracker: the first four keys are for wandb, the others for mlflow."""
 
@@ -124,13 +134,16 @@ class FineTuneJobSpec(SpecModel):
 
     # The data
     train_path: DataPath
-    """Training rows: JSONL, one conversation (`messages`) per line."""
+    """Training rows: JSONL, a conversation (`messages`) a line, or a pair of them (`chosen`, `rejected`)."""
     valid_path: DataPath | None = None
     """Validation rows, in the same form."""
     task: Task | None = None
-    """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's."""
+    """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's,
+    `preference_tuning` on pairs of answers; that is the default with preference_tuning_config."""
     generation_config: GenerationConfig | None = None
     """How a conversation becomes text; default: the tokenizer's own chat template."""
+    preference_tuning_config: PreferenceTuning | None = None
+    """How preferences are learnt."""
     context_length: Annotated[Integer, Field(ge=8, le=16_777_216)] | None = None
     """Longest sequence in tokens; longer rows are truncated. Derived from the data by default."""
     padding: Literal["longest", "max_length"] = "longest"
@@ -229,7 +242,6 @@ class FineTuneJobSpec(SpecModel):
 
     # Tasks that are not built yet
     classifier_config: UnbuiltBlock | None = None
-    preference_tuning_config: UnbuiltBlock | None = None
     vision_language_config: UnbuiltBlock | None = None
 
     # The run
@@ -241,9 +253,20 @@ class FineTuneJobSpec(SpecModel):
     """What the pods look like."""
 
     @property
-    def trained_task(self) -> Literal["causal_lm", "instruction_tuning"]:
-        """The task, `causal_lm` by default; `consistency` refuses the tasks that are not built."""
-        return "instruction_tuning" if self.task == "instruction_tuning" else "causal_lm"
+    def trained_task(self) -> BuiltTask:
+        """The task, by default `preference_tuning` with its block, else `causal_lm`.
+
+        `consistency` refuses the tasks that are not built.
+        """
+        task = self.task
+        if task is None and self.preference_tuning_config is not None:
+            return "preference_tuning"
+        return task if task in ("instruction_tuning", "preference_tuning") else "causal_lm"
+
+    @property
+    def preferences(self) -> PreferenceTuning:
+        """How preferences are learnt, where that is the task."""
+        return self.preference_tuning_config or PreferenceTuning()
 
     @property
     def recomputes_activations(self) -> bool | None:

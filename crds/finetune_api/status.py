@@ -177,7 +177,7 @@ class Progress(StatusModel):
     percent: Annotated[int, Field(ge=0, le=100)]
     """Of the run's optimizer steps."""
     train_loss: Measured | None = None
-    """Loss of the last optimizer step, mean over its trained tokens."""
+    """Loss of the last optimizer step, mean over its trained tokens or its pairs of answers."""
     learning_rate: Measured | None = None
     """Learning rate of the last optimizer step."""
     grad_norm: Measured | None = None
@@ -198,11 +198,11 @@ class Evaluation(StatusModel):
     epoch: Annotated[Finite, Field(ge=0)]
     """Epochs completed when it ran; 0 is the model before training."""
     loss: Measured
-    """Mean over the trained tokens of the whole validation set."""
-    perplexity: Perplexity
-    """exp(loss)."""
+    """Mean over the whole validation set: over its trained tokens, or over its pairs of answers."""
+    perplexity: Perplexity | None = None
+    """exp(loss) of language modelling."""
     metrics: Metrics = {}
-    """Further metrics of the task by name, such as `accuracy`; empty for language modelling."""
+    """Further metrics of the task by name, such as `rewardAccuracy`; empty for language modelling."""
 
 
 class Checkpoint(StatusModel):
@@ -219,7 +219,7 @@ class Checkpoint(StatusModel):
     eval_loss: Measured | None = None
     """Validation loss; absent without `valid_path`."""
     perplexity: Perplexity | None = None
-    """exp(evalLoss)."""
+    """exp(evalLoss) of language modelling."""
     time: Time
     """When it was complete."""
     best: bool = False

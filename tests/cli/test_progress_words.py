@@ -111,3 +111,10 @@ def test_a_validation_names_the_checkpoint_that_holds_its_model() -> None:
     assert validated(ProgressRecord(evaluation=after, checkpoints=saved)) == f"{said}, saved as epoch-1"
     assert validated(ProgressRecord(evaluation=after)) == said
     assert validated(ProgressRecord(checkpoints=saved)) is None
+
+
+def test_a_validation_of_pairs_has_metrics_and_no_perplexity() -> None:
+    evaluation = Evaluation(epoch=2, loss=0.5, metrics={"rewards/accuracies": 0.75, "rewards/margins": 1.25})
+    assert validated(ProgressRecord(evaluation=evaluation)) == (
+        "after epoch 2: validation loss 0.500, rewards/accuracies 0.75, rewards/margins 1.25"
+    )

@@ -110,6 +110,15 @@ def test_a_checkpoint_without_validation_has_no_loss() -> None:
     )
 
 
+def test_where_losses_have_no_perplexity_there_is_no_column_for_it() -> None:
+    compared = SAVED.model_copy(update={"perplexity": None})
+    evaluation = Evaluation(epoch=3, loss=2.0, metrics={"rewards/accuracies": 0.75})
+    shown = summary(ENDED.model_copy(update={"checkpoints": [compared], "evaluation": evaluation}))
+
+    assert "last validation loss 2.000, rewards/accuracies 0.75" in shown
+    assert shown[-2:] == ["checkpoint after epoch step validation loss", "epoch-2 3 225 2.000 best, latest"]
+
+
 @pytest.mark.parametrize(("phase", "code"), [(Phase.SUCCEEDED, 0), (Phase.FAILED, 1), (Phase.SUSPENDED, 130)])
 def test_the_phase_decides_the_exit_code(phase: Phase, code: int) -> None:
     assert exit_code(FineTuneJobStatus(phase=phase)) == code

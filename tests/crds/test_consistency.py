@@ -24,12 +24,12 @@ def test_a_contradiction_is_a_problem_that_names_the_field_and_the_way_out(text:
     assert problems_of(text) == (problem,)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.field} {rule.problem[:20]}")
 def test_every_rule_is_among_the_contradictions(rule: Rule) -> None:
     assert f"spec.{rule.field}: {rule.problem}" in [problem for _, problem in CONTRADICTIONS]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.field} {rule.problem[:20]}")
 def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) -> None:
     *path, field = rule.field.split(".")
     model: type[BaseModel] = FineTuneJobSpec
@@ -97,6 +97,13 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
         (
             "output_dir: /mnt/local_storage",
             "spec.output_dir has no effect: storage.path decides where runs are written",
+        ),
+        (
+            "preference_tuning_config: {logprob_processor_scaling_config: {concurrency: 4}}",
+            (
+                "spec.preference_tuning_config.logprob_processor_scaling_config has no effect: the"
+                " log-probabilities of the model as it was are computed once, by the workers that train"
+            ),
         ),
         (
             "num_data_blocks_per_device: 16",

@@ -161,7 +161,7 @@ def test_conditions_are_a_map_by_type() -> None:
     }
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.field} {rule.problem[:20]}")
 def test_the_api_server_says_the_same_words_of_the_same_field(rule: Rule) -> None:
     assert (rule.cel, rule.problem) in rules_at(SPEC, rule.field)
 

@@ -236,6 +236,7 @@ REFUSED = [
     ),
     ("num_data_blocks_per_device: 0", "spec.num_data_blocks_per_device", "greater than or equal to 1"),
     ("dataset_size_scaling_factor: 0", "spec.dataset_size_scaling_factor", "greater than 0"),
+    ("preference_tuning_config: {beta: 0}", "spec.preference_tuning_config.beta", "greater than 0"),
     # Required, or of the wrong type
     ("model_id: null", "spec.model_id", "Required value"),
     ("model_id: 5", "spec.model_id", "string"),
@@ -630,7 +631,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "num_data_blocks_per_device": (1, 2),
     "dataset_size_scaling_factor": (1, 2),
     "classifier_config": (None, {"a": 1}),
-    "preference_tuning_config": (None, {"a": 1}),
+    "preference_tuning_config": ({"beta": 0.1}, {"beta": 0.2}),
     "vision_language_config": (None, {"a": 1}),
     "cluster": ({"image": "a"}, {"image": "b"}),
 }
@@ -969,6 +970,7 @@ def test_the_largest_perplexity_there_is_comes_back_the_same(server: Server) -> 
 
     set_status(server, name, {"status": {"evaluation": evaluation.model_dump(mode="json", by_alias=True)}})
 
+    assert evaluation.perplexity is not None
     assert server.read(name)["status"]["evaluation"]["perplexity"] == evaluation.perplexity > 1e308
 
 

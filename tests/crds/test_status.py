@@ -193,6 +193,7 @@ def test_json_has_no_number_for_a_loss_that_is_not_finite(loss: float) -> None:
 def test_a_perplexity_that_overflows_is_the_largest_number_that_json_can_hold() -> None:
     evaluation = Evaluation(epoch=1, loss=1000.0, perplexity=math.inf)
 
+    assert evaluation.perplexity is not None
     assert 1e308 < evaluation.perplexity < math.inf
     assert json.loads(evaluation.model_dump_json())["perplexity"] == evaluation.perplexity
 

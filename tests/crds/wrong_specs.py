@@ -285,28 +285,41 @@ CONTRADICTIONS = [
             " which is set as well; keep one of them"
         ),
     ),
-    ("task: classification", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
-    ("task: preference_tuning", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
-    ("task: vision_language_tuning", "spec.task: is not supported yet; causal_lm and instruction_tuning are"),
+    (
+        "task: classification",
+        "spec.task: is not supported yet; causal_lm, instruction_tuning and preference_tuning are",
+    ),
+    (
+        "task: vision_language_tuning",
+        "spec.task: is not supported yet; causal_lm, instruction_tuning and preference_tuning are",
+    ),
     (
         "classifier_config: {label_tokens: ['[[1]]']}",
         (
-            "spec.classifier_config: asks for the task classification, which is not supported yet; causal_lm"
-            " and instruction_tuning are"
+            "spec.classifier_config: asks for the task classification, which is not supported yet; causal_lm,"
+            " instruction_tuning and preference_tuning are"
         ),
     ),
     (
-        "preference_tuning_config: {beta: 0.01}",
+        "task: causal_lm\npreference_tuning_config: {beta: 0.01}",
         (
-            "spec.preference_tuning_config: asks for the task preference_tuning, which is not supported yet;"
-            " causal_lm and instruction_tuning are"
+            "spec.preference_tuning_config: is of the task preference_tuning, spec.task is another; keep one"
+            " of them"
         ),
+    ),
+    (
+        "packing: true\npreference_tuning_config: {beta: 0.01}",
+        "spec.packing: fills sequences with rows, and pairs of answers are compared; leave it out",
+    ),
+    (
+        "packing: true\ntask: preference_tuning",
+        "spec.packing: fills sequences with rows, and pairs of answers are compared; leave it out",
     ),
     (
         "vision_language_config: {}",
         (
             "spec.vision_language_config: asks for the task vision_language_tuning, which is not supported"
-            " yet; causal_lm and instruction_tuning are"
+            " yet; causal_lm, instruction_tuning and preference_tuning are"
         ),
     ),
     (

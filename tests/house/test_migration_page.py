@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from finetune_api.consistency import WITHOUT_EFFECT
+from finetune_api.consistency import WITHOUT_EFFECT, WITHOUT_EFFECT_ON_PREFERENCES
 from finetune_api.deepspeed import PUBLISHED, asked_sharding
 from finetune_api.explain import models_in
 from finetune_api.lora import UNBUILT_BLOCKS, UNBUILT_SWITCHES
@@ -68,7 +68,7 @@ def expected_mark(path: str) -> set[str]:
     field, _, below = path.partition(".")
     if field in TASK_BLOCKS:
         return {"refused"}
-    if field in WITHOUT_EFFECT:
+    if field in WITHOUT_EFFECT or below in WITHOUT_EFFECT_ON_PREFERENCES:
         return {"warning"}
     if field == "lora_config" and below in {*UNBUILT_BLOCKS, *UNBUILT_SWITCHES, "loftq_config"}:
         return {"refused"}

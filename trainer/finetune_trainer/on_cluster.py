@@ -142,7 +142,10 @@ class AttemptReports:
         if progress.train_loss is not None:
             words.append(f"loss {progress.train_loss:.4f}")
         if evaluation is not None:
-            words.append(f"validation loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:.4g}")
+            words.append(f"validation loss {evaluation.loss:.4f}")
+            if evaluation.perplexity is not None:
+                words.append(f"perplexity {evaluation.perplexity:.4g}")
+            words += [f"{name} {value:.4g}" for name, value in evaluation.metrics.items()]
         self.say(", ".join(words))
 
     def finished(self, record: ProgressRecord) -> None:

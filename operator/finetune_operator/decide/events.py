@@ -144,7 +144,8 @@ def _prepared(plan: Plan) -> str:
 def _loss(checkpoint: Checkpoint) -> str:
     if checkpoint.eval_loss is None:
         return ""
-    return f": validation loss {checkpoint.eval_loss:.4f}, perplexity {checkpoint.perplexity or 0:.2f}"
+    perplexity = "" if checkpoint.perplexity is None else f", perplexity {checkpoint.perplexity:.2f}"
+    return f": validation loss {checkpoint.eval_loss:.4f}{perplexity}"
 
 
 def _devices(status: FineTuneJobStatus) -> str:

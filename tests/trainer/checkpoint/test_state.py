@@ -43,7 +43,7 @@ def random_states(count: int) -> list[RandomState]:
 
 
 def save(directory: Path, optimizer: torch.optim.Optimizer, random: list[RandomState]) -> None:
-    save_state(directory, POSITION, Collected({}, optimizer.state_dict(), random))
+    save_state(directory, POSITION, Collected({}, optimizer.state_dict(), random), None)
 
 
 def restore(directory: Path, optimizer: torch.optim.Optimizer, *, data: str, rank: int) -> Position:

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.generation import GenerationConfig, PromptFormat
 from finetune_trainer.data.chat import ChatFormat, Encoded, Task, chat_format, inside
-from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.encoding import ConversationEncoder
 from finetune_trainer.data.rows import Lines, Message, Row
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
@@ -550,7 +550,7 @@ def remarks(
 ) -> list[str]:
     chat = format_of(tokenizer or byte_level(), prompt_format=prompt_format, task=task)
     lines = [line_of(messages) for messages in conversations]
-    return LineEncoder(task, chat).encode(Lines(1, lines)).remarks.words("train.jsonl", chat.source)
+    return ConversationEncoder(task, chat).encode(Lines(1, lines)).remarks.words("train.jsonl", chat.source)
 
 
 def line_of(messages: Sequence[Message]) -> bytes:

@@ -7,7 +7,7 @@ import json
 from tests.trainer.tokenizers_for_tests import byte_level
 
 from finetune_trainer.data.chat import ChatFormat, Task, chat_format
-from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.encoding import ConversationEncoder
 from finetune_trainer.data.remarks import Found
 from finetune_trainer.data.rows import Lines, Message, Row
 
@@ -30,7 +30,7 @@ STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user must 
 def test_each_row_is_what_the_chat_format_makes_of_it() -> None:
     lines = [row("Ping?", "Pong."), b"\n", row("A longer question, 你好?", "No."), row("a", "b", "c", "d")]
 
-    encoded = LineEncoder("instruction_tuning", chatml()).encode(Lines(7, lines))
+    encoded = ConversationEncoder("instruction_tuning", chatml()).encode(Lines(7, lines))
 
     talks = [("Ping?", "Pong."), ("A longer question, 你好?", "No."), ("a", "b", "c", "d")]
     roles = ("user", "assistant") * 2
@@ -43,7 +43,7 @@ def test_each_row_is_what_the_chat_format_makes_of_it() -> None:
 
 
 def test_arrays_are_small_and_rows_are_views_of_them() -> None:
-    rows = LineEncoder("instruction_tuning", chatml()).encode(Lines(1, [row("Ping?", "Pong.")])).rows
+    rows = ConversationEncoder("instruction_tuning", chatml()).encode(Lines(1, [row("Ping?", "Pong.")])).rows
 
     ids, trained = rows.row(0)
 
@@ -60,7 +60,7 @@ def test_every_row_that_the_chat_format_refuses_is_told_with_its_line() -> None:
         row("a", "b", first="assistant"),
     ]
 
-    encoded = LineEncoder("causal_lm", chatml("causal_lm", STRICT)).encode(Lines(2, lines))
+    encoded = ConversationEncoder("causal_lm", chatml("causal_lm", STRICT)).encode(Lines(2, lines))
 
     assert [problem[:11] for problem in encoded.refused] == ["2: messages", "4: messages"]
     assert "a user must begin" in encoded.refused[0]
@@ -69,7 +69,7 @@ def test_every_row_that_the_chat_format_refuses_is_told_with_its_line() -> None:
 
 def test_where_a_line_is_no_row_nothing_is_written_as_text() -> None:
     lines = [row("Welcome!", "Ping?", first="assistant"), b"{"]
-    encoder = LineEncoder("causal_lm", chatml("causal_lm", STRICT))
+    encoder = ConversationEncoder("causal_lm", chatml("causal_lm", STRICT))
 
     encoded = encoder.encode(Lines(1, lines))
     checked = encoder.encode(Lines(1, [row("Welcome!", "Ping?", first="assistant")]), check_only=True)
@@ -85,7 +85,7 @@ def test_what_is_remarked_of_the_parts_of_a_file_is_what_is_remarked_of_all_of_i
         row("What is <|im_end|>?", "A token.", id=2, at="noon"),
         row("Ping?", "<|im_start|>", at="noon"),
     ]
-    encoder = LineEncoder("instruction_tuning", chatml())
+    encoder = ConversationEncoder("instruction_tuning", chatml())
 
     whole = encoder.encode(Lines(1, lines)).remarks
     parts = encoder.encode(Lines(1, lines[:1])).remarks

@@ -51,8 +51,8 @@ def test_a_sequence_holds_its_documents_one_after_the_other_and_predicts_no_firs
         ids, trained = found.row(index)
         parts = [found.documents.row(document) for document in documents]
         assert ids.tolist() == [token for each, _ in parts for token in each]
-        assert found.documents_of(index).tolist() == [len(each) for each, _ in parts]
-        starts = np.cumsum([0, *found.documents_of(index)])[:-1]
+        assert found.laid_out([index])[1].tolist() == list(documents)
+        starts = np.cumsum([0, *(len(each) for each, _ in parts)])[:-1]
         labels = found.labels(index)
         assert all(labels[start - 1] == IGNORED for start in starts if start)
         assert int((labels != IGNORED).sum()) == found.predicted[index]

@@ -15,12 +15,12 @@ from tests.trainer.tokenizers_for_tests import byte_level
 
 from finetune_trainer.data import processes
 from finetune_trainer.data.chat import chat_format
-from finetune_trainer.data.encoding import EncodedLines, LineEncoder
+from finetune_trainer.data.encoding import ConversationEncoder, EncodedLines
 from finetune_trainer.data.processes import EncodingProcesses, encoded, processes_for
 from finetune_trainer.data.rows import Lines
 
 LINES = 40
-ENCODER = LineEncoder(
+ENCODER = ConversationEncoder(
     "instruction_tuning", chat_format(byte_level(), None, "instruction_tuning", "org/model")
 )
 

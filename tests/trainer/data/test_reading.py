@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.generation import GenerationConfig, PromptFormat
 from finetune_trainer.data.chat import chat_format
-from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.encoding import ConversationEncoder, LineEncoder
 from finetune_trainer.data.reading import read_tokens
 from finetune_trainer.data.token_files import RowsOnDisk
 from finetune_trainer.data.tokens import RowsInMemory, TokenizedRows, rows_also_in, truncate
@@ -44,7 +44,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def encoder(refusing: str = "") -> LineEncoder:
     tokenizer = byte_level()
     tokenizer.chat_template = refusing + str(tokenizer.chat_template)
-    return LineEncoder("causal_lm", chat_format(tokenizer, None, "causal_lm", "org/model"))
+    return ConversationEncoder("causal_lm", chat_format(tokenizer, None, "causal_lm", "org/model"))
 
 
 def problems_of(file: Path, reading: LineEncoder) -> list[str]:
@@ -107,7 +107,7 @@ def words() -> LineEncoder:
     backend = Tokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     plain = PromptFormat(system="{instruction}", user="{instruction} ", assistant="{instruction}")
-    return LineEncoder(
+    return ConversationEncoder(
         "causal_lm",
         chat_format(
             PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?"),  # type: ignore[no-untyped-call]

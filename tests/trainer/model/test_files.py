@@ -13,10 +13,10 @@ from tests.trainer.model_directories import copy_of, set_keys
 from tests.trainer.training_jobs import FULL, LORA, Fields, job_of, spec_of, train_here
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.data.chat import chat_format
 from finetune_trainer.model.load import load_config, load_model, load_tokenizer, shape
 from finetune_trainer.storage.open import open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.tasks.task import task_of
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n".encode()
 
@@ -42,7 +42,7 @@ def damaged(original: Path, directory: Path, name: str, damage: Callable[[bytes]
 def read(model: Path, way: Fields = LORA, **fields: JsonValue) -> None:
     """Reads all that training reads of a model."""
     spec = spec_of(model, way, **fields)
-    chat_format(load_tokenizer(spec), None, spec.trained_task, spec.model_id)
+    task_of(spec).chat(load_tokenizer(spec))
     shape(spec, load_config(spec))
     load_model(spec, dtype="fp32", on_gpu=False)
 

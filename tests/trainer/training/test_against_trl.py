@@ -25,7 +25,7 @@ from tests.trainer.training_jobs import (
     trained_weights,
 )
 from tests.trainer.trl_settings import settings
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.data.batches import row_order
@@ -105,7 +105,7 @@ def dataset(rows: TokenizedRows, order: NDArray[np.int64]) -> Dataset:
     )
 
 
-def logged(trainer: SFTTrainer, name: str) -> list[float]:
+def logged(trainer: Trainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 

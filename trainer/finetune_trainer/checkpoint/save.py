@@ -12,6 +12,7 @@ import torch.distributed as dist
 from finetune_trainer.checkpoint.inference import Inference
 from finetune_trainer.checkpoint.state import Collected, Position, save_parts, save_state
 from finetune_trainer.checkpoint.streamed import adapter_weights, write_gathered
+from finetune_trainer.data.pairs import Reference
 from finetune_trainer.model.quantization import save_quantization
 from finetune_trainer.tasks.objective import Model
 
@@ -24,6 +25,7 @@ def write_checkpoint(
     inference: Inference,
     position: Position,
     collected: Collected,
+    reference: Reference | None,
 ) -> None:
     """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them.
 
@@ -32,11 +34,11 @@ def write_checkpoint(
     """
     exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
     if collected.in_parts:
-        _write_together(directory, model, dtype, inference, position, collected, exact=exact)
+        _write_together(directory, model, dtype, inference, position, collected, reference, exact=exact)
         return
     save_weights(model, directory, dtype, collected.weights)
     inference.save(directory)
-    save_state(directory, position, collected, weights=not exact)
+    save_state(directory, position, collected, reference, weights=not exact)
 
 
 def _write_together(
@@ -46,6 +48,7 @@ def _write_together(
     inference: Inference,
     position: Position,
     collected: Collected,
+    reference: Reference | None,
     *,
     exact: bool,
 ) -> None:
@@ -61,7 +64,7 @@ def _write_together(
             _save_config(model, directory, dtype)
     if first:
         inference.save(directory)
-        save_state(directory, position, collected)
+        save_state(directory, position, collected, reference)
     save_parts(directory, collected, weights=not exact)
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load_file, save_file
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.status import Evaluation
 from finetune_trainer.checkpoint.parts import read_parts, write_parts
+from finetune_trainer.data.pairs import Reference
 from finetune_trainer.model.parts import part
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ STATE = "state"
 _POSITION = "position.json"
 _OPTIMIZER = "optimizer.pt"
 _RANDOM = "random.pt"
+_REFERENCE = "reference.safetensors"
 _WEIGHTS = "weights.pt"
 _OPTIMIZER_PARTS = "optimizer"
 _WEIGHT_PARTS = "weights"
@@ -78,6 +81,8 @@ class SavedState:
     """As it was collected; what was in parts then is in the parts that this rank needs now."""
     random: list[RandomState]
     """One for each rank of the run that saved it, in order."""
+    reference: Reference | None
+    """What the loss compares the model with, where it does."""
 
 
 def random_state(device: torch.device) -> RandomState:
@@ -86,7 +91,14 @@ def random_state(device: torch.device) -> RandomState:
     return RandomState(cpu=torch.get_rng_state(), device=torch.cuda.get_rng_state(device) if on_gpu else None)
 
 
-def save_state(directory: Path, position: Position, collected: Collected, *, weights: bool = False) -> None:
+def save_state(
+    directory: Path,
+    position: Position,
+    collected: Collected,
+    reference: Reference | None,
+    *,
+    weights: bool = False,
+) -> None:
     """Writes `state/` into a checkpoint's directory.
 
     With `weights` it holds the weights as they are trained, in fp32: the checkpoint's own have less
@@ -104,6 +116,9 @@ def save_state(directory: Path, position: Position, collected: Collected, *, wei
         # Given a path, torch.save would not say why it cannot write.
         with (state / name).open("wb") as file:
             torch.save(content, file)
+    if reference is not None:
+        of_files = {"train": reference.train, "validation": reference.validation}
+        save_file({name: of for name, of in of_files.items() if of is not None}, state / _REFERENCE)
 
 
 def save_parts(directory: Path, collected: Collected, *, weights: bool) -> None:
@@ -138,7 +153,15 @@ def read_state(directory: Path, mesh: DeviceMesh | None = None) -> SavedState:
         position=read_position((state / _POSITION).read_text()),
         optimizer=optimizer,
         random=torch.load(state / _RANDOM, map_location="cpu", weights_only=True),
+        reference=_read_reference(state / _REFERENCE),
     )
+
+
+def _read_reference(file: Path) -> Reference | None:
+    if not file.is_file():
+        return None
+    of_files = load_file(file)
+    return Reference(of_files["train"], of_files.get("validation"))
 
 
 def restore_weights(directory: Path, model: torch.nn.Module, mesh: DeviceMesh | None = None) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune_api.failure import FineTuneError
-from finetune_trainer.data.chat import ChatFormat, Task
+from finetune_trainer.data.chat import ChatFormat, Encoded, Task
+from finetune_trainer.data.pairs import parse_pairs
 from finetune_trainer.data.remarks import Remarks
-from finetune_trainer.data.rows import Lines, parse_rows
+from finetune_trainer.data.rows import Lines, Row, parse_rows
 from finetune_trainer.data.tokens import TokenizedRows, offsets_of
 
 
@@ -27,39 +28,80 @@ class EncodedLines:
     remarks: Remarks
 
 
+class LineEncoder(Protocol):
+    """Turns lines into tokens."""
+
+    def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
+        """The tokens of the rows in some lines, without truncation; with `check_only` problems alone."""
+
+
 @dataclass(frozen=True)
-class LineEncoder:
-    """Turns lines into tokens, for the tasks `causal_lm` and `instruction_tuning`."""
+class ConversationEncoder:
+    """A `LineEncoder` of conversations, for the tasks `causal_lm` and `instruction_tuning`."""
 
     task: Task
     chat: ChatFormat
 
     def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
-        """The tokens of the rows in some lines, without truncation; with `check_only` problems alone."""
+        """See `LineEncoder`."""
         parsed = parse_rows(lines, self.task)
-        remarks = parsed.remarks
-        refused: list[str] = []
-        input_ids: list[NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
-        trained: list[NDArray[np.bool_]] = [np.zeros(0, dtype=np.bool_)]
-        numbers: list[int] = []
+        collected = _Collected(parsed.problems, parsed.remarks)
         for row in parsed.rows if not (parsed.problems or check_only) else []:
-            try:
-                encoded = self.chat.encode(row)
-            except FineTuneError as error:
-                refused += [f"{row.line}: {problem}" for problem in error.problems]
-                continue
-            input_ids.append(np.array(encoded.input_ids, dtype=np.int32))
-            trained.append(np.array(encoded.trained, dtype=np.bool_))
-            numbers.append(row.line)
-            if encoded.left_out:
-                remarks.leaves_out(row.line)
-            controls = self.chat.control_tokens(row)
-            if controls:
-                remarks.controls(controls, row.line)
+            collected.add(self.chat, row)
+        return collected.encoded()
+
+
+@dataclass(frozen=True)
+class PairEncoder:
+    """A `LineEncoder` of pairs of answers: of each, the chosen and then the rejected conversation."""
+
+    chat: ChatFormat
+
+    def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
+        """See `LineEncoder`."""
+        parsed = parse_pairs(lines)
+        collected = _Collected(parsed.problems, parsed.remarks)
+        for pair in parsed.rows if not (parsed.problems or check_only) else []:
+            collected.add(self.chat, pair.chosen, pair.rejected)
+        return collected.encoded()
+
+
+class _Collected:
+    """What is found in some lines, row by row."""
+
+    def __init__(self, unreadable: list[str], remarks: Remarks) -> None:
+        self._unreadable = unreadable
+        self._remarks = remarks
+        self._refused: list[str] = []
+        self._rows: list[tuple[int, Encoded]] = []
+
+    def add(self, chat: ChatFormat, *conversations: Row) -> None:
+        """Adds the conversations of a line, unless one of them has a problem."""
+        line = conversations[0].line
+        try:
+            encoded = [chat.encode(each) for each in conversations]
+        except FineTuneError as error:
+            self._refused += [f"{line}: {problem}" for problem in error.problems]
+            return
+        if len(encoded) > 1 and all(each.input_ids == encoded[0].input_ids for each in encoded):
+            self._refused.append(f"{line}: chosen and rejected: are the same tokens; leave the pair out")
+            return
+        self._rows += [(line, each) for each in encoded]
+        if any(each.left_out for each in encoded):
+            self._remarks.leaves_out(line)
+        controls = [token for each in conversations for token in chat.control_tokens(each)]
+        if controls:
+            self._remarks.controls(controls, line)
+
+    def encoded(self) -> EncodedLines:
+        """All of it."""
+        nothing = np.zeros(0, dtype=np.int32)
+        ids = [np.array(each.input_ids, dtype=np.int32) for _, each in self._rows]
+        trained = [np.array(each.trained, dtype=np.bool_) for _, each in self._rows]
         rows = TokenizedRows(
-            input_ids=np.concatenate(input_ids),
-            trained=np.concatenate(trained),
-            offsets=offsets_of([len(ids) for ids in input_ids[1:]]),
-            lines=np.array(numbers, dtype=np.int64),
+            input_ids=np.concatenate([nothing, *ids]),
+            trained=np.concatenate([nothing.astype(np.bool_), *trained]),
+            offsets=offsets_of([len(each) for each in ids]),
+            lines=np.array([line for line, _ in self._rows], dtype=np.int64),
         )
-        return EncodedLines(rows, parsed.problems, refused, remarks)
+        return EncodedLines(rows, self._unreadable, self._refused, self._remarks)

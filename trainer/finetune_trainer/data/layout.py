@@ -38,6 +38,11 @@ class Batch:
     """What each position predicts, already shifted: the next token, or IGNORED where that does not count."""
     counted: torch.Tensor
     """The positions whose labels count, in the tensors laid flat; shape (positions,)."""
+    predicted: torch.Tensor
+    """How many of them each document has, one after the other; shape (documents,)."""
+    reference: torch.Tensor | None = None
+    """The log-probabilities of documents before training, where the loss compares with them: the sum of each
+    one's tokens that count, shape (documents,)."""
     attention_mask: torch.Tensor | None = None
     """1 on tokens, 0 on padding; None without padding."""
     bounds: Bounds | None = None
@@ -96,12 +101,15 @@ class EndToEnd:
 
     def batch(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Batch:
         """See `Layout`."""
+        documents, indices = rows.laid_out(indices)
         if not len(indices):
-            return _batch([np.array([self.pad_token_id])], [np.array([IGNORED])], np.array([1]))
+            nothing = np.zeros(0, dtype=np.int64)
+            return _batch([np.array([self.pad_token_id])], [np.array([IGNORED])], np.array([1]), nothing)
         return _batch(
-            [rows.row(int(index))[0] for index in indices],
-            [rows.labels(int(index)) for index in indices],
-            np.concatenate([rows.documents_of(int(index)) for index in indices]),
+            [documents.row(int(index))[0] for index in indices],
+            [documents.labels(int(index)) for index in indices],
+            documents.lengths[indices],
+            documents.predicted[indices],
         )
 
     def deal(
@@ -112,7 +120,12 @@ class EndToEnd:
         return deal_evenly(indices, tokens, rank=rank, num_devices=num_devices, batch_size=batch_size)
 
 
-def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray], lengths: NDArray[np.int64]) -> Batch:
+def _batch(
+    ids: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    lengths: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+) -> Batch:
     ends = offsets_of(lengths)
     positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
     flat = np.concatenate(labels)
@@ -120,6 +133,7 @@ def _batch(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray], lengths: NDA
         torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
         torch.from_numpy(flat)[None],
         torch.from_numpy(np.flatnonzero(flat != IGNORED)),
+        torch.from_numpy(predicted),
         bounds=Bounds(
             torch.from_numpy(positions)[None], torch.from_numpy(ends.astype(np.int32)), int(lengths.max())
         ),
@@ -136,7 +150,8 @@ class Padded:
 
     def batch(self, rows: TokenizedRows, indices: Sequence[int] | Indices) -> Batch:
         """See `Layout`."""
-        width = self.length or max((len(rows.row(int(index))[0]) for index in indices), default=1)
+        documents, indices = rows.laid_out(indices)
+        width = self.length or int(documents.lengths[indices].max(initial=1))
         shape = (max(1, len(indices)), width)
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -144,12 +159,13 @@ class Padded:
         if not len(indices):
             attention_mask[:, 0] = 1
         for position, index in enumerate(indices):
-            ids, _ = rows.row(int(index))
+            ids, _ = documents.row(int(index))
             input_ids[position, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
             attention_mask[position, : len(ids)] = 1
-            labels[position, : len(ids)] = torch.from_numpy(rows.labels(int(index)))
+            labels[position, : len(ids)] = torch.from_numpy(documents.labels(int(index)))
         counted = torch.nonzero(labels.flatten() != IGNORED).flatten()
-        return Batch(input_ids, labels, counted, attention_mask)
+        predicted = torch.from_numpy(documents.predicted[indices])
+        return Batch(input_ids, labels, counted, predicted, attention_mask=attention_mask)
 
     def deal(
         self, rows: TokenizedRows, indices: Indices, *, rank: int, num_devices: int, batch_size: int

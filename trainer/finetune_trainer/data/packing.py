@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.data.tokens import PART_TOKENS, RowWriter, TokenizedRows, offsets_of
+from finetune_trainer.data.tokens import PART_TOKENS, DocumentRows, RowWriter, TokenizedRows, offsets_of
 
 
-class PackedRows(TokenizedRows):
-    """Sequences of several rows each, the documents: what one sees, the others do not."""
-
-    documents: TokenizedRows
-    """What was packed, in the order of the sequences."""
-    first: NDArray[np.int64]
-    """The first document of each sequence, and at the end their number. Shape (sequences + 1,)."""
-
-    def __init__(self, documents: TokenizedRows, first: NDArray[np.int64]) -> None:
-        super().__init__(
-            input_ids=documents.input_ids,
-            trained=documents.trained,
-            offsets=documents.offsets[first],
-            lines=documents.lines[first[:-1]],
-            directory=documents.directory,
-        )
-        object.__setattr__(self, "documents", documents)
-        object.__setattr__(self, "first", first)
-
-    def __reduce__(self) -> tuple[Callable[..., PackedRows], tuple[TokenizedRows, NDArray[np.int64]]]:
-        return (PackedRows, (self.documents, self.first))
-
-    def documents_of(self, index: int) -> NDArray[np.int64]:
-        """See `TokenizedRows`."""
-        return self.documents.lengths[self.first[index] : self.first[index + 1]]
-
-    def labels(self, index: int) -> NDArray[np.int64]:
-        """See `TokenizedRows`. The first token of a document is not predicted either."""
-        documents = range(self.first[index], self.first[index + 1])
-        return np.concatenate([self.documents.labels(document) for document in documents])
-
-    @cached_property
-    def predicted(self) -> NDArray[np.int64]:
-        """See `TokenizedRows`."""
-        return np.add.reduceat(self.documents.predicted, self.first[:-1])
+class PackedRows(DocumentRows):
+    """Sequences that several rows fill, the documents, in the order of the sequences."""
 
 
 def pack(rows: TokenizedRows, capacity: int, writer: RowWriter) -> PackedRows:

@@ -12,9 +12,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.data.packing import PackedRows
 from finetune_trainer.data.remarks import Remarks
-from finetune_trainer.data.tokens import FileTokens, TokenizedRows
+from finetune_trainer.data.tokens import DocumentRows, FileTokens, TokenizedRows
 from finetune_trainer.storage.failure import explained
 
 Element = TypeVar("Element", bound=np.generic)
@@ -111,8 +110,8 @@ class _ByPath(TokenizedRows):
 
 def by_path(rows: TokenizedRows) -> TokenizedRows:
     """The same rows for other processes of this machine: those on disk are mapped there too, not copied."""
-    if isinstance(rows, PackedRows):
-        return PackedRows(by_path(rows.documents), rows.first)
+    if isinstance(rows, DocumentRows):
+        return rows.over(by_path(rows.documents))
     if rows.directory is None:
         return rows
     return _ByPath(rows.input_ids, rows.trained, rows.offsets, rows.lines, rows.directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,9 +54,12 @@ class TokenizedRows:
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         return labels
 
-    def documents_of(self, index: int) -> NDArray[np.int64]:
-        """The lengths of what a row holds that do not see each other: here, the row alone."""
-        return np.diff(self.offsets[index : index + 2])
+    def laid_out(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[TokenizedRows, NDArray[np.int64]]:
+        """What the rows with these indices hold that does not see each other: rows, and which of them.
+
+        Here, the rows themselves.
+        """
+        return self, np.asarray(indices, dtype=np.int64)
 
     def parts(self) -> Iterator[TokenizedRows]:
         """The rows in parts of about PART_TOKENS tokens, in their order. Tokens are views."""
@@ -84,6 +87,11 @@ class TokenizedRows:
         return np.concatenate(of_parts)
 
     @property
+    def weights(self) -> NDArray[np.int64]:
+        """What each row counts for in a mean of losses: here, its labels that count. Shape (rows,)."""
+        return self.predicted
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """The number of tokens of each row. Shape (rows,)."""
         return np.diff(self.offsets)
@@ -97,6 +105,48 @@ class TokenizedRows:
     def nbytes(self) -> int:
         """The size of all arrays in bytes."""
         return self.input_ids.nbytes + self.trained.nbytes + self.offsets.nbytes + self.lines.nbytes
+
+
+class DocumentRows(TokenizedRows):
+    """Rows of several documents each: what one sees, the others do not."""
+
+    documents: TokenizedRows
+    """All of them, in the order of the rows."""
+    first: NDArray[np.int64]
+    """The first document of each row, and at the end their number. Shape (rows + 1,)."""
+
+    def __init__(self, documents: TokenizedRows, first: NDArray[np.int64]) -> None:
+        super().__init__(
+            input_ids=documents.input_ids,
+            trained=documents.trained,
+            offsets=documents.offsets[first],
+            lines=documents.lines[first[:-1]],
+            directory=documents.directory,
+        )
+        object.__setattr__(self, "documents", documents)
+        object.__setattr__(self, "first", first)
+
+    def __reduce__(self) -> tuple[Callable[..., DocumentRows], tuple[object, ...]]:
+        return (type(self), (self.documents, self.first))
+
+    def over(self, documents: TokenizedRows) -> DocumentRows:
+        """The same rows of these documents, which are the same elsewhere."""
+        return type(self)(documents, self.first)
+
+    def laid_out(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[TokenizedRows, NDArray[np.int64]]:
+        """See `TokenizedRows`: the documents."""
+        ranges = [np.arange(self.first[index], self.first[index + 1]) for index in indices]
+        return self.documents, np.concatenate([np.zeros(0, dtype=np.int64), *ranges])
+
+    def labels(self, index: int) -> NDArray[np.int64]:
+        """See `TokenizedRows`. The first token of a document is not predicted either."""
+        documents, indices = self.laid_out([index])
+        return np.concatenate([documents.labels(int(each)) for each in indices])
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """See `TokenizedRows`."""
+        return np.add.reduceat(self.documents.predicted, self.first[:-1])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from finetune_api.sharding import COPIES, Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import StatusModel
 from finetune_trainer.data.batches import row_order, to_and_fro
+from finetune_trainer.data.pairs import PairRows
 from finetune_trainer.model.load import Shape, load_config
 from finetune_trainer.model.quantization import quantized_bytes
 from finetune_trainer.model.sizes import Parameters, Sizes
@@ -397,26 +398,39 @@ class Lengths:
     """Of a validation row; 0 without any."""
     end_to_end: RowLengths | None = None
     """All of them, where they were read and rows are laid end to end."""
+    documents: int = 1
+    """How many of that length a row has: two conversations where they are compared."""
 
 
 def lengths_of(prepared: Prepared) -> Lengths:
     """The lengths of rows that were read."""
-    rows, numbers = prepared.train, prepared.numbers
+    train, validation, numbers = prepared.train, prepared.validation, prepared.numbers
     to_the_full = prepared.spec.padding == "max_length"
     end_to_end = prepared.shape.end_to_end and not to_the_full
-    validation = None if prepared.validation is None else prepared.validation.lengths
-    longest = numbers.context_length if to_the_full else min(numbers.context_length, rows.longest)
-    together = numbers.train_batch_size_per_device > 1 or to_the_full
+    each = train.documents.lengths if isinstance(train, PairRows) else train.lengths
+    documents = len(each) // len(train) if isinstance(train, PairRows) else 1
+    of_validation = np.zeros(1, dtype=np.int64)
+    if validation is not None:
+        of_validation = (
+            validation.documents.lengths if isinstance(validation, PairRows) else validation.lengths
+        )
+    longest = numbers.context_length if to_the_full else min(numbers.context_length, int(each.max()))
+    together = numbers.train_batch_size_per_device * documents > 1 or to_the_full
     return Lengths(
         longest=longest,
-        counted=int(rows.predicted.max()),
-        padded=together and int(rows.lengths.min()) < longest and not end_to_end,
-        longest_validated=0 if validation is None else int(validation.max()),
+        counted=int(train.predicted.max()),
+        padded=together and int(each.min()) < longest and not end_to_end,
+        longest_validated=int(of_validation.max()),
         end_to_end=RowLengths(
-            rows.lengths, rows.predicted, validation, seed=prepared.spec.seed, epochs=numbers.total_epochs
+            train.lengths,
+            train.predicted,
+            None if validation is None else validation.lengths,
+            seed=prepared.spec.seed,
+            epochs=numbers.total_epochs,
         )
         if end_to_end
         else None,
+        documents=documents,
     )
 
 
@@ -452,12 +466,12 @@ def step_of(
         sharding=sharding,
         devices=spec.num_devices,
         sharers=node if sharding.within_nodes else spec.num_devices,
-        rows=rows,
+        rows=rows * lengths.documents,
         length=lengths.longest,
         counted=counted,
         accumulates=spec.gradient_accumulation_steps > 1,
         recomputes=spec.recomputes_activations is not False,
-        evaluated_rows=validated if lengths.longest_validated else 0,
+        evaluated_rows=validated * lengths.documents if lengths.longest_validated else 0,
         evaluated_length=lengths.longest_validated,
         end_to_end=tokens,
         evaluated_end_to_end=evaluated,

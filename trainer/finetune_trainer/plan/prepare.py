@@ -17,7 +17,7 @@ from finetune_api.status import Plan, StatusModel
 from finetune_trainer.checkpoint.inference import end_tokens, inference
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.packing import PackedRows, pack
-from finetune_trainer.data.tokens import TokenizedRows, rows_also_in, trained_tokens, truncate
+from finetune_trainer.data.tokens import DocumentRows, TokenizedRows, rows_also_in, trained_tokens
 from finetune_trainer.model.load import (
     Shape,
     check_weights,
@@ -67,7 +67,7 @@ class Prepared:
         """A hash of the tokenized training rows, after truncation."""
         digest = hashlib.sha256()
         arrays = [self.train.input_ids, self.train.trained, self.train.offsets]
-        if isinstance(self.train, PackedRows):
+        if isinstance(self.train, DocumentRows):
             arrays.append(self.train.documents.offsets)
         for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
@@ -116,10 +116,11 @@ def prepare(
         _check_packing(spec, model_shape)
         context_length = chosen_context_length(spec, longest, most)
     else:
-        computed = numbers(spec, rows=len(tokenized[0]), longest_row=longest, model_context_length=most)
+        rows = len(tokenized[0]) // task.documents
+        computed = numbers(spec, rows=rows, longest_row=longest, model_context_length=most)
         context_length = computed.context_length
     cut = all_or_every_problem(
-        lambda pair: truncate(pair[0], context_length, pair[1], writer_beside(pair[0])),
+        lambda file: task.rows(file[0], context_length, file[1], writer_beside(file[0])),
         list(zip(tokenized, tokenization.paths, strict=True)),
     )
     train = cut[0][0]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 from pydantic import Field
 
@@ -38,7 +39,8 @@ class EvaluationLine(StatusModel):
     epoch: float
     eval_loss: float
     """The mean over the tokens of the validation set that count."""
-    perplexity: float
+    perplexity: Annotated[float | None, Field(exclude_if=lambda perplexity: perplexity is None)]
+    """None where that says nothing, as of pairs of answers; then it is left out of what is written."""
     checkpoint: str | None
     """The name of the checkpoint that holds the validated model; None before training."""
     time: datetime

@@ -17,6 +17,8 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
+Chosen = tuple[torch.Tensor, ...]
+"""The label of each position and, where not all weigh the same, its weight."""
 SCORES_AT_ONCE = 2**26
 """How many scores are there at once: 512 positions of a vocabulary of 128,000."""
 
@@ -51,23 +53,46 @@ def cross_entropy(
     hidden: torch.Tensor,
     labels: torch.Tensor,
     positions: int,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The sum of the cross-entropy of hidden states, shape (n, width), with labels, shape (n,); in fp32.
 
-    `positions` of them are computed at once. The gradient can be computed once only.
+    Each may have a weight, shape (n,). `positions` of them are computed at once. The gradient can be computed
+    once only.
     """
     trained = {name: each for name, each in head.named_parameters() if each.requires_grad}
 
-    def of_chunk(hidden: torch.Tensor, labels: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        of_head = partial(functional_call, head, dict(zip(trained, weights, strict=True)))
+    def of_chunk(hidden: torch.Tensor, chosen: Chosen, *parameters: torch.Tensor) -> torch.Tensor:
+        of_head = partial(functional_call, head, dict(zip(trained, parameters, strict=True)))
         predicted = scores.of(of_head, hidden).float()
-        return functional.cross_entropy(predicted, labels, reduction="sum")
+        if len(chosen) == 1:
+            return functional.cross_entropy(predicted, chosen[0], reduction="sum")
+        return (functional.cross_entropy(predicted, chosen[0], reduction="none") * chosen[1]).sum()
 
+    chosen = (labels,) if weights is None else (labels, weights)
     if not torch.is_grad_enabled():
-        chunks = zip(torch.split(hidden, positions), torch.split(labels, positions), strict=True)
+        chunks = zip(torch.split(hidden, positions), _split(chosen, positions), strict=True)
         return torch.stack([of_chunk(*chunk, *trained.values()) for chunk in chunks]).sum()
-    total: torch.Tensor = _Chunked.apply(of_chunk, positions, hidden, labels, *trained.values())
+    total: torch.Tensor = _Chunked.apply(of_chunk, positions, hidden, chosen, *trained.values())
     return total
+
+
+@torch.no_grad()
+def log_probabilities(
+    head: torch.nn.Module, scores: Scores, hidden: torch.Tensor, labels: torch.Tensor, positions: int
+) -> torch.Tensor:
+    """The log-probability of each label, shape (n,), by hidden states of shape (n, width); in fp32."""
+    chunks = zip(torch.split(hidden, positions), torch.split(labels, positions), strict=True)
+    return torch.cat(
+        [
+            -functional.cross_entropy(scores.of(head, of_chunk).float(), chosen, reduction="none")
+            for of_chunk, chosen in chunks
+        ]
+    )
+
+
+def _split(chosen: Chosen, positions: int) -> list[Chosen]:
+    return list(zip(*(torch.split(each, positions) for each in chosen), strict=True))
 
 
 class _Chunked(torch.autograd.Function):
@@ -79,7 +104,7 @@ class _Chunked(torch.autograd.Function):
         of_chunk: Callable[..., torch.Tensor],
         positions: int,
         hidden: torch.Tensor,
-        labels: torch.Tensor,
+        chosen: Chosen,
         *trained: torch.nn.Parameter,
     ) -> torch.Tensor:
         wants_hidden = hidden.requires_grad
@@ -88,12 +113,11 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden: list[torch.Tensor] = []
         of_trained: list[torch.Tensor] = []
-        chunks = zip(torch.split(hidden, positions), torch.split(labels, positions), strict=True)
-        for part, its_labels in chunks:
+        for part, of_part in zip(torch.split(hidden, positions), _split(chosen, positions), strict=True):
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_(wants_hidden)
                 # What observes modules hooks their inputs, which `grad` allows of values that were computed.
-                loss = of_chunk(leaf.view_as(leaf), its_labels, *weights)
+                loss = of_chunk(leaf.view_as(leaf), of_part, *weights)
             total += loss.detach()
             wanted = [leaf, *weights] if wants_hidden else weights
             if not wanted:

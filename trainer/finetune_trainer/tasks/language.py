@@ -13,9 +13,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.data.chat import ChatFormat, chat_format
-from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.chat import ChatFormat, Task, chat_format
+from finetune_trainer.data.encoding import ConversationEncoder, LineEncoder
 from finetune_trainer.data.layout import Batch
+from finetune_trainer.data.tokens import RowWriter, TokenizedRows, truncate
 from finetune_trainer.tasks.head import Scores, cross_entropy, positions_at_once
 from finetune_trainer.tasks.objective import Loss, Model, Objective, base_of
 
@@ -40,13 +41,21 @@ class LanguageObjective(Objective):
     def forward(self, batch: Batch) -> Loss:
         """Sums the cross-entropy up, in fp32 whatever precision the model computes in."""
         labels = batch.labels.flatten()[batch.counted]
+        hidden, head, scores = self.before_head(batch)
+        if self._scores is None:
+            return Loss(functional.cross_entropy(hidden.float(), labels, reduction="sum"))
+        return Loss(cross_entropy(head, scores, hidden, labels, self._at_once))
+
+    def before_head(self, batch: Batch) -> tuple[torch.Tensor, torch.nn.Module, Scores]:
+        """What the head is given at the positions that count, shape (positions, width), and the head.
+
+        Where the forward pass makes the scores, it is the scores, and a head that leaves them as they are.
+        """
         # Outside training, models turn their cache on by themselves.
         out = self.computed(**batch.inputs, use_cache=False)
         if self._scores is None:
-            predicted = out.logits.flatten(0, 1)[batch.counted].float()  # (tokens that count, vocabulary)
-            return Loss(functional.cross_entropy(predicted, labels, reduction="sum"))
-        hidden = out.last_hidden_state.flatten(0, 1)[batch.counted]  # (tokens that count, width)
-        return Loss(cross_entropy(_head(self.model), self._scores, hidden, labels, self._at_once))
+            return out.logits.flatten(0, 1)[batch.counted], torch.nn.Identity(), Scores()
+        return out.last_hidden_state.flatten(0, 1)[batch.counted], _head(self.model), self._scores
 
 
 def _decoder(model: Model) -> torch.nn.Module:
@@ -61,9 +70,12 @@ class LanguageTask:
     """Language modelling as a `finetune_trainer.tasks.task.Task`."""
 
     model_class = AutoModelForCausalLM
+    documents = 1
+    compares = False
 
-    def __init__(self, spec: FineTuneJobSpec) -> None:
+    def __init__(self, spec: FineTuneJobSpec, task: Task) -> None:
         self._spec = spec
+        self._task = task
 
     def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
         """How conversations are written.
@@ -71,11 +83,17 @@ class LanguageTask:
         Raises FineTuneError (InvalidSpec) when neither the tokenizer nor the spec can write conversations.
         """
         spec = self._spec
-        return chat_format(tokenizer, spec.generation_config, spec.trained_task, spec.model_id)
+        return chat_format(tokenizer, spec.generation_config, self._task, spec.model_id)
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return LineEncoder(self._spec.trained_task, chat)
+        return ConversationEncoder(self._task, chat)
+
+    def rows(
+        self, documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+    ) -> tuple[TokenizedRows, int]:
+        """See `finetune_trainer.tasks.task.Task`: a document is a row."""
+        return truncate(documents, context_length, source, writer)
 
     def objective(self, model: Model, scores: Scores | None) -> Objective:
         """The model with the cross-entropy of the tokens that count."""

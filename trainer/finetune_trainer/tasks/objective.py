@@ -29,6 +29,8 @@ class Loss:
     """The sum over all tokens of the batch that count; a scalar in fp32, 0 when none does."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further sums by name; scalars. The names are the same for every batch, also for an empty one."""
+    documents: torch.Tensor | None = None
+    """The log-probability of each document, where that is all that was asked for; shape (documents,)."""
 
 
 # FSDP finds the tensors of an output in it, from which the backward pass begins.

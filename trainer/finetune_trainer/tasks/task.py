@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores
 from finetune_trainer.tasks.language import LanguageTask
 from finetune_trainer.tasks.objective import Model, Objective
+from finetune_trainer.tasks.preference import PreferenceTask
 
 
 class Task(Protocol):
@@ -19,6 +21,10 @@ class Task(Protocol):
 
     model_class: type[AutoModelForCausalLM]
     """The class of transformers that loads the model."""
+    documents: int
+    """How many of what `encoder` makes are a row."""
+    compares: bool
+    """Whether the loss compares the model with what it was before training."""
 
     def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
         """How conversations are written, in training and afterwards.
@@ -29,6 +35,16 @@ class Task(Protocol):
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of the lines of the task's files."""
 
+    def rows(
+        self, documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+    ) -> tuple[TokenizedRows, int]:
+        """Rows of what `encoder` has made of a file, none longer than `context_length` tokens.
+
+        Returns also how many were longer. Where there are any, what is left of all is given to `writer`.
+        Raises FineTuneError (InvalidData) with a problem `source:line: what` for each that has nothing left
+        to train on.
+        """
+
     def objective(self, model: Model, scores: Scores | None) -> Objective:
         """The model with the task's loss. `scores`: what its forward pass does after its head, if known."""
 
@@ -36,5 +52,7 @@ class Task(Protocol):
 def task_of(spec: FineTuneJobSpec) -> Task:
     """The task of a job."""
     match spec.trained_task:
-        case "causal_lm" | "instruction_tuning":
-            return LanguageTask(spec)
+        case "causal_lm" | "instruction_tuning" as task:
+            return LanguageTask(spec, task)
+        case "preference_tuning":
+            return PreferenceTask(spec)

@@ -1,4 +1,4 @@
-"""Validation: the mean loss over the tokens of the validation set that count."""
+"""Validation: the mean loss over the tokens of the validation set that count, or over its pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_trainer.training.forward import Forward
 
 @torch.no_grad()
 def evaluate(forward: Forward, rows: TokenizedRows, batch_size: int) -> Mean:
-    """The mean loss over all tokens of `rows` that count, and the means of the objective's metrics.
+    """The mean loss over all tokens of `rows` that count, or over its pairs, and the means of the metrics.
 
     They do not depend on the batch size or the number of devices, and every rank gets the same. All ranks
     must call this; they make the same number of forward passes. The model is in evaluation mode
@@ -32,7 +32,7 @@ def evaluate(forward: Forward, rows: TokenizedRows, batch_size: int) -> Mean:
         for name, value in loss.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value.double()
     forward.module.train()
-    weight = int(rows.predicted.sum())
+    weight = int(rows.weights.sum())
     loss_of_all, *sums = parallel.sum([total, *metrics.values()])
     return Mean(
         loss_of_all / weight, {name: value / weight for name, value in zip(metrics, sums, strict=True)}

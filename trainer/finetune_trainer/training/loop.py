@@ -25,6 +25,7 @@ from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, froz
 from finetune_trainer.checkpoint.save import write_checkpoint, write_description
 from finetune_trainer.checkpoint.state import Collected
 from finetune_trainer.data.batches import Indices, row_order, step_rows
+from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.limits import free_memory
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
@@ -32,10 +33,12 @@ from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, 
 from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Loss, Mean
+from finetune_trainer.tasks.task import task_of
 from finetune_trainer.training.evaluate import evaluate, perplexity
 from finetune_trainer.training.forward import Forward
 from finetune_trainer.training.job import Outcome, TrainingJob, Worker
 from finetune_trainer.training.optimizer import set_learning_rate
+from finetune_trainer.training.reference import compared, reference_of
 from finetune_trainer.training.setup import Loaded, load, set_up
 from finetune_trainer.training.step import backward
 
@@ -59,13 +62,15 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     began with other rows.
     """
     spec, numbers = job.prepared.spec, job.prepared.numbers
-    train_rows, validation_rows = job.prepared.train, job.prepared.validation
     loaded = loaded or load(job.start, worker.device)
     parallel = parallel_of(worker.rank, worker.num_devices, worker.device, job.start.sharding)
-    forward, optimizer, position = set_up(job, loaded, parallel)
+    forward, optimizer, position, reference = set_up(job, loaded, parallel)
+    if task_of(spec).compares:
+        reference = reference_of(forward, job.prepared) if reference is None else reference
+    train_rows, validation_rows = compared(job.prepared, reference)
     model, dtype, inference = loaded.model, loaded.dtype, loaded.inference
     describe = partial(write_description, model=model, dtype=dtype, inference=inference)
-    write = partial(write_checkpoint, model=model, dtype=dtype, inference=inference)
+    write = partial(write_checkpoint, model=model, dtype=dtype, inference=inference, reference=reference)
     frozen = frozen_weights(model)
     step, evaluation = position.step, position.evaluation
     saved_at = time.monotonic()
@@ -73,7 +78,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     with _reporter(job, worker, parallel, step) as reporter:
         reporter.try_saving(describe)
         if step == 0 and spec.eval_first and validation_rows is not None:
-            evaluation = _validate(forward, job.prepared, step)
+            evaluation = _validate(forward, job.prepared, validation_rows, step)
             reporter.evaluated(step, evaluation, checkpoint=None)
         reporter.progress(step, evaluation)
 
@@ -92,7 +97,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
 
             checkpoint = _checkpoint_after(step, numbers)
             if checkpoint and validation_rows is not None:
-                evaluation = _validate(forward, job.prepared, step)
+                evaluation = _validate(forward, job.prepared, validation_rows, step)
                 reporter.evaluated(step, evaluation, checkpoint)
             if checkpoint or request:
                 position = position.model_copy(update={"step": step, "evaluation": evaluation})
@@ -205,17 +210,16 @@ def _exchange(
     return mean, grad_norm, StepRequest.SNAPSHOT if snapshots else StepRequest.NOTHING
 
 
-def _validate(forward: Forward, prepared: Prepared, step: int) -> Evaluation:
+def _validate(forward: Forward, prepared: Prepared, rows: TokenizedRows, step: int) -> Evaluation:
     """Validates after `step` steps. Raises FineTuneError (Diverged) when the loss is not finite."""
-    assert prepared.validation is not None
     numbers = prepared.numbers
-    mean = evaluate(forward, prepared.validation, numbers.eval_batch_size_per_device)
+    mean = evaluate(forward, rows, numbers.eval_batch_size_per_device)
     if not math.isfinite(mean.loss):
         raise _diverged(f"the validation loss after step {step} is {mean.loss}", numbers)
     return Evaluation(
         epoch=round(step / numbers.steps_per_epoch, 4),
         loss=mean.loss,
-        perplexity=perplexity(mean.loss),
+        perplexity=None if task_of(prepared.spec).compares else perplexity(mean.loss),
         metrics=mean.metrics,
     )
 

@@ -16,6 +16,7 @@ from finetune_trainer.checkpoint.state import (
     restore_weights,
 )
 from finetune_trainer.data.layout import EndToEnd, Layout, Padded
+from finetune_trainer.data.pairs import Reference
 from finetune_trainer.model.attention import attend_within_rows
 from finetune_trainer.model.files import reading
 from finetune_trainer.model.load import load_model, load_tokenizer, pad_token_id, saved_dtype
@@ -69,8 +70,10 @@ def load(start: Start, device: torch.device) -> Loaded:
 
 def set_up(
     job: TrainingJob, loaded: Loaded, parallel: Parallel
-) -> tuple[Forward, torch.optim.Optimizer, Position]:
+) -> tuple[Forward, torch.optim.Optimizer, Position, Reference | None]:
     """Puts the loaded model and state on the devices, ready for the next step.
+
+    What the loss compares the model with is that of the checkpoint; None for a new run.
 
     Raises FineTuneError (InvalidData) when the run began with other training rows.
     """
@@ -99,5 +102,5 @@ def set_up(
     torch.manual_seed(spec.seed + parallel.rank)
     saved, loaded.saved = loaded.saved, None
     if saved is None:
-        return forward, optimizer, Position(step=0, data=data, evaluation=None)
-    return forward, optimizer, restore_state(saved, optimizer, parallel, data=data)
+        return forward, optimizer, Position(step=0, data=data, evaluation=None), None
+    return forward, optimizer, restore_state(saved, optimizer, parallel, data=data), saved.reference

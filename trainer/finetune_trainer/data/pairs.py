@@ -1,0 +1,205 @@
+"""Pairs of answers to one prompt, of which one is preferred: read, checked, and as tokens.
+
+A row is `{"chosen": [...], "rejected": [...]}`, two conversations that begin alike; or `prompt` stands
+beside them, a text or messages, and they are answers or whole conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.data.batches import Indices
+from finetune_trainer.data.rows import (
+    Lines,
+    Message,
+    ParsedLines,
+    Row,
+    RowError,
+    kind_of,
+    parse_lines,
+    parse_object,
+    read_messages,
+)
+from finetune_trainer.data.tokens import DocumentRows, RowWriter, TokenizedRows, offsets_of
+
+ANSWERS = ("chosen", "rejected")
+_FORM = '{"chosen": [...], "rejected": [...]}'
+_TASK = "preference_tuning"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two conversations with the same prompt. Only what follows it counts in the loss."""
+
+    chosen: Row
+    rejected: Row
+
+
+def parse_pairs(lines: Lines) -> ParsedLines[Pair]:
+    """The pairs in some lines; blank lines are skipped. What is remarked are the keys that are ignored."""
+    return parse_lines(lines, _pair)
+
+
+def _pair(number: int, text: str) -> tuple[Pair, list[str]]:
+    document = parse_object(text, _FORM, ANSWERS)
+    unknown = [key for key in document if key not in ("prompt", *ANSWERS)]
+    found: dict[str, list[Message]] = {}
+    problems: list[str] = []
+    for key in ("prompt", *ANSWERS):
+        if key not in document:
+            continue
+        try:
+            found[key], more = _said(document[key], key)
+        except RowError as bad:
+            problems += bad.problems
+        else:
+            unknown += more
+    if problems:
+        raise RowError(*problems)
+    prompt = found.get("prompt", [])
+    chosen, rejected = (_after(prompt, found[key]) for key in ANSWERS)
+    shared = _shared(chosen, rejected)
+    _check(chosen, rejected, shared)
+    return Pair(*(Row(number, _counted_from(shared, each)) for each in (chosen, rejected))), unknown
+
+
+def _said(value: object, key: str) -> tuple[list[Message], list[str]]:
+    """The messages that stand under a key; a text is a question or an answer."""
+    if isinstance(value, list):
+        return read_messages(value, key, _TASK)
+    role = "user" if key == "prompt" else "assistant"
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"{key}: must be a text or a list of messages, is {kind_of(value)}")
+    return read_messages([{"role": role, "content": value}], key, _TASK)
+
+
+def _after(prompt: list[Message], said: list[Message]) -> list[Message]:
+    """The whole conversation; on the hub `chosen` often repeats the prompt."""
+    return said if said[: len(prompt)] == prompt else [*prompt, *said]
+
+
+def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """How many messages both begin with."""
+    alike = (one == other for one, other in zip(chosen, rejected, strict=False))
+    return next((index for index, same in enumerate(alike) if not same), min(len(chosen), len(rejected)))
+
+
+def _check(chosen: Sequence[Message], rejected: Sequence[Message], shared: int) -> None:
+    """Raises RowError where two conversations are no pair."""
+    if chosen == rejected:
+        raise RowError("chosen and rejected: are equal; a pair needs two answers, or is left out")
+    problems = []
+    if "user" not in [message.role for message in chosen[:shared]]:
+        problems.append("chosen and rejected: begin with different questions; a pair answers the same one")
+    for key, conversation in zip(ANSWERS, (chosen, rejected), strict=True):
+        answers = conversation[shared:]
+        if not answers:
+            problems.append(f"{key}: is how the other one begins; end both with an answer of their own")
+        elif answers[0].role != "assistant":
+            problems.append(
+                f"{key}: differs from the other one in a {answers[0].role} message; all before the answers"
+                " must be the same"
+            )
+        elif answers[-1].role != "assistant":
+            problems.append(f"{key}: ends with a {answers[-1].role} message; end it with an answer")
+        if [message.role for message in conversation].count("system") > 1:
+            problems.append(f"{key}: has more than one system message; at most one is possible")
+    if problems:
+        raise RowError(*problems)
+
+
+def _counted_from(shared: int, conversation: Sequence[Message]) -> tuple[Message, ...]:
+    prompt = (replace(message, trained=False) for message in conversation[:shared])
+    return (*prompt, *conversation[shared:])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model as it was before training says of each document of the rows.
+
+    It is the sum of the log-probabilities of the tokens that count, in fp32; shapes (documents,).
+    """
+
+    train: NDArray[np.float32]
+    validation: NDArray[np.float32] | None
+
+
+class PairRows(DocumentRows):
+    """Pairs of answers: the documents 2 i and 2 i + 1 are row i's chosen and rejected conversation.
+
+    A row's loss is that of the pair, so each weighs the same. `reference` is what the model as it was before
+    training says of each document, the sum of the log-probabilities of its tokens that count; shape
+    (documents,), None as long as that is not known.
+    """
+
+    reference: NDArray[np.float32] | None
+
+    def __init__(self, documents: TokenizedRows, reference: NDArray[np.float32] | None = None) -> None:
+        super().__init__(documents, np.arange(0, len(documents) + 1, 2))
+        object.__setattr__(self, "reference", reference)
+
+    def __reduce__(self) -> tuple[Callable[..., PairRows], tuple[TokenizedRows, NDArray[np.float32] | None]]:
+        return (PairRows, (self.documents, self.reference))
+
+    def over(self, documents: TokenizedRows) -> PairRows:
+        """See `DocumentRows`."""
+        return PairRows(documents, self.reference)
+
+    @property
+    def weights(self) -> NDArray[np.int64]:
+        """See `TokenizedRows`."""
+        return np.ones(len(self), dtype=np.int64)
+
+    def reference_of(self, indices: Sequence[int] | Indices) -> NDArray[np.float32] | None:
+        """What is known of the documents of some rows, in the order of `laid_out`."""
+        if self.reference is None:
+            return None
+        return self.reference[self.laid_out(indices)[1]]
+
+
+def truncate_pairs(
+    documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+) -> tuple[PairRows, int]:
+    """Shortens prompts at their beginning, by as much for both conversations of a pair, so that both fit.
+
+    Returns how many pairs were longer. Where there are any, what is left of all is given to `writer`. Raises
+    FineTuneError (InvalidData) with a problem `source:line: what` for every pair whose answers do not fit.
+    """
+    longest = documents.lengths.reshape(-1, 2).max(axis=1)
+    over = np.repeat(np.maximum(longest - context_length, 0), 2)
+    problems = []
+    for index in np.flatnonzero(over):
+        _, trained = documents.row(int(index))
+        prompt = int(np.argmax(trained))
+        if over[index] >= prompt:
+            answer = int(documents.lengths[index]) - prompt
+            problems.append(
+                f"{source}:{documents.lines[index]}: {ANSWERS[index % 2]}: its answer has {answer} tokens,"
+                f" which with a prompt do not fit into {context_length}; raise spec.context_length"
+            )
+    if problems:
+        raise FineTuneError(FailureClass.INVALID_DATA, *problems)
+    longer = int((longest > context_length).sum())
+    if not longer:
+        return PairRows(documents), 0
+    seen = 0
+    for part in documents.parts():
+        writer.append(_without_beginning(part, over[seen : seen + len(part)]))
+        seen += len(part)
+    return PairRows(writer.finish()), longer
+
+
+def _without_beginning(rows: TokenizedRows, tokens: NDArray[np.int64]) -> TokenizedRows:
+    position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
+    kept = position_in_row >= np.repeat(tokens, rows.lengths)
+    return TokenizedRows(
+        input_ids=rows.input_ids[kept],
+        trained=rows.trained[kept],
+        offsets=offsets_of(rows.lengths - tokens),
+        lines=rows.lines,
+    )

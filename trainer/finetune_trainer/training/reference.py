@@ -1,0 +1,59 @@
+"""What a model says of pairs of answers before it is trained, with which their loss compares it.
+
+It is computed once, of all rows, by the devices that train: so no second copy of the model is needed,
+whatever is trained of it. TRL calls it `precompute_ref_log_probs`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetune_trainer.data.batches import evaluation_batches
+from finetune_trainer.data.pairs import PairRows, Reference
+from finetune_trainer.data.tokens import TokenizedRows
+from finetune_trainer.plan.prepare import Prepared
+from finetune_trainer.training.forward import Forward
+
+
+def reference_of(forward: Forward, prepared: Prepared) -> Reference:
+    """What the model, which is not trained yet, says of all rows. All ranks must call this."""
+    batch_size = prepared.numbers.eval_batch_size_per_device
+    train, validation = prepared.train, prepared.validation
+    assert isinstance(train, PairRows)
+    return Reference(
+        _log_probabilities(forward, train, batch_size),
+        _log_probabilities(forward, validation, batch_size) if isinstance(validation, PairRows) else None,
+    )
+
+
+def compared(prepared: Prepared, reference: Reference | None) -> tuple[TokenizedRows, TokenizedRows | None]:
+    """The rows of a job, for training and for validation, with what their loss compares them with."""
+    train, validation = prepared.train, prepared.validation
+    if reference is None:
+        return train, validation
+    assert isinstance(train, PairRows)
+    if not isinstance(validation, PairRows):
+        return PairRows(train.documents, reference.train), None
+    return PairRows(train.documents, reference.train), PairRows(validation.documents, reference.validation)
+
+
+@torch.no_grad()
+def _log_probabilities(forward: Forward, rows: PairRows, batch_size: int) -> NDArray[np.float32]:
+    """Of each document the sum over its tokens that count; shape (documents,). The same on every rank."""
+    parallel = forward.parallel
+    forward.module.eval()
+    known: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    for indices in evaluation_batches(
+        rows.lengths, rank=parallel.rank, num_devices=parallel.num_devices, batch_size=batch_size
+    ):
+        said = forward(rows, indices).documents
+        assert said is not None
+        known.append((rows.laid_out(indices)[1], said.float().cpu().numpy()))
+    forward.module.train()
+    found = np.zeros(len(rows.documents), dtype=np.float32)
+    for of_rank in parallel.gather(known):
+        for documents, values in of_rank:
+            found[documents] = values
+    return found
