@@ -188,7 +188,7 @@ class _Totals:
     """A tracker that does not tell gradients from other values, since it cannot where weights are frozen."""
 
     def _update_peak_stats(self, peak_state: object) -> None:
-        """As PyTorch's, which besides goes through all modules at every operation, to note the most of each."""
+        """As PyTorch's, which besides goes through all modules at every operation, for the most of each."""
         del peak_state
         for device, now in self._curr_mem_snap.items():  # type: ignore[attr-defined]
             if self._peak_mem.get(device, 0) < now["Total"]:  # type: ignore[attr-defined]
