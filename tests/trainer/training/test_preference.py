@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from finetune_api.failure import FineTuneError
 from finetune_api.sharding import COPIES, Sharding
 from finetune_trainer.data.batches import row_order
 from finetune_trainer.data.pairs import PairRows
@@ -198,6 +199,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(way: str, tiny_model: Path, 
 
     assert column(tmp_path / "stopped", "loss") == column(tmp_path / "whole", "loss")
     assert files_of(tmp_path / "stopped" / "epoch-2") == files_of(tmp_path / "whole" / "epoch-2")
+
+
+def test_a_run_does_not_go_on_with_other_validation_rows(tiny_model: Path, tmp_path: Path) -> None:
+    train_here(alone(tiny_model, tmp_path, "lora"), stop_after=4)
+    fields: Fields = {"train_batch_size_per_device": 2, "gradient_accumulation_steps": 4}
+    other = job_of(tiny_model, tmp_path, WAYS["lora"] | fields, train=PAIRS, validation=some_pairs(7, seed=2))
+    with pytest.raises(FineTuneError, match=r"spec\.valid_path: the rows are not those"):
+        train_here(other)
 
 
 @pytest.mark.parametrize("fields", [{"eval_batch_size_per_device": 1}, {"padding": "max_length"}], ids=str)

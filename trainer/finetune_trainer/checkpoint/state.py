@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -30,6 +31,7 @@ _POSITION = "position.json"
 _OPTIMIZER = "optimizer.pt"
 _RANDOM = "random.pt"
 _REFERENCE = "reference.safetensors"
+_VALIDATED = "validation rows"
 _WEIGHTS = "weights.pt"
 _OPTIMIZER_PARTS = "optimizer"
 _WEIGHT_PARTS = "weights"
@@ -118,7 +120,9 @@ def save_state(
             torch.save(content, file)
     if reference is not None:
         of_files = {"train": reference.train, "validation": reference.validation}
-        save_file({name: of for name, of in of_files.items() if of is not None}, state / _REFERENCE)
+        known = {name: of for name, of in of_files.items() if of is not None}
+        metadata = {} if reference.validated is None else {_VALIDATED: reference.validated}
+        save_file(known, state / _REFERENCE, metadata)
 
 
 def save_parts(directory: Path, collected: Collected, *, weights: bool) -> None:
@@ -160,8 +164,10 @@ def read_state(directory: Path, mesh: DeviceMesh | None = None) -> SavedState:
 def _read_reference(file: Path) -> Reference | None:
     if not file.is_file():
         return None
-    of_files = load_file(file)
-    return Reference(of_files["train"], of_files.get("validation"))
+    with safe_open(file, "numpy") as opened:
+        of_files = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        validated = (opened.metadata() or {}).get(_VALIDATED)
+    return Reference(of_files["train"], of_files.get("validation"), validated)
 
 
 def restore_weights(directory: Path, model: torch.nn.Module, mesh: DeviceMesh | None = None) -> None:

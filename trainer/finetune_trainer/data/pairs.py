@@ -127,6 +127,8 @@ class Reference:
 
     train: NDArray[np.float32]
     validation: NDArray[np.float32] | None
+    validated: str | None
+    """The fingerprint of the validation rows; a run resumes with the same training rows only."""
 
 
 class PairRows(DocumentRows):

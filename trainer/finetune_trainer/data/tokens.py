@@ -91,6 +91,19 @@ class TokenizedRows:
         """What each row counts for in a mean of losses: here, its labels that count. Shape (rows,)."""
         return self.predicted
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the rows."""
+        digest = hashlib.sha256()
+        for array in self.hashed:
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    @property
+    def hashed(self) -> list[NDArray[np.generic]]:
+        """What makes these rows other rows."""
+        return [self.input_ids, self.trained, self.offsets]
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """The number of tokens of each row. Shape (rows,)."""
@@ -142,6 +155,11 @@ class DocumentRows(TokenizedRows):
         """See `TokenizedRows`. The first token of a document is not predicted either."""
         documents, indices = self.laid_out([index])
         return np.concatenate([documents.labels(int(each)) for each in indices])
+
+    @property
+    def hashed(self) -> list[NDArray[np.generic]]:
+        """See `TokenizedRows`."""
+        return [*super().hashed, self.documents.offsets]
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +15,7 @@ from finetune_api.status import Plan, StatusModel
 from finetune_trainer.checkpoint.inference import end_tokens, inference
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.packing import PackedRows, pack
-from finetune_trainer.data.tokens import DocumentRows, TokenizedRows, rows_also_in, trained_tokens
+from finetune_trainer.data.tokens import TokenizedRows, rows_also_in, trained_tokens
 from finetune_trainer.model.load import (
     Shape,
     check_weights,
@@ -62,16 +60,10 @@ class Prepared:
     token_statistics: TokenStatistics
     warnings: tuple[str, ...]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of the tokenized training rows, after truncation."""
-        digest = hashlib.sha256()
-        arrays = [self.train.input_ids, self.train.trained, self.train.offsets]
-        if isinstance(self.train, DocumentRows):
-            arrays.append(self.train.documents.offsets)
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return self.train.fingerprint
 
 
 def prepare(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.data.batches import evaluation_batches
 from finetune_trainer.data.pairs import PairRows, Reference
 from finetune_trainer.data.tokens import TokenizedRows
@@ -22,21 +23,31 @@ def reference_of(forward: Forward, prepared: Prepared) -> Reference:
     batch_size = prepared.numbers.eval_batch_size_per_device
     train, validation = prepared.train, prepared.validation
     assert isinstance(train, PairRows)
-    return Reference(
-        _log_probabilities(forward, train, batch_size),
-        _log_probabilities(forward, validation, batch_size) if isinstance(validation, PairRows) else None,
-    )
+    of_train = _log_probabilities(forward, train, batch_size)
+    if not isinstance(validation, PairRows):
+        return Reference(of_train, None, None)
+    return Reference(of_train, _log_probabilities(forward, validation, batch_size), validation.fingerprint)
 
 
 def compared(prepared: Prepared, reference: Reference | None) -> tuple[TokenizedRows, TokenizedRows | None]:
-    """The rows of a job, for training and for validation, with what their loss compares them with."""
+    """The rows of a job, for training and for validation, with what their loss compares them with.
+
+    Raises FineTuneError (InvalidData) where the run began with other validation rows.
+    """
     train, validation = prepared.train, prepared.validation
     if reference is None:
         return train, validation
     assert isinstance(train, PairRows)
+    compared_train = PairRows(train.documents, reference.train)
     if not isinstance(validation, PairRows):
-        return PairRows(train.documents, reference.train), None
-    return PairRows(train.documents, reference.train), PairRows(validation.documents, reference.validation)
+        return compared_train, None
+    if validation.fingerprint != reference.validated:
+        raise FineTuneError(
+            FailureClass.INVALID_DATA,
+            "spec.valid_path: the rows are not those that this run began with, and what the model said of"
+            " these before training is not known; put them back, or begin anew in another storage directory",
+        )
+    return compared_train, PairRows(validation.documents, reference.validation)
 
 
 @torch.no_grad()
