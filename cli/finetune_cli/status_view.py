@@ -38,7 +38,7 @@ def as_yaml(manifest: Manifest, status: FineTuneJobStatus) -> str:
 
 
 def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str) -> None:
-    """The end of a run in a few lines: phase, measured, checkpoints, where they are.
+    """The end of a run in a few lines: phase, losses, checkpoints, where they are.
 
     Why it failed is not repeated here.
     """

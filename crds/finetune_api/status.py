@@ -202,7 +202,7 @@ class Evaluation(StatusModel):
     perplexity: Perplexity | None = None
     """exp(loss) of language modelling."""
     metrics: Metrics = {}
-    """Further metrics of the task by name, such as `rewardAccuracy`; empty for language modelling."""
+    """Further metrics of the task by name, such as `rewards/accuracies`; empty for language modelling."""
 
 
 class Checkpoint(StatusModel):

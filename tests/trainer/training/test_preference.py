@@ -21,6 +21,7 @@ from tests.trainer.training_jobs import (
     train_here,
     train_in_processes,
 )
+from tests.trainer.trl_settings import of_any_trainer
 from transformers import AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -91,33 +92,6 @@ def pairs_for_trl(job: TrainingJob) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def settings(job: TrainingJob, directory: Path) -> DPOConfig:
-    numbers = job.prepared.numbers
-    return DPOConfig(
-        output_dir=str(directory),
-        beta=BETA,
-        num_train_epochs=1,
-        per_device_train_batch_size=numbers.train_batch_size_per_device,
-        gradient_accumulation_steps=numbers.gradient_accumulation_steps,
-        learning_rate=numbers.learning_rate,
-        lr_scheduler_type=numbers.lr_scheduler_type,
-        warmup_steps=numbers.num_warmup_steps,
-        max_grad_norm=job.prepared.spec.max_grad_norm,
-        weight_decay=job.prepared.spec.weight_decay,
-        optim="adamw_torch",
-        train_sampling_strategy="sequential",
-        max_length=None,
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_losses_rewards_and_gradient_norms_are_those_of_trls_dpo_trainer(
     way: str, tiny_model: Path, tmp_path: Path
@@ -135,7 +109,7 @@ def test_losses_rewards_and_gradient_norms_are_those_of_trls_dpo_trainer(
     train_here(job)
     trainer = TokensDPOTrainer(
         model=model_for_trl(job, tiny_model),
-        args=settings(job, tmp_path / "trl"),
+        args=DPOConfig(beta=BETA, **of_any_trainer(job, tmp_path / "trl")),
         train_dataset=pairs_for_trl(job),
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
     )

@@ -25,7 +25,7 @@ from finetune_trainer.data.rows import (
     parse_object,
     read_messages,
 )
-from finetune_trainer.data.tokens import DocumentRows, RowWriter, TokenizedRows, offsets_of
+from finetune_trainer.data.tokens import DocumentRows, RowWriter, TokenizedRows, shortened
 
 ANSWERS = ("chosen", "rejected")
 _FORM = '{"chosen": [...], "rejected": [...]}'
@@ -155,7 +155,7 @@ class PairRows(DocumentRows):
     @property
     def weights(self) -> NDArray[np.int64]:
         """See `TokenizedRows`."""
-        return np.ones(len(self), dtype=np.int64)
+        return np.broadcast_to(np.int64(1), len(self))
 
     def reference_of(self, indices: Sequence[int] | Indices) -> NDArray[np.float32] | None:
         """What is known of the documents of some rows, in the order of `laid_out`."""
@@ -191,17 +191,6 @@ def truncate_pairs(
         return PairRows(documents), 0
     seen = 0
     for part in documents.parts():
-        writer.append(_without_beginning(part, over[seen : seen + len(part)]))
+        writer.append(shortened(part, over[seen : seen + len(part)], part.lengths))
         seen += len(part)
     return PairRows(writer.finish()), longer
-
-
-def _without_beginning(rows: TokenizedRows, tokens: NDArray[np.int64]) -> TokenizedRows:
-    position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
-    kept = position_in_row >= np.repeat(tokens, rows.lengths)
-    return TokenizedRows(
-        input_ids=rows.input_ids[kept],
-        trained=rows.trained[kept],
-        offsets=offsets_of(rows.lengths - tokens),
-        lines=rows.lines,
-    )

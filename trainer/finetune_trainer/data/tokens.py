@@ -217,7 +217,8 @@ def truncate(
     longer = int((rows.lengths > context_length).sum())
     if longer:
         for part in rows.parts():
-            writer.append(_cut(part, context_length))
+            kept = np.minimum(part.lengths, context_length)
+            writer.append(shortened(part, np.zeros_like(kept), kept))
     cut = writer.finish() if longer else rows
     without = np.flatnonzero(cut.predicted == 0)
     if without.size:
@@ -232,13 +233,16 @@ def truncate(
     return cut, longer
 
 
-def _cut(rows: TokenizedRows, context_length: int) -> TokenizedRows:
+def shortened(rows: TokenizedRows, begin: NDArray[np.int64], end: NDArray[np.int64]) -> TokenizedRows:
+    """Of each row the tokens from `begin` on and before `end`; both of shape (rows,)."""
     position_in_row = np.arange(len(rows.input_ids)) - np.repeat(rows.offsets[:-1], rows.lengths)
-    kept = position_in_row < context_length
+    kept = (position_in_row >= np.repeat(begin, rows.lengths)) & (
+        position_in_row < np.repeat(end, rows.lengths)
+    )
     return TokenizedRows(
         input_ids=rows.input_ids[kept],
         trained=rows.trained[kept],
-        offsets=offsets_of(np.minimum(rows.lengths, context_length)),
+        offsets=offsets_of(end - begin),
         lines=rows.lines,
     )
 
