@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import json
 import multiprocessing
@@ -263,6 +264,7 @@ def in_processes(
 
 
 def _work(work: Callable[[int, int], None], rank: int, count: int, port: int) -> None:
+    faulthandler.enable()  # one that is aborted says where it was
     torch.set_num_threads(1)
     if count > 1:
         store = f"tcp://127.0.0.1:{port}"
