@@ -42,6 +42,7 @@ from finetune_trainer.model.sizes import layers_of, sizes_of
 from finetune_trainer.model.trial import findings
 from finetune_trainer.plan.layer_memory import layer_memory
 from finetune_trainer.plan.memory import Lengths, MemoryEstimate, memory, step_of
+from finetune_trainer.tasks.language import LanguageObjective
 from finetune_trainer.tasks.objective import Model, base_of
 from finetune_trainer.tasks.task import task_of
 
@@ -216,7 +217,7 @@ def tracked(case: Case) -> int:
     spec, shared = spec_for(case), case.sharding.kind == "fsdp"
     config = config_of(case.model)
     found = findings(task_of(spec).model_class, config)
-    loss = task_of(spec).objective(model_for(spec, config, case.dtype), found.scores)
+    loss = LanguageObjective(model_for(spec, config, case.dtype), found.scores)
     trained = sum(each.numel() for each in loss.parameters() if each.requires_grad)
     if shared:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.devices)

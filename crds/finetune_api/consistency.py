@@ -18,7 +18,7 @@ from finetune_api.lora import (
     LoraConfig,
     unbuilt_initialisation,
 )
-from finetune_api.rules import RULES, TASK_BLOCKS
+from finetune_api.rules import RULES, UNBUILT_TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
 WITHOUT_EFFECT = {
@@ -44,8 +44,8 @@ def effect(field: str) -> str:
     """The remark for a field below `spec` that has no effect or is not supported yet; else empty."""
     if field in WITHOUT_EFFECT:
         return f"No effect: {WITHOUT_EFFECT[field]}."
-    if field in TASK_BLOCKS:
-        return f"Not supported yet: the task {TASK_BLOCKS[field]}."
+    if field in UNBUILT_TASK_BLOCKS:
+        return f"Not supported yet: the task {UNBUILT_TASK_BLOCKS[field]}."
     return ""
 
 

@@ -10,11 +10,10 @@ from finetune_api.lora import UNBUILT_BLOCKS, UNBUILT_SWITCHES
 from finetune_api.spec import BuiltTask, FineTuneJobSpec, LoggerConfig
 
 BUILT_TASKS = get_args(BuiltTask)
-TASK_BLOCKS = {
-    "classifier_config": "classification",
-    "vision_language_config": "vision_language_tuning",
-}
-"""Blocks of tasks that are not built, and the task that each implies."""
+TASK_BLOCKS = {"preference_tuning_config": "preference_tuning", "classifier_config": "classification"}
+"""Blocks of tasks, and the task that each implies."""
+UNBUILT_TASK_BLOCKS = {"vision_language_config": "vision_language_tuning"}
+"""The same of tasks that are not built."""
 
 SPELLINGS = {
     "min_num_update_steps": "min_update_steps",
@@ -62,6 +61,15 @@ def _no_block(block: str, task: str) -> Rule:
     )
 
 
+def _of_its_task(block: str, task: str) -> Rule:
+    return Rule(
+        field=block,
+        problem=f"is of the task {task}, spec.task is another; keep one of them",
+        broken=lambda spec: getattr(spec, block) is not None and spec.task not in (None, task),
+        cel=f"!has(self.{block}) || !has(self.task) || self.task == '{task}'",
+    )
+
+
 def _no_lora(field: str, reason: str, absent: str) -> Rule:
     return Rule(
         field=f"lora_config.{field}",
@@ -99,17 +107,35 @@ RULES = (
     Rule(
         field="task",
         problem=f"is not supported yet; {_listed(BUILT_TASKS)} are",
-        broken=lambda spec: spec.task in TASK_BLOCKS.values(),
-        cel=f"!has(self.task) || !(self.task in {list(TASK_BLOCKS.values())})",
+        broken=lambda spec: spec.task in UNBUILT_TASK_BLOCKS.values(),
+        cel=f"!has(self.task) || !(self.task in {list(UNBUILT_TASK_BLOCKS.values())})",
     ),
-    *(_no_block(block, task) for block, task in TASK_BLOCKS.items()),
+    *(_no_block(block, task) for block, task in UNBUILT_TASK_BLOCKS.items()),
+    *(_of_its_task(block, task) for block, task in TASK_BLOCKS.items()),
     Rule(
-        field="preference_tuning_config",
-        problem="is of the task preference_tuning, spec.task is another; keep one of them",
+        field="classifier_config",
+        problem="is of another task than spec.preference_tuning_config, which is set too; keep one of them",
+        broken=lambda spec: spec.classifier_config is not None and spec.preference_tuning_config is not None,
+        cel="!has(self.classifier_config) || !has(self.preference_tuning_config)",
+    ),
+    Rule(
+        field="task",
+        problem="classification needs spec.classifier_config with its label_tokens",
+        broken=lambda spec: spec.task == "classification" and spec.classifier_config is None,
+        cel="!has(self.task) || self.task != 'classification' || has(self.classifier_config)",
+    ),
+    Rule(
+        field="lora_config.trainable_token_indices",
+        problem="is for tokens that spec.classifier_config chooses; leave it out",
         broken=lambda spec: (
-            spec.preference_tuning_config is not None and spec.task not in (None, "preference_tuning")
+            spec.classifier_config is not None
+            and spec.lora_config is not None
+            and spec.lora_config.trainable_token_indices is not None
         ),
-        cel="!has(self.preference_tuning_config) || !has(self.task) || self.task == 'preference_tuning'",
+        cel=(
+            "!has(self.classifier_config) || !has(self.lora_config) ||"
+            " !has(self.lora_config.trainable_token_indices)"
+        ),
     ),
     Rule(
         field="packing",

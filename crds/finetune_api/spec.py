@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from finetune_api.accelerators import ResourceAmounts, WorkerResources, accelerator_types
 from finetune_api.cluster import Cluster, RunPolicy, Storage
@@ -34,11 +35,24 @@ from finetune_api.status import MOST_EPOCHS, MOST_KEPT_CHECKPOINTS
 Task = Literal[
     "causal_lm", "instruction_tuning", "classification", "preference_tuning", "vision_language_tuning"
 ]
-BuiltTask = Literal["causal_lm", "instruction_tuning", "preference_tuning"]
+BuiltTask = Literal["causal_lm", "instruction_tuning", "classification", "preference_tuning"]
+ClassificationMetric = Literal[
+    "accuracy", "balanced_accuracy", "f1", "precision", "recall", "prauc", "roc_auc", "matthews_corrcoef"
+]
 Scheduler = Literal["cosine", "linear", "constant"]
 BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
 Steps = Annotated[Integer, Field(ge=0, le=10**9)]
 Epochs = Annotated[Integer, Field(ge=1, le=MOST_EPOCHS)]
+
+
+def _different(labels: list[str]) -> list[str]:
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise PydanticCustomError("labels", f"must be different, has {', '.join(twice)} twice")
+    return labels
+
+
+Label = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S(.*\S)?$")]
 
 
 class CheckpointFrequency(SpecModel):
@@ -80,6 +94,19 @@ class TorchCompile(SpecModel):
     """Compile for changing lengths; by default PyTorch finds out by itself."""
     fullgraph: Flag = False
     """Fail when the model cannot be compiled as a whole."""
+
+
+class Classifier(SpecModel):
+    """A model that answers with one of a few labels (LLMForge's LLM classifier)."""
+
+    label_tokens: Annotated[list[Label], Field(min_length=2, max_length=1000), AfterValidator(_different)]
+    """The labels: what the last answer of every row is, one of them alone. Each is one token."""
+    eval_metrics: Annotated[tuple[ClassificationMetric, ...], Field(min_length=1, max_length=16)] = (
+        "accuracy",
+        "f1",
+        "prauc",
+    )
+    """What is measured on the validation rows, with scikit-learn's functions; means over the labels."""
 
 
 class PreferenceTuning(SpecModel):
@@ -139,11 +166,14 @@ class FineTuneJobSpec(SpecModel):
     """Validation rows, in the same form."""
     task: Task | None = None
     """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's,
-    `preference_tuning` on pairs of answers; that is the default with preference_tuning_config."""
+    `preference_tuning` on pairs of answers, `classification` on the label that is the last answer; these two
+    are the default with their blocks, preference_tuning_config and classifier_config."""
     generation_config: GenerationConfig | None = None
     """How a conversation becomes text; default: the tokenizer's own chat template."""
     preference_tuning_config: PreferenceTuning | None = None
     """How preferences are learnt."""
+    classifier_config: Classifier | None = None
+    """Which labels are learnt."""
     context_length: Annotated[Integer, Field(ge=8, le=16_777_216)] | None = None
     """Longest sequence in tokens; longer rows are truncated. Derived from the data by default."""
     padding: Literal["longest", "max_length"] = "longest"
@@ -240,8 +270,7 @@ class FineTuneJobSpec(SpecModel):
     num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
     dataset_size_scaling_factor: Annotated[Amount, Field(gt=0)] | None = None
 
-    # Tasks that are not built yet
-    classifier_config: UnbuiltBlock | None = None
+    # A task that is not built yet
     vision_language_config: UnbuiltBlock | None = None
 
     # The run
@@ -254,14 +283,17 @@ class FineTuneJobSpec(SpecModel):
 
     @property
     def trained_task(self) -> BuiltTask:
-        """The task, by default `preference_tuning` with its block, else `causal_lm`.
+        """The task, by default that of a block which is given, else `causal_lm`.
 
-        `consistency` refuses the tasks that are not built.
+        `consistency` refuses the task that is not built.
         """
-        task = self.task
-        if task is None and self.preference_tuning_config is not None:
+        if self.task is None and self.preference_tuning_config is not None:
             return "preference_tuning"
-        return task if task in ("instruction_tuning", "preference_tuning") else "causal_lm"
+        if self.task is None and self.classifier_config is not None:
+            return "classification"
+        if self.task is None or self.task == "vision_language_tuning":
+            return "causal_lm"
+        return self.task
 
     @property
     def preferences(self) -> PreferenceTuning:

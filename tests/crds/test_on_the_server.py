@@ -28,7 +28,7 @@ from finetune_api.consistency import warnings
 from finetune_api.crd import MUTABLE, PLURAL, UNSEEN, crd, unchecked_fields
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import API_VERSION, KIND, Manifest, read_manifest, read_spec
-from finetune_api.rules import TASK_BLOCKS
+from finetune_api.rules import UNBUILT_TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation, FineTuneJobStatus
 from finetune_api.yaml_text import dump, parse
@@ -640,7 +640,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
 REQUIRED = {name for name, field in FineTuneJobSpec.model_fields.items() if field.is_required()}
 BESIDES: dict[str, Object] = {"quantization": {"lora_config": {}}}
 """What a field needs besides."""
-NEVER_THERE = set(TASK_BLOCKS)
+NEVER_THERE = set(UNBUILT_TASK_BLOCKS)
 """What cannot be asked for at all, and so cannot be removed."""
 
 

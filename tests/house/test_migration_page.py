@@ -11,7 +11,7 @@ from finetune_api.consistency import WITHOUT_EFFECT, WITHOUT_EFFECT_ON_PREFERENC
 from finetune_api.deepspeed import PUBLISHED, asked_sharding
 from finetune_api.explain import models_in
 from finetune_api.lora import UNBUILT_BLOCKS, UNBUILT_SWITCHES
-from finetune_api.rules import SPELLINGS, TASK_BLOCKS
+from finetune_api.rules import SPELLINGS, UNBUILT_TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
 PAGE = (Path(__file__).parents[2] / "docs/migration.md").read_text()
@@ -60,13 +60,13 @@ LLMFORGES = [path for path in paths(FineTuneJobSpec) if path.partition(".")[0] n
 
 
 def is_known(key: str) -> bool:
-    return key in LLMFORGES or key.partition(".")[0] in TASK_BLOCKS
+    return key in LLMFORGES or key.partition(".")[0] in UNBUILT_TASK_BLOCKS
 
 
 def expected_mark(path: str) -> set[str]:
     """What the code lets the page say."""
     field, _, below = path.partition(".")
-    if field in TASK_BLOCKS:
+    if field in UNBUILT_TASK_BLOCKS:
         return {"refused"}
     if field in WITHOUT_EFFECT or below in WITHOUT_EFFECT_ON_PREFERENCES:
         return {"warning"}

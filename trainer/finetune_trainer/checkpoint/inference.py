@@ -18,6 +18,10 @@ from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.model.files import one_line
 from finetune_trainer.model.load import pad_token_id
 
+ANSWER_BIAS = 100.0
+"""Added to the scores of a classifier's labels: more than scores differ by, and little enough that single
+precision still tells them apart."""
+
 _SAMPLING: dict[str, tuple[float | None, ...]] = {
     "temperature": (None, 1.0),
     "top_p": (None, 1.0),
@@ -56,7 +60,21 @@ def inference(
     if chat.chat_template is not None:
         trained.chat_template = chat.chat_template
     generation, remarks = generation_config(base, tokenizer, chat.ends)
+    if chat.answers:
+        _answer_with(generation, chat.answers)
     return Inference(trained, generation), remarks
+
+
+def _answer_with(generation: GenerationConfig, tokens: Sequence[int]) -> None:
+    """Has generation answer with the likeliest of these tokens, whatever else is likely, and end.
+
+    With `output_scores` it gives scores whose softmax are the probabilities of the tokens.
+    """
+    generation.max_new_tokens = 1
+    generation.do_sample = False
+    for name, (unset, *_) in _SAMPLING.items():
+        setattr(generation, name, unset)
+    generation.sequence_bias = [[[token], ANSWER_BIAS] for token in tokens]
 
 
 def generation_config(

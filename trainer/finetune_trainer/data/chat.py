@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast
@@ -44,7 +45,8 @@ class Encoded:
 class ChatFormat:
     """Tokenizes rows for one model and task.
 
-    `source` names what writes the text, `ends` are the tokens at which generation must stop.
+    `source` names what writes the text, `ends` are the tokens at which generation must stop, and `answers`
+    those of which an answer is one, if that is all that it is.
     """
 
     def __init__(
@@ -62,7 +64,13 @@ class ChatFormat:
         self._task = task
         self.source = source
         self.ends = tuple(ends)
+        self.answers: tuple[int, ...] = ()
         self.warnings = tuple(warnings)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What makes tokens of text."""
+        return self._tokenizer
 
     @property
     def chat_template(self) -> str | None:
@@ -92,6 +100,16 @@ class ChatFormat:
         if answers is None:
             return Encoded(ids, [True] * len(ids), left_out)
         return Encoded(ids, inside(cast("list[Span]", tokens["offset_mapping"]), answers), left_out)
+
+    def token(self, token_id: int) -> str:
+        """A token as text."""
+        return cast("str", self._tokenizer.decode([token_id]))
+
+    def answered_with(self, tokens: Sequence[int]) -> ChatFormat:
+        """The same format, where an answer is one of these tokens, and nothing more."""
+        copied = copy(self)
+        copied.answers = tuple(tokens)
+        return copied
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a prompt: the conversation, and what makes the model answer."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from finetune_api.failure import FineTuneError
 from finetune_trainer.data.chat import ChatFormat, Encoded, Task
+from finetune_trainer.data.labels import encode_labelled, parse_labelled
 from finetune_trainer.data.pairs import parse_pairs
 from finetune_trainer.data.remarks import Remarks
 from finetune_trainer.data.rows import Lines, Row, parse_rows
@@ -45,9 +48,27 @@ class ConversationEncoder:
     def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
         """See `LineEncoder`."""
         parsed = parse_rows(lines, self.task)
-        collected = _Collected(parsed.problems, parsed.remarks)
+        collected = _Collected(self.chat, self.chat.encode, parsed.problems, parsed.remarks)
         for row in parsed.rows if not (parsed.problems or check_only) else []:
-            collected.add(self.chat, row)
+            collected.add(row)
+        return collected.encoded()
+
+
+@dataclass(frozen=True)
+class LabelEncoder:
+    """A `LineEncoder` of conversations whose last answer is a label."""
+
+    labels: Mapping[str, int]
+    """The labels, and the token of each."""
+    chat: ChatFormat
+
+    def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
+        """See `LineEncoder`."""
+        parsed = parse_labelled(lines, list(self.labels))
+        encode = partial(encode_labelled, self.chat, self.labels)
+        collected = _Collected(self.chat, encode, parsed.problems, parsed.remarks)
+        for row in parsed.rows if not (parsed.problems or check_only) else []:
+            collected.add(row)
         return collected.encoded()
 
 
@@ -60,26 +81,30 @@ class PairEncoder:
     def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
         """See `LineEncoder`."""
         parsed = parse_pairs(lines)
-        collected = _Collected(parsed.problems, parsed.remarks)
+        collected = _Collected(self.chat, self.chat.encode, parsed.problems, parsed.remarks)
         for pair in parsed.rows if not (parsed.problems or check_only) else []:
-            collected.add(self.chat, pair.chosen, pair.rejected)
+            collected.add(pair.chosen, pair.rejected)
         return collected.encoded()
 
 
 class _Collected:
     """What is found in some lines, row by row."""
 
-    def __init__(self, unreadable: list[str], remarks: Remarks) -> None:
+    def __init__(
+        self, chat: ChatFormat, encode: Callable[[Row], Encoded], unreadable: list[str], remarks: Remarks
+    ) -> None:
+        self._chat = chat
+        self._encode = encode
         self._unreadable = unreadable
         self._remarks = remarks
         self._refused: list[str] = []
         self._rows: list[tuple[int, Encoded]] = []
 
-    def add(self, chat: ChatFormat, *conversations: Row) -> None:
+    def add(self, *conversations: Row) -> None:
         """Adds the conversations of a line, unless one of them has a problem."""
         line = conversations[0].line
         try:
-            encoded = [chat.encode(each) for each in conversations]
+            encoded = [self._encode(each) for each in conversations]
         except FineTuneError as error:
             self._refused += [f"{line}: {problem}" for problem in error.problems]
             return
@@ -89,7 +114,7 @@ class _Collected:
         self._rows += [(line, each) for each in encoded]
         if any(each.left_out for each in encoded):
             self._remarks.leaves_out(line)
-        controls = [token for each in conversations for token in chat.control_tokens(each)]
+        controls = [token for each in conversations for token in self._chat.control_tokens(each)]
         if controls:
             self._remarks.controls(controls, line)
 

@@ -121,12 +121,12 @@ def parse_lines(
 
 
 def _row(task: str, number: int, text: str) -> tuple[Row, list[str]]:
-    messages, unknown = _messages(text, task)
+    messages, unknown = read_conversation(text, task)
     return Row(number, messages), unknown
 
 
-def _messages(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
-    """The messages of a row, the system message first, and its keys that are ignored."""
+def read_conversation(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
+    """The messages of a row, the system message first, and its keys that are ignored. Raises RowError."""
     document = parse_object(text, '{"messages": [...]}', ["messages"])
     unknown = [key for key in document if key != "messages"]
     messages, unknown_in_messages = read_messages(document["messages"], "messages", task)
@@ -210,6 +210,8 @@ def _check_roles(messages: list[Message], task: str) -> None:
             "messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm"
             " all tokens count"
         )
+    elif task == "classification" and "assistant" not in roles:
+        problems.append("messages: has no assistant message; the last one is the label")
     elif "assistant" in roles and not any(each.trained for each in messages if each.role == "assistant"):
         problems.append("messages: every assistant message has weight 0, so there is nothing to train on")
     if problems:

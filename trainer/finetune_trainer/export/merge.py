@@ -35,6 +35,7 @@ from finetune_trainer.model.contents import (
 from finetune_trainer.model.files import check_files, check_readable, reading
 from finetune_trainer.model.quantization import round_weights, saved_quantization
 from finetune_trainer.model.source import fetch_model
+from finetune_trainer.model.vocabulary import grow
 from finetune_trainer.storage.open import Storage, open_storage
 
 TOLERANCE = 1e-3
@@ -134,6 +135,12 @@ def _write_merged(base: Path, where: str, adapter: Path, directory: Path, checkp
     _convert(model, torch.float32)
     if quantization is not None:
         round_weights(model, quantization)
+    own = (adapter / "tokenizer_config.json").is_file()
+    with reading(adapter if own else base, checkpoint if own else where):
+        tokenizer = AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=False)
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
+        # Rows for tokens that the adapter was trained with; it brings them itself.
+        grow(model, len(tokenizer), [], mesh=None)
     adapted = _load_adapter(model, adapter, checkpoint)
     expected = _probe(adapted)
     _unshare(adapted)
@@ -147,9 +154,6 @@ def _write_merged(base: Path, where: str, adapter: Path, directory: Path, checkp
     if tied:
         _tie_if_equal(merged)
     _convert(merged, dtype)
-    own = (adapter / "tokenizer_config.json").is_file()
-    with reading(adapter if own else base, checkpoint if own else where):
-        tokenizer = AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=False)
     merged.generation_config = _generation_config(merged, adapter, checkpoint, tokenizer)
     merged.save_pretrained(directory, max_shard_size="5GB")
     tokenizer.save_pretrained(directory)

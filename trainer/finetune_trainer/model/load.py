@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository
+from finetune_api.lora import LoraConfig
 from finetune_api.numbers import ResolvedPrecision
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.label_tokens import NewToken, add_labels
 from finetune_trainer.model.adapters import (
     check_adapter,
     check_patterns,
@@ -62,6 +65,7 @@ from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
 from finetune_trainer.model.sizes import NO_SIZES, Sizes, sizes_of
 from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
 from finetune_trainer.model.trial import findings
+from finetune_trainer.model.vocabulary import embedding_names, grow
 from finetune_trainer.tasks.task import task_of
 
 SHOWN_WEIGHTS = 3
@@ -103,7 +107,7 @@ class LoadingInfo(TypedDict):
 
 
 def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
-    """Loads the model's configuration.
+    """Loads the model's configuration, with the vocabulary that it is trained with.
 
     Raises FineTuneError: ModelNotFound when there is none, when its architecture is unknown, or when the
     directory is an adapter's; InvalidSpec when the weights are quantized.
@@ -115,6 +119,9 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
         check_quantization(path, where, name)
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
         check_not_quantized(config, where, name)
+    if spec.classifier_config is not None:
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, len(load_tokenizer(spec)))
     return config
 
 
@@ -152,11 +159,17 @@ def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
 
 
 def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of `model_id`.
+    """Loads the tokenizer of `model_id`; with classifier_config its labels are tokens of it.
 
-    Raises FineTuneError (ModelNotFound) when there is none, or when it has neither a pad token nor an
-    end-of-text token to pad with.
+    Raises FineTuneError: ModelNotFound when there is none, or when it has neither a pad token nor an
+    end-of-text token to pad with; InvalidSpec where a label cannot be a token.
     """
+    tokenizer, _ = _tokenizer_and_new(spec)
+    return tokenizer
+
+
+def _tokenizer_and_new(spec: FineTuneJobSpec) -> tuple[PreTrainedTokenizerBase, list[NewToken]]:
+    """The tokenizer of a job, and the tokens that it has got for the job."""
     path = fetch_model(spec.model_id, "spec.model_id", weights=False)
     with reading(path, "spec.model_id"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -166,7 +179,12 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
             " set pad_token in its tokenizer_config.json"
         )
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id}: {missing}")
-    return cast("PreTrainedTokenizerBase", tokenizer)
+    labels = [] if spec.classifier_config is None else spec.classifier_config.label_tokens
+    return cast("PreTrainedTokenizerBase", tokenizer), add_labels(tokenizer, labels)
+
+
+def _new_tokens(spec: FineTuneJobSpec) -> list[NewToken]:
+    return [] if spec.classifier_config is None else _tokenizer_and_new(spec)[1]
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -209,8 +227,9 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
             warnings += check_quantizable(spec.lora_config, model)
             quantized = quantized_parameters(quantized_layers(model))
         warnings += check_targets(spec.lora_config, model, tied=bool(text.tie_word_embeddings))
-        with peft_remarks(spec.lora_config, warnings):
-            trained = adapted = with_adapters(model, spec.lora_config, on_meta=True)
+        lora = _with_new_tokens(spec.lora_config, model, _new_tokens(spec))
+        with peft_remarks(lora, warnings):
+            trained = adapted = with_adapters(model, lora, on_meta=True)
         warnings += check_patterns(spec.lora_config, adapted)
         if spec.initial_adapter_model_ckpt_path is not None:
             where = "spec.initial_adapter_model_ckpt_path"
@@ -298,6 +317,9 @@ def load_model(
         on_gpu=on_gpu and mesh is None,
         mesh=cut,
     )
+    new = _new_tokens(spec)
+    if spec.classifier_config is not None and weights != resumed:
+        grow(model, load_config(spec).get_text_config().vocab_size, new, cut)
     freeze_unreached(model)
     if spec.lora_config is None:
         if cut is None:
@@ -309,8 +331,9 @@ def load_model(
         adapter = fetch_model(spec.initial_adapter_model_ckpt_path, "spec.initial_adapter_model_ckpt_path")
     torch.manual_seed(spec.seed)
     copied = spec.lora_config.modules_to_save or []
+    lora = _with_new_tokens(spec.lora_config, model, new)
     with whole_shapes(model, copied) if cut is not None else nullcontext():
-        adapted = with_adapters(model, spec.lora_config)
+        adapted = with_adapters(model, lora)
     if adapter is not None:
         # Modules that are trained in full are parts, and what is read is whole.
         with reading(adapter, "the adapter"), implicit_replication() if cut is not None else nullcontext():
@@ -319,6 +342,14 @@ def load_model(
     if cut is None:
         _align_trained(adapted)
     return adapted.train()
+
+
+def _with_new_tokens(lora: LoraConfig, model: PreTrainedModel, new: Sequence[NewToken]) -> LoraConfig:
+    """The adapters, with which the rows of new tokens are trained: others' stay as they are."""
+    if not new:
+        return lora
+    tokens = [each.token for each in new]
+    return lora.model_copy(update={"trainable_token_indices": dict.fromkeys(embedding_names(model), tokens)})
 
 
 @torch.no_grad()
@@ -342,6 +373,12 @@ def check_in_parts(spec: FineTuneJobSpec) -> None:
     """
     if spec.lora_config is not None:
         check_shardable(spec.lora_config)
+        if _new_tokens(spec):
+            what = (
+                "with lora_config, new tokens need whole embeddings, and with fsdp each device holds a part;"
+                " set spec.parallelism to ddp, or choose labels that are tokens of the model"
+            )
+            raise FineTuneError(FailureClass.INVALID_SPEC, f"spec.classifier_config.label_tokens: {what}")
 
 
 def saved_dtype(spec: FineTuneJobSpec) -> torch.dtype:

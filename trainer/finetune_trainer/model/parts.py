@@ -74,6 +74,11 @@ def part(whole: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
     return whole.detach().narrow(cut, start, length).clone(memory_format=torch.contiguous_format)
 
 
+def dealt(whole: torch.Tensor, mesh: DeviceMesh) -> DTensor:
+    """A whole weight, which every rank has, of which each holds a copy of its part."""
+    return _of_parts(part(whole, mesh), whole.shape, mesh)
+
+
 def empty(
     shape: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, device: torch.device | str = "cpu"
 ) -> DTensor:
@@ -81,6 +86,10 @@ def empty(
     cut = dimension(shape, mesh.size(-1))
     length, _ = _piece(shape[cut], mesh)
     local = torch.empty([*shape[:cut], length, *shape[cut + 1 :]], dtype=dtype, device=device)
+    return _of_parts(local, shape, mesh)
+
+
+def _of_parts(local: torch.Tensor, shape: torch.Size, mesh: DeviceMesh) -> DTensor:
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
         local, mesh, placements(shape, mesh), run_check=False, shape=shape, stride=stride

@@ -120,6 +120,7 @@ def prepare(
     truncated = sum(count for _, count in cut)
     if truncated:
         warnings.append(f"{truncated} rows are longer than {context_length} tokens and are truncated")
+    warnings += task.remarks(train, tokenizer)
     if validation is not None:
         warnings += _shared_rows(train, validation)
     if spec.packing:
@@ -155,12 +156,15 @@ def _inference_remarks(
     ready, remarks = inference(tokenizer, chat, base)
     warnings = [f"spec.model_id: {spec.model_id}: its generation_config.json {remark}" for remark in remarks]
     new = set(end_tokens(ready.generation)) - set(end_tokens(base))
-    if spec.lora_config is not None and new:
+    if spec.lora_config is not None and (new or chat.answers):
         ends = ", ".join(repr(tokenizer.decode(token)) for token in sorted(new))
+        answers, lack = (
+            ("are labels", "allows any text") if chat.answers else (f"end with {ends}", "does not stop there")
+        )
         warnings.append(
-            f"answers end with {ends}, and plain peft generates with the base's generation config, which does"
-            " not stop there: give `generate` generation_config=GenerationConfig.from_pretrained(CHECKPOINT),"
-            " or use finetune merge"
+            f"answers {answers}, and plain peft generates with the base's generation config, which {lack}:"
+            " give `generate` generation_config=GenerationConfig.from_pretrained(CHECKPOINT), or use finetune"
+            " merge"
         )
     return warnings
 

@@ -105,7 +105,9 @@ class Tokenization:
             "programs": {name: version(name) for name in _PROGRAMS},
             # In a checkout it changes without a new version.
             "program": [file.read_text(encoding="utf-8") for file in sorted(_DATA.glob("*.py"))],
-            "format": self.spec.model_dump(mode="json", include={"generation_config"}),
+            "format": self.spec.model_dump(
+                mode="json", include={"generation_config": True, "classifier_config": {"label_tokens"}}
+            ),
             "task": self.spec.trained_task,
             # Also its vocabulary: what stands at the path of a model may change.
             "tokenizer": tokenizer.backend_tokenizer.to_str(),

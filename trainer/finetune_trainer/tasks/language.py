@@ -18,7 +18,7 @@ from finetune_trainer.data.encoding import ConversationEncoder, LineEncoder
 from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows, truncate
 from finetune_trainer.tasks.head import Scores, cross_entropy, positions_at_once
-from finetune_trainer.tasks.objective import Loss, Model, Objective, base_of
+from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective, base_of
 
 
 class LanguageObjective(Objective):
@@ -72,6 +72,7 @@ class LanguageTask:
     model_class = AutoModelForCausalLM
     documents = 1
     compares = False
+    has_perplexity = True
 
     def __init__(self, spec: FineTuneJobSpec, task: Task) -> None:
         self._spec = spec
@@ -95,6 +96,19 @@ class LanguageTask:
         """See `finetune_trainer.tasks.task.Task`: a document is a row."""
         return truncate(documents, context_length, source, writer)
 
-    def objective(self, model: Model, scores: Scores | None) -> Objective:
+    def remarks(self, train: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:  # noqa: ARG002
+        """See `finetune_trainer.tasks.task.Task`."""
+        return []
+
+    def objective(
+        self,
+        model: Model,
+        scores: Scores | None,
+        tokenizer: PreTrainedTokenizerBase,  # noqa: ARG002 - as for all tasks
+    ) -> Objective:
         """The model with the cross-entropy of the tokens that count."""
         return LanguageObjective(model, scores)
+
+    def judge(self, tokenizer: PreTrainedTokenizerBase) -> Judge | None:  # noqa: ARG002
+        """See `finetune_trainer.tasks.task.Task`."""
+        return None

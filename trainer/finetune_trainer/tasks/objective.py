@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
+import numpy as np
 import peft
 import torch
+from numpy.typing import NDArray
 from torch.utils._pytree import register_dataclass
 from transformers import PreTrainedModel
 
 from finetune_trainer.data.layout import Batch
+from finetune_trainer.data.tokens import TokenizedRows
 
 Model = PreTrainedModel | peft.PeftModel
 
@@ -30,11 +33,19 @@ class Loss:
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further sums by name; scalars. The names are the same for every batch, also for an empty one."""
     documents: torch.Tensor | None = None
-    """The log-probability of each document, where that is all that was asked for; shape (documents,)."""
+    """What was found for each document, where that is wanted: its log-probability, or the probability of each
+    label; shape (documents,) or (documents, labels)."""
 
 
 # FSDP finds the tensors of an output in it, from which the backward pass begins.
 register_dataclass(Loss)
+
+
+class Judge(Protocol):
+    """Measures documents that were validated."""
+
+    def __call__(self, rows: TokenizedRows, found: NDArray[np.float32]) -> dict[str, float]:
+        """Metrics by name. `found` is `Loss.documents` of all documents of the rows, in their order."""
 
 
 @dataclass(frozen=True)

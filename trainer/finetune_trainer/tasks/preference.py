@@ -17,7 +17,7 @@ from finetune_trainer.data.pairs import truncate_pairs
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores, cross_entropy, log_probabilities
 from finetune_trainer.tasks.language import LanguageObjective
-from finetune_trainer.tasks.objective import Loss, Model, Objective
+from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective
 
 
 class PreferenceObjective(LanguageObjective):
@@ -69,6 +69,7 @@ class PreferenceTask:
     model_class = AutoModelForCausalLM
     documents = 2
     compares = True
+    has_perplexity = False
 
     def __init__(self, spec: FineTuneJobSpec) -> None:
         self._spec = spec
@@ -91,6 +92,19 @@ class PreferenceTask:
         """See `finetune_trainer.tasks.task.Task`: pairs of documents."""
         return truncate_pairs(documents, context_length, source, writer)
 
-    def objective(self, model: Model, scores: Scores | None) -> Objective:
+    def remarks(self, train: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:  # noqa: ARG002
+        """See `finetune_trainer.tasks.task.Task`."""
+        return []
+
+    def objective(
+        self,
+        model: Model,
+        scores: Scores | None,
+        tokenizer: PreTrainedTokenizerBase,  # noqa: ARG002 - as for all tasks
+    ) -> Objective:
         """The model with the loss of pairs."""
         return PreferenceObjective(model, scores, self._spec.preferences.beta)
+
+    def judge(self, tokenizer: PreTrainedTokenizerBase) -> Judge | None:  # noqa: ARG002
+        """See `finetune_trainer.tasks.task.Task`."""
+        return None

@@ -10,9 +10,10 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LineEncoder
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
+from finetune_trainer.tasks.classification import ClassificationTask
 from finetune_trainer.tasks.head import Scores
 from finetune_trainer.tasks.language import LanguageTask
-from finetune_trainer.tasks.objective import Model, Objective
+from finetune_trainer.tasks.objective import Judge, Model, Objective
 from finetune_trainer.tasks.preference import PreferenceTask
 
 
@@ -25,6 +26,8 @@ class Task(Protocol):
     """How many of what `encoder` makes are a row."""
     compares: bool
     """Whether the loss compares the model with what it was before training."""
+    has_perplexity: bool
+    """Whether the exponential of the loss is a perplexity."""
 
     def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
         """How conversations are written, in training and afterwards.
@@ -45,8 +48,14 @@ class Task(Protocol):
         to train on.
         """
 
-    def objective(self, model: Model, scores: Scores | None) -> Objective:
+    def remarks(self, train: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What to know about the training rows, for people."""
+
+    def objective(self, model: Model, scores: Scores | None, tokenizer: PreTrainedTokenizerBase) -> Objective:
         """The model with the task's loss. `scores`: what its forward pass does after its head, if known."""
+
+    def judge(self, tokenizer: PreTrainedTokenizerBase) -> Judge | None:
+        """What measures all documents of a validation together; None where their loss says all."""
 
 
 def task_of(spec: FineTuneJobSpec) -> Task:
@@ -56,3 +65,5 @@ def task_of(spec: FineTuneJobSpec) -> Task:
             return LanguageTask(spec, task)
         case "preference_tuning":
             return PreferenceTask(spec)
+        case "classification":
+            return ClassificationTask(spec)

@@ -32,7 +32,7 @@ from finetune_trainer.plan.prepare import Prepared
 from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, Reporter, SilentReporter
 from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.tasks.objective import Loss, Mean
+from finetune_trainer.tasks.objective import Judge, Loss, Mean
 from finetune_trainer.tasks.task import task_of
 from finetune_trainer.training.evaluate import evaluate, perplexity
 from finetune_trainer.training.forward import Forward
@@ -73,12 +73,13 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     write = partial(write_checkpoint, model=model, dtype=dtype, inference=inference, reference=reference)
     frozen = frozen_weights(model)
     step, evaluation = position.step, position.evaluation
+    judge = task_of(spec).judge(inference.tokenizer)
     saved_at = time.monotonic()
 
     with _reporter(job, worker, parallel, step) as reporter:
         reporter.try_saving(describe)
         if step == 0 and spec.eval_first and validation_rows is not None:
-            evaluation = _validate(forward, job.prepared, validation_rows, step)
+            evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
             reporter.evaluated(step, evaluation, checkpoint=None)
         reporter.progress(step, evaluation)
 
@@ -97,7 +98,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
 
             checkpoint = _checkpoint_after(step, numbers)
             if checkpoint and validation_rows is not None:
-                evaluation = _validate(forward, job.prepared, validation_rows, step)
+                evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
                 reporter.evaluated(step, evaluation, checkpoint)
             if checkpoint or request:
                 position = position.model_copy(update={"step": step, "evaluation": evaluation})
@@ -210,16 +211,18 @@ def _exchange(
     return mean, grad_norm, StepRequest.SNAPSHOT if snapshots else StepRequest.NOTHING
 
 
-def _validate(forward: Forward, prepared: Prepared, rows: TokenizedRows, step: int) -> Evaluation:
+def _validate(
+    forward: Forward, prepared: Prepared, rows: TokenizedRows, step: int, judge: Judge | None
+) -> Evaluation:
     """Validates after `step` steps. Raises FineTuneError (Diverged) when the loss is not finite."""
     numbers = prepared.numbers
-    mean = evaluate(forward, rows, numbers.eval_batch_size_per_device)
+    mean = evaluate(forward, rows, numbers.eval_batch_size_per_device, judge)
     if not math.isfinite(mean.loss):
         raise _diverged(f"the validation loss after step {step} is {mean.loss}", numbers)
     return Evaluation(
         epoch=round(step / numbers.steps_per_epoch, 4),
         loss=mean.loss,
-        perplexity=None if task_of(prepared.spec).compares else perplexity(mean.loss),
+        perplexity=perplexity(mean.loss) if task_of(prepared.spec).has_perplexity else None,
         metrics=mean.metrics,
     )
 

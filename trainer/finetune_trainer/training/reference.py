@@ -15,6 +15,7 @@ from finetune_trainer.data.batches import evaluation_batches
 from finetune_trainer.data.pairs import PairRows, Reference
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.plan.prepare import Prepared
+from finetune_trainer.training.evaluate import found_for, of_all_documents
 from finetune_trainer.training.forward import Forward
 
 
@@ -55,16 +56,9 @@ def _log_probabilities(forward: Forward, rows: PairRows, batch_size: int) -> NDA
     """Of each document the sum over its tokens that count; shape (documents,). The same on every rank."""
     parallel = forward.parallel
     forward.module.eval()
-    known: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-    for indices in evaluation_batches(
+    batches = evaluation_batches(
         rows.lengths, rank=parallel.rank, num_devices=parallel.num_devices, batch_size=batch_size
-    ):
-        said = forward(rows, indices).documents
-        assert said is not None
-        known.append((rows.laid_out(indices)[1], said.float().cpu().numpy()))
+    )
+    found = [found_for(rows, indices, forward(rows, indices)) for indices in batches]
     forward.module.train()
-    found = np.zeros(len(rows.documents), dtype=np.float32)
-    for of_rank in parallel.gather(known):
-        for documents, values in of_rank:
-            found[documents] = values
-    return found
+    return of_all_documents(parallel, found)

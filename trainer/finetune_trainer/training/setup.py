@@ -83,7 +83,7 @@ def set_up(
     if spec.recomputes_activations is not False:
         model.activation_checkpointing_enable()
     found = findings(task.model_class, model.config)
-    objective = task.objective(loaded.model, found.scores)
+    objective = task.objective(loaded.model, found.scores, loaded.inference.tokenizer)
     if spec.torch_compile is not None and spec.torch_compile.enabled:
         objective.computed.compile(**spec.torch_compile.model_dump(exclude={"enabled"}, exclude_none=True))
     pad = pad_token_id(loaded.inference.tokenizer)
