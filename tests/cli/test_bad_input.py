@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_read(finetune: Command, tmp_path: Path, text: str
     [
         ({"learning_rat": 1e-4}, ["spec.learning_rat: is not a known field; did you mean learning_rate?"]),
         ({"train_batch_size_per_device": 0}, ["spec.train_batch_size_per_device: must be at least 1, is 0"]),
-        ({"task": "classification"}, ["spec.task: is not supported yet"]),
+        ({"task": "vision_language_tuning"}, ["spec.task: is not supported yet"]),
         (
             {"min_update_steps": 5, "min_num_update_steps": 6},
             ["spec.min_num_update_steps: means the same as spec.min_update_steps"],

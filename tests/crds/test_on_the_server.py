@@ -237,6 +237,17 @@ REFUSED = [
     ("num_data_blocks_per_device: 0", "spec.num_data_blocks_per_device", "greater than or equal to 1"),
     ("dataset_size_scaling_factor: 0", "spec.dataset_size_scaling_factor", "greater than 0"),
     ("preference_tuning_config: {beta: 0}", "spec.preference_tuning_config.beta", "greater than 0"),
+    ("classifier_config: {label_tokens: [a]}", "spec.classifier_config.label_tokens", "at least 2 items"),
+    (
+        "classifier_config: {label_tokens: [a, ' b']}",
+        "spec.classifier_config.label_tokens[1]",
+        "should match",
+    ),
+    (
+        "classifier_config: {label_tokens: [a, b], eval_metrics: [auc]}",
+        "spec.classifier_config.eval_metrics[0]",
+        "Unsupported value",
+    ),
     # Required, or of the wrong type
     ("model_id: null", "spec.model_id", "Required value"),
     ("model_id: 5", "spec.model_id", "string"),
@@ -630,7 +641,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "output_dir": ("a", "b"),
     "num_data_blocks_per_device": (1, 2),
     "dataset_size_scaling_factor": (1, 2),
-    "classifier_config": (None, {"a": 1}),
+    "classifier_config": ({"label_tokens": ["a", "b"]}, {"label_tokens": ["a", "c"]}),
     "preference_tuning_config": ({"beta": 0.1}, {"beta": 0.2}),
     "vision_language_config": (None, {"a": 1}),
     "cluster": ({"image": "a"}, {"image": "b"}),

@@ -285,19 +285,30 @@ CONTRADICTIONS = [
             " which is set as well; keep one of them"
         ),
     ),
-    (
-        "task: classification",
-        "spec.task: is not supported yet; causal_lm, instruction_tuning and preference_tuning are",
-    ),
+    ("task: classification", "spec.task: classification needs spec.classifier_config with its label_tokens"),
     (
         "task: vision_language_tuning",
-        "spec.task: is not supported yet; causal_lm, instruction_tuning and preference_tuning are",
+        (
+            "spec.task: is not supported yet; causal_lm, instruction_tuning, classification and"
+            " preference_tuning are"
+        ),
     ),
     (
-        "classifier_config: {label_tokens: ['[[1]]']}",
+        "task: causal_lm\nclassifier_config: {label_tokens: [a, b]}",
+        "spec.classifier_config: is of the task classification, spec.task is another; keep one of them",
+    ),
+    (
+        "preference_tuning_config: {beta: 0.01}\nclassifier_config: {label_tokens: [a, b]}",
         (
-            "spec.classifier_config: asks for the task classification, which is not supported yet; causal_lm,"
-            " instruction_tuning and preference_tuning are"
+            "spec.classifier_config: is of another task than spec.preference_tuning_config, which is set too;"
+            " keep one of them"
+        ),
+    ),
+    (
+        "classifier_config: {label_tokens: [a, b]}\nlora_config: {trainable_token_indices: [5]}",
+        (
+            "spec.lora_config.trainable_token_indices: is for tokens that spec.classifier_config chooses;"
+            " leave it out"
         ),
     ),
     (
@@ -319,7 +330,7 @@ CONTRADICTIONS = [
         "vision_language_config: {}",
         (
             "spec.vision_language_config: asks for the task vision_language_tuning, which is not supported"
-            " yet; causal_lm, instruction_tuning and preference_tuning are"
+            " yet; causal_lm, instruction_tuning, classification and preference_tuning are"
         ),
     ),
     (
