@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from finetune_api.deepspeed import asked_sharding
 from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, Devices, worker_device
@@ -18,7 +18,7 @@ from finetune_api.lora import (
     LoraConfig,
     unbuilt_initialisation,
 )
-from finetune_api.rules import RULES, TASK_BLOCKS
+from finetune_api.rules import RENAMED, RULES, TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
 WITHOUT_EFFECT = {
@@ -63,6 +63,13 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             "initial_adapter_model_ckpt_path",
             "needs spec.lora_config; without it every parameter is trained and there is no adapter",
         )
+
+
+def early_names(document: Mapping[str, JsonValue]) -> Iterator[str]:
+    """Warnings about fields of a spec, as it was written, that have an early name, with today's."""
+    for early, today in RENAMED.items():
+        if document.get(early) is not None:
+            yield f"spec.{early} is taken as {today}, its name today; write that"
 
 
 def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:

@@ -16,7 +16,14 @@ TASK_BLOCKS = {
 }
 """Blocks of tasks that are not built, and the task that each implies."""
 
+RENAMED = {
+    "eval_path": "valid_path",
+    "model_tag": "custom_model_tag",
+}
+"""Early names of fields, which are read as what they became."""
+
 SPELLINGS = {
+    **RENAMED,
     "min_num_update_steps": "min_update_steps",
     "no_gradient_checkpoint": "gradient_checkpointing",
     "checkpoint_every_n_epochs": "checkpoint_and_evaluation_frequency",

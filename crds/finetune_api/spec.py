@@ -137,6 +137,8 @@ class FineTuneJobSpec(SpecModel):
     """Training rows: JSONL, a conversation (`messages`) a line, or a pair of them (`chosen`, `rejected`)."""
     valid_path: DataPath | None = None
     """Validation rows, in the same form."""
+    eval_path: DataPath | None = None
+    """An early name of valid_path."""
     task: Task | None = None
     """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's,
     `preference_tuning` on pairs of answers; that is the default with preference_tuning_config."""
@@ -235,6 +237,8 @@ class FineTuneJobSpec(SpecModel):
     """An experiment tracker."""
     custom_model_tag: ShortText | None = None
     """A name for the tuned model; trackers show it as the run's name."""
+    model_tag: ShortText | None = None
+    """An early name of custom_model_tag."""
     output_dir: LongText | None = None
     """LLMForge's scratch directory."""
     num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None

@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.wrong_specs import CONTRADICTIONS, WRONG_ACCELERATORS
 
-from finetune_api.consistency import WITHOUT_EFFECT, warnings
+from finetune_api.consistency import WITHOUT_EFFECT, early_names, warnings
 from finetune_api.explain import models_in
-from finetune_api.rules import RULES, Rule
+from finetune_api.rules import RENAMED, RULES, Rule
 from finetune_api.spec import FineTuneJobSpec
 
 UNDERSTOOD = "what is understood there is accelerator_type:TYPE, anyscale/accelerator_shape:NxTYPE, memory"
@@ -147,6 +147,17 @@ def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instea
     text: str, warning: str
 ) -> None:
     assert warnings_of(text) == [warning]
+
+
+def test_an_early_name_is_a_warning_that_says_what_to_write_today() -> None:
+    assert list(early_names({"model_id": "m", "model_tag": "mine", "eval_path": "v"})) == [
+        "spec.eval_path is taken as valid_path, its name today; write that",
+        "spec.model_tag is taken as custom_model_tag, its name today; write that",
+    ]
+
+
+def test_an_early_name_that_is_null_is_not_worth_a_word() -> None:
+    assert list(early_names(dict.fromkeys(RENAMED))) == []
 
 
 def test_there_is_no_warning_without_a_reason() -> None:

@@ -174,6 +174,16 @@ def test_remarks_on_keys_and_on_fields_come_together(file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text", [JOB + "  model_tag: mine\n", f"{RIGHT}lora_config: {{}}\nmodel_tag: mine\n"]
+)
+def test_an_early_name_is_remarked_and_todays_is_written(file: Path, text: str) -> None:
+    manifest = read(file, text)
+
+    assert manifest.warnings == ("spec.model_tag is taken as custom_model_tag, its name today; write that",)
+    assert manifest.to_yaml().endswith("  lora_config: {}\n  custom_model_tag: mine\n")
+
+
 def test_a_byte_order_mark_does_no_harm(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + RIGHT.encode())
 
