@@ -5,7 +5,7 @@ What a single field can say is checked by its type in `spec`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, JsonValue
 
@@ -47,6 +47,17 @@ def effect(field: str) -> str:
     if field in TASK_BLOCKS:
         return f"Not supported yet: the task {TASK_BLOCKS[field]}."
     return ""
+
+
+def decides_nothing(place: Sequence[str]) -> bool:
+    """Whether what is at these keys of a FineTuneJob, or of a bare LLMForge YAML, has no effect."""
+    match place[1:] if place[:1] == ("spec",) else place:
+        case ["preference_tuning_config", field, *_]:
+            return field in WITHOUT_EFFECT_ON_PREFERENCES
+        case [field, *_]:
+            return field in WITHOUT_EFFECT
+        case _:
+            return False
 
 
 def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:

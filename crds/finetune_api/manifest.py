@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from finetune_api.consistency import contradictions, early_names, warnings
+from finetune_api.consistency import contradictions, decides_nothing, early_names, warnings
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.names import DOMAIN, AnnotationKey, LabelKey, LabelValue, ObjectName
@@ -154,7 +154,7 @@ def read_manifest(path: Path) -> Manifest:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: is not UTF-8 text") from error
-    document, remarks = parse(text, str(path))
+    document, remarks = parse(text, str(path), decides_nothing)
     if not document.keys() & {"apiVersion", "kind", "metadata", "spec"}:
         spec = read_spec(document)
         return Manifest(

@@ -6,9 +6,11 @@ Sources of names, types and defaults: Anyscale's fine-tuning config reference an
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finetune_api.accelerators import ResourceAmounts, WorkerResources, accelerator_types
 from finetune_api.cluster import Cluster, RunPolicy, Storage
@@ -39,6 +41,11 @@ Scheduler = Literal["cosine", "linear", "constant"]
 BatchSize = Annotated[Integer, Field(ge=1, le=65536)]
 Steps = Annotated[Integer, Field(ge=0, le=10**9)]
 Epochs = Annotated[Integer, Field(ge=1, le=MOST_EPOCHS)]
+
+
+def _finite(value: object) -> object:
+    # `.inf` stands in public files, and JSON has no infinity.
+    return sys.float_info.max if value == math.inf else value
 
 
 class CheckpointFrequency(SpecModel):
@@ -242,7 +249,7 @@ class FineTuneJobSpec(SpecModel):
     output_dir: LongText | None = None
     """LLMForge's scratch directory."""
     num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
-    dataset_size_scaling_factor: Annotated[Amount, Field(gt=0)] | None = None
+    dataset_size_scaling_factor: Annotated[Amount, Field(gt=0), BeforeValidator(_finite)] | None = None
 
     # Tasks that are not built yet
     classifier_config: UnbuiltBlock | None = None

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.wrong_specs import CONTRADICTIONS, WRONG_ACCELERATORS
 
-from finetune_api.consistency import WITHOUT_EFFECT, early_names, warnings
+from finetune_api.consistency import WITHOUT_EFFECT, decides_nothing, early_names, warnings
 from finetune_api.explain import models_in
 from finetune_api.rules import RENAMED, RULES, Rule
 from finetune_api.spec import FineTuneJobSpec
@@ -147,6 +147,29 @@ def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instea
     text: str, warning: str
 ) -> None:
     assert warnings_of(text) == [warning]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *WITHOUT_EFFECT,
+        "liger_kernel.kwargs.rope",
+        "preference_tuning_config.logprob_processor_scaling_config.concurrency",
+    ],
+)
+def test_what_has_no_effect_decides_nothing_in_either_kind_of_file(place: str) -> None:
+    keys = tuple(place.split("."))
+
+    assert decides_nothing(keys)
+    assert decides_nothing(("spec", *keys))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "spec", "num_epochs", "lora_config.r", "preference_tuning_config.beta", "metadata.output_dir"],
+)
+def test_what_has_an_effect_decides_something(place: str) -> None:
+    assert not decides_nothing(tuple(place.split(".")) if place else ())
 
 
 def test_an_early_name_is_a_warning_that_says_what_to_write_today() -> None:
