@@ -26,6 +26,10 @@ WITHOUT_EFFECT = {
     "output_dir": "storage.path decides where runs are written",
     "num_data_blocks_per_device": "rows are tokenized once and held in memory, not streamed in blocks",
     "dataset_size_scaling_factor": "data sets have no size limit here",
+    "forward_checkpoint_config": (
+        "storage.path decides where checkpoints are written, custom_model_tag what trackers call the run"
+    ),
+    "webhook_config": "nothing is registered with Anyscale; the status says where the checkpoints are",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 

@@ -28,6 +28,7 @@ from finetune_api.fields import (
     SpecModel,
     TextList,
     UnbuiltBlock,
+    UnreadBlock,
 )
 from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
@@ -250,6 +251,11 @@ class FineTuneJobSpec(SpecModel):
     """LLMForge's scratch directory."""
     num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
     dataset_size_scaling_factor: Annotated[Amount, Field(gt=0), BeforeValidator(_finite)] | None = None
+
+    forward_checkpoint_config: UnreadBlock | None = None
+    """Where early LLMForge copied adapters besides."""
+    webhook_config: UnreadBlock | None = None
+    """Where early LLMForge registered the tuned model."""
 
     # Tasks that are not built yet
     classifier_config: UnbuiltBlock | None = None

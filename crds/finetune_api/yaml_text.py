@@ -88,7 +88,7 @@ def parse(
         if not problems:
             return cast("dict[str, JsonValue]", _value(root)), remarks
     except yaml.MarkedYAMLError as error:
-        problems = [_explain(error, source)]
+        problems = [_explain(error, text, source)]
     except yaml.YAMLError as error:
         problems = [f"{source}: {str(error).splitlines()[0]}"]
     except ValueError as error:
@@ -127,10 +127,14 @@ def _value(node: Node) -> object:
         loader.dispose()
 
 
-def _explain(error: yaml.MarkedYAMLError, source: str) -> str:
+def _explain(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-    hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+    hint = ""
+    if "'\\t'" in str(error.problem):
+        hint = "; indent with spaces"
+    elif mark and any('"""' in line for line in text.splitlines()[mark.line : mark.line + 1]):
+        hint = "; YAML has no triple quotes, write one on each side"
     return f"{where}: {error.problem or error.context}{hint}"
 
 

@@ -117,6 +117,20 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
             "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here",
         ),
         (
+            "forward_checkpoint_config: {tag: mine, remote_uri: s3://bucket/adapters}",
+            (
+                "spec.forward_checkpoint_config has no effect: storage.path decides where checkpoints are"
+                " written, custom_model_tag what trackers call the run"
+            ),
+        ),
+        (
+            "webhook_config: {model_tag: mine, ft_type: lora}",
+            (
+                "spec.webhook_config has no effect: nothing is registered with Anyscale; the status says"
+                " where the checkpoints are"
+            ),
+        ),
+        (
             "num_devices: 2\ndeepspeed: {config_path: zero_3.json}",
             "spec.deepspeed: zero_3.json is ZeRO stage 3; here that is parallelism: fsdp",
         ),

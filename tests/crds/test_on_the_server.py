@@ -632,6 +632,8 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "output_dir": ("a", "b"),
     "num_data_blocks_per_device": (1, 2),
     "dataset_size_scaling_factor": (1, 2),
+    "forward_checkpoint_config": ({"tag": "a"}, {"tag": "b"}),
+    "webhook_config": ({"type": "a"}, {"type": "b"}),
     "classifier_config": (None, {"a": 1}),
     "preference_tuning_config": ({"beta": 0.1}, {"beta": 0.2}),
     "vision_language_config": (None, {"a": 1}),

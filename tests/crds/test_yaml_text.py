@@ -106,6 +106,13 @@ def test_marks_around_one_document_do_no_harm(text: str) -> None:
         ),
         ("a: [1, 2\n", "job.yaml:2:1: expected ',' or ']', but got '<stream end>'"),
         ("a: 'b\n", "job.yaml:2:1: found unexpected end of stream"),
+        (
+            'a: 1\nb: """{instruction}"""\n',
+            (
+                "job.yaml:2:6: expected <block end>, but found '<scalar>'; YAML has no triple quotes,"
+                " write one on each side"
+            ),
+        ),
         ("a: *b\n", "job.yaml:1:4: found undefined alias 'b'"),
         (
             "a: !!python/name:os.system x\n",
