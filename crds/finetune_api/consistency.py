@@ -5,9 +5,9 @@ What a single field can say is checked by its type in `spec`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from finetune_api.deepspeed import asked_sharding
 from finetune_api.devices import ACCELERATOR_SHAPE, ACCELERATOR_TYPE, KNOWN, Devices, worker_device
@@ -18,7 +18,7 @@ from finetune_api.lora import (
     LoraConfig,
     unbuilt_initialisation,
 )
-from finetune_api.rules import RULES, UNBUILT_TASK_BLOCKS
+from finetune_api.rules import RENAMED, RULES, UNBUILT_TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
 WITHOUT_EFFECT = {
@@ -26,6 +26,10 @@ WITHOUT_EFFECT = {
     "output_dir": "storage.path decides where runs are written",
     "num_data_blocks_per_device": "rows are tokenized once and held in memory, not streamed in blocks",
     "dataset_size_scaling_factor": "data sets have no size limit here",
+    "forward_checkpoint_config": (
+        "storage.path decides where checkpoints are written, custom_model_tag what trackers call the run"
+    ),
+    "webhook_config": "nothing is registered with Anyscale; the status says where the checkpoints are",
 }
 """LLMForge's fields that are read and change nothing, with what happens instead."""
 
@@ -49,6 +53,17 @@ def effect(field: str) -> str:
     return ""
 
 
+def decides_nothing(place: Sequence[str]) -> bool:
+    """Whether what is at these keys of a FineTuneJob, or of a bare LLMForge YAML, has no effect."""
+    match place[1:] if place[:1] == ("spec",) else place:
+        case ["preference_tuning_config", field, *_]:
+            return field in WITHOUT_EFFECT_ON_PREFERENCES
+        case [field, *_]:
+            return field in WITHOUT_EFFECT
+        case _:
+            return False
+
+
 def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     """Pairs of a field's path below `spec` and what is wrong with it."""
     for rule in RULES:
@@ -63,6 +78,13 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             "initial_adapter_model_ckpt_path",
             "needs spec.lora_config; without it every parameter is trained and there is no adapter",
         )
+
+
+def early_names(document: Mapping[str, JsonValue]) -> Iterator[str]:
+    """Warnings about fields of a spec, as it was written, that have an early name, with today's."""
+    for early, today in RENAMED.items():
+        if document.get(early) is not None:
+            yield f"spec.{early} is taken as {today}, its name today; write that"
 
 
 def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:

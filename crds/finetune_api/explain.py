@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import get_args
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -61,10 +61,12 @@ def explain(
     document: Mapping[str, JsonValue],
     root: str,
     hints: Mapping[str, str] | None = None,
+    unsuggested: Container[str] = (),
 ) -> list[str]:
     """A line `path: what is wrong` for every error in a document, whose own path is `root`.
 
-    `hints` has what to say about certain unknown keys; about the others, fields with similar names are said.
+    `hints` has what to say about certain unknown keys; about the others, fields with similar names are said,
+    without those in `unsuggested`.
     """
     lines = []
     for detail in error.errors(include_url=False):
@@ -72,7 +74,7 @@ def explain(
         reason = _reason(detail)
         if detail["type"] == "extra_forbidden":
             key = str(detail["loc"][-1])
-            hint = (hints or {}).get(key) or _suggestion(key, owner, model, root)
+            hint = (hints or {}).get(key) or _suggestion(key, owner, model, root, unsuggested)
             reason = f"is not a known field; {hint}" if hint else "is not a known field"
         lines.append(f"{root}{path}: {reason}")
     return lines
@@ -142,7 +144,9 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
-def _suggestion(key: str, owner: type[BaseModel], model: type[BaseModel], root: str) -> str:
+def _suggestion(
+    key: str, owner: type[BaseModel], model: type[BaseModel], root: str, unsuggested: Container[str]
+) -> str:
     """`did you mean ...?` for an unknown key, or nothing.
 
     A field of that name elsewhere (a mistake of indentation) comes before the owner's fields with a longer
@@ -151,7 +155,7 @@ def _suggestion(key: str, owner: type[BaseModel], model: type[BaseModel], root: 
     elsewhere = [path for path in _paths(model, root) if path.rpartition(".")[2] == key]
     if len(elsewhere) == 1:
         return f"did you mean {elsewhere[0]}?"
-    names = {_plain(name): name for name in owner.model_fields}
+    names = {_plain(name): name for name in owner.model_fields if name not in unsuggested}
     meant = [plain for plain in names if _plain(key) in plain] if len(_plain(key)) >= _SHORTEST_PART else []
     if not 0 < len(meant) <= _MOST_SUGGESTIONS:
         meant = difflib.get_close_matches(_plain(key), names, n=1, cutoff=_SIMILAR)

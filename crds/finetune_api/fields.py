@@ -112,9 +112,10 @@ ShortText = Annotated[str, Field(min_length=1, max_length=256)]
 LongText = Annotated[str, Field(min_length=1, max_length=4096)]
 JsonObject = Annotated[dict[str, JsonValue], Field(max_length=256)]
 """An object whose keys are not typed here."""
-UnbuiltBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
-"""Settings of something that is not built yet: refused, whatever they are. Open as a whole, since CEL does
-not see a map of open values."""
+UnreadBlock = Annotated[JsonObject, Field(json_schema_extra={OPEN: True})]
+"""Settings that nothing reads. Open as a whole, since CEL does not see a map of open values."""
+UnbuiltBlock = UnreadBlock
+"""Settings of something that is not built yet: refused, whatever they are."""
 
 
 def _without_null(value: object) -> object:

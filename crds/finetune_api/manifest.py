@@ -21,11 +21,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from finetune_api.consistency import contradictions, warnings
+from finetune_api.consistency import contradictions, decides_nothing, early_names, warnings
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.names import DOMAIN, AnnotationKey, LabelKey, LabelValue, ObjectName
 from finetune_api.other_tools import HINTS
+from finetune_api.rules import RENAMED
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.yaml_text import dump, parse
 
@@ -153,17 +154,19 @@ def read_manifest(path: Path) -> Manifest:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: is not UTF-8 text") from error
-    document, remarks = parse(text, str(path))
+    document, remarks = parse(text, str(path), decides_nothing)
     if not document.keys() & {"apiVersion", "kind", "metadata", "spec"}:
         spec = read_spec(document)
         return Manifest(
-            metadata=Metadata(name=_name_from(path)), spec=spec, warnings=(*remarks, *warnings(spec))
+            metadata=Metadata(name=_name_from(path)),
+            spec=spec,
+            warnings=(*remarks, *early_names(document), *warnings(spec)),
         )
     return _read_object(document, remarks)
 
 
 def read_spec(document: Mapping[str, JsonValue]) -> FineTuneJobSpec:
-    """A validated spec.
+    """A validated spec, in which fields with early names have today's.
 
     Raises FineTuneError (InvalidSpec) with every problem, each as `spec.field: what is wrong`.
     """
@@ -171,14 +174,19 @@ def read_spec(document: Mapping[str, JsonValue]) -> FineTuneJobSpec:
         spec = FineTuneJobSpec.model_validate(document)
     except ValidationError as error:
         wrong = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
-        problems = explain(error, FineTuneJobSpec, document, "spec", HINTS) + _problems(
+        problems = explain(error, FineTuneJobSpec, document, "spec", HINTS, RENAMED) + _problems(
             _what_is_right(document, wrong)
         )
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems) from error
     problems = _problems(spec)
     if problems:
         raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
-    return spec
+    if not RENAMED.keys() & spec.model_fields_set:
+        return spec
+    # A null beside an early name must not win over it.
+    return FineTuneJobSpec.model_validate(
+        {RENAMED.get(key, key): value for key, value in document.items() if value is not None}
+    )
 
 
 def _problems(spec: FineTuneJobSpec) -> list[str]:
@@ -216,6 +224,7 @@ def _read_object(document: dict[str, JsonValue], remarks: list[str]) -> Manifest
         except FineTuneError as error:
             problems += error.problems
         problems += _quoted_numbers(raw_spec, problems)
+        remarks = [*remarks, *early_names(raw_spec)]
     else:
         problems.append("spec: is required, a map of fields")
     if problems:

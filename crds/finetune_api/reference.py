@@ -96,7 +96,7 @@ def type_in_words(annotation: object) -> str:
         return " or ".join(
             dict.fromkeys(type_in_words(argument) for argument in arguments if argument is not type(None))
         )
-    if origin is list:
+    if origin in (list, tuple):
         return f"list of {type_in_words(arguments[0])}"
     if origin is dict:
         return "map"

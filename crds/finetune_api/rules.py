@@ -15,7 +15,14 @@ TASK_BLOCKS = {"preference_tuning_config": "preference_tuning", "classifier_conf
 UNBUILT_TASK_BLOCKS = {"vision_language_config": "vision_language_tuning"}
 """The same of tasks that are not built."""
 
+RENAMED = {
+    "eval_path": "valid_path",
+    "model_tag": "custom_model_tag",
+}
+"""Early names of fields, which are read as what they became."""
+
 SPELLINGS = {
+    **RENAMED,
     "min_num_update_steps": "min_update_steps",
     "no_gradient_checkpoint": "gradient_checkpointing",
     "checkpoint_every_n_epochs": "checkpoint_and_evaluation_frequency",

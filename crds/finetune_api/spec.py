@@ -6,9 +6,11 @@ Sources of names, types and defaults: Anyscale's fine-tuning config reference an
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from finetune_api.accelerators import ResourceAmounts, WorkerResources, accelerator_types
@@ -27,6 +29,7 @@ from finetune_api.fields import (
     SpecModel,
     TextList,
     UnbuiltBlock,
+    UnreadBlock,
 )
 from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
@@ -45,10 +48,17 @@ Steps = Annotated[Integer, Field(ge=0, le=10**9)]
 Epochs = Annotated[Integer, Field(ge=1, le=MOST_EPOCHS)]
 
 
+def _finite(value: object) -> object:
+    # `.inf` stands in public files, and JSON has no infinity.
+    return sys.float_info.max if value == math.inf else value
+
+
 def _different(labels: list[str]) -> list[str]:
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise PydanticCustomError("labels", f"must be different, has {', '.join(twice)} twice")
+        raise PydanticCustomError(
+            "labels", "must be different, has {twice} twice", {"twice": ", ".join(twice)}
+        )
     return labels
 
 
@@ -164,6 +174,8 @@ class FineTuneJobSpec(SpecModel):
     """Training rows: JSONL, a conversation (`messages`) a line, or a pair of them (`chosen`, `rejected`)."""
     valid_path: DataPath | None = None
     """Validation rows, in the same form."""
+    eval_path: DataPath | None = None
+    """An early name of valid_path."""
     task: Task | None = None
     """`causal_lm` (the default) trains on all tokens, `instruction_tuning` on the assistant's,
     `preference_tuning` on pairs of answers, `classification` on the label that is the last answer; these two
@@ -265,10 +277,17 @@ class FineTuneJobSpec(SpecModel):
     """An experiment tracker."""
     custom_model_tag: ShortText | None = None
     """A name for the tuned model; trackers show it as the run's name."""
+    model_tag: ShortText | None = None
+    """An early name of custom_model_tag."""
     output_dir: LongText | None = None
     """LLMForge's scratch directory."""
     num_data_blocks_per_device: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
-    dataset_size_scaling_factor: Annotated[Amount, Field(gt=0)] | None = None
+    dataset_size_scaling_factor: Annotated[Amount, Field(gt=0), BeforeValidator(_finite)] | None = None
+
+    forward_checkpoint_config: UnreadBlock | None = None
+    """Where early LLMForge copied adapters besides."""
+    webhook_config: UnreadBlock | None = None
+    """Where early LLMForge registered the tuned model."""
 
     # A task that is not built yet
     vision_language_config: UnbuiltBlock | None = None

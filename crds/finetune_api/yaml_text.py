@@ -7,7 +7,7 @@ and `12:30` are text. Source: `resolve.go` of go.yaml.in/yaml/v2, which sigs.k8s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import yaml
@@ -15,6 +15,9 @@ from pydantic import JsonValue
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
 from finetune_api.failure import FailureClass, FineTuneError
+
+Place = tuple[str, ...]
+"""The keys that lead to a value: `("spec", "lora_config", "r")`. Lists are passed through."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = [
@@ -68,21 +71,24 @@ def dump(document: Mapping[str, JsonValue]) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def parse(text: str, source: str) -> tuple[dict[str, JsonValue], list[str]]:
-    """The map that a text holds, and remarks about keys that are given twice with the same value.
+def parse(
+    text: str, source: str, decides_nothing: Callable[[Place], bool] = lambda _: False
+) -> tuple[dict[str, JsonValue], list[str]]:
+    """The map that a text holds, and remarks about keys that are given twice.
 
-    Public LLMForge files have such keys.
+    Public LLMForge files have such keys. They have the same value, or are at a place of which
+    `decides_nothing` is true.
 
     Raises FineTuneError (InvalidSpec), with the line, for what is not YAML, not one map, or has keys that
     contradict each other.
     """
     try:
         root = _only_map(text)
-        problems, remarks = _keys(root, source)
+        problems, remarks = _keys(root, source, decides_nothing)
         if not problems:
             return cast("dict[str, JsonValue]", _value(root)), remarks
     except yaml.MarkedYAMLError as error:
-        problems = [_explain(error, source)]
+        problems = [_explain(error, text, source)]
     except yaml.YAMLError as error:
         problems = [f"{source}: {str(error).splitlines()[0]}"]
     except ValueError as error:
@@ -121,18 +127,27 @@ def _value(node: Node) -> object:
         loader.dispose()
 
 
-def _explain(error: yaml.MarkedYAMLError, source: str) -> str:
+def _explain(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-    hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+    hint = ""
+    if "'\\t'" in str(error.problem):
+        hint = "; indent with spaces"
+    elif mark and any('"""' in line for line in text.splitlines()[mark.line : mark.line + 1]):
+        hint = "; YAML has no triple quotes, write one on each side"
     return f"{where}: {error.problem or error.context}{hint}"
 
 
-def _keys(root: MappingNode, source: str) -> tuple[list[str], list[str]]:
-    """Problems and remarks about keys: one given twice is a problem with two values, a remark with one."""
+def _keys(
+    root: MappingNode, source: str, decides_nothing: Callable[[Place], bool]
+) -> tuple[list[str], list[str]]:
+    """Problems and remarks about keys.
+
+    One given twice is a remark where it has one value or decides nothing, else a problem.
+    """
     problems: list[str] = []
     remarks: list[str] = []
-    for node in _maps(root):
+    for place, node in _maps(root, decides_nothing):
         values: dict[str, Node] = {}
         for key, value in node.value:
             where = f"{source}:{key.start_mark.line + 1}"
@@ -144,22 +159,29 @@ def _keys(root: MappingNode, source: str) -> tuple[list[str], list[str]]:
                 values[key.value] = value
             elif repr(_value(values[key.value])) == repr(_value(value)):
                 remarks.append(f"{where}: {key.value} is given twice with the same value")
+            elif decides_nothing((*place, key.value)):
+                remarks.append(
+                    f"{where}: {key.value} is given twice with different values; neither has an effect"
+                )
             else:
                 problems.append(f"{where}: {key.value} is given twice with different values; keep one")
     return problems, remarks
 
 
-def _maps(root: Node) -> Iterator[MappingNode]:
-    """All maps in a document, each once: an anchor may be used many times, even inside itself."""
-    todo = [root]
-    visited: set[int] = set()
+def _maps(root: MappingNode, decides_nothing: Callable[[Place], bool]) -> Iterator[tuple[Place, MappingNode]]:
+    """All maps in a document with their places, each once: an anchor may be used often, even inside itself.
+
+    One that is used at a place that decides nothing and at another comes for both.
+    """
+    todo: list[tuple[Place, Node]] = [((), root)]
+    visited: set[tuple[int, bool]] = set()
     while todo:
-        node = todo.pop()
-        if id(node) in visited:
+        place, node = todo.pop()
+        if (visit := (id(node), decides_nothing(place))) in visited:
             continue
-        visited.add(id(node))
+        visited.add(visit)
         if isinstance(node, MappingNode):
-            yield node
-            todo += [value for _, value in reversed(node.value)]
+            yield place, node
+            todo += [((*place, str(key.value)), value) for key, value in reversed(node.value)]
         elif isinstance(node, CollectionNode):
-            todo += reversed(node.value)
+            todo += [(place, value) for value in reversed(node.value)]

@@ -56,6 +56,27 @@ def test_warnings_go_to_standard_error(finetune: Command, tmp_path: Path) -> Non
     assert "warning" not in ended.out
 
 
+def test_early_names_are_converted_to_todays_and_it_is_said(finetune: Command, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "model_id: m\nmodel_tag: mine\ntrain_path: t.jsonl\neval_path: v.jsonl\nlora_config: {}\n"
+    )
+
+    ended = finetune("convert", "job.yaml")
+
+    assert ended.code == 0
+    assert yaml.safe_load(ended.out)["spec"] == {
+        "model_id": "m",
+        "custom_model_tag": "mine",
+        "train_path": "t.jsonl",
+        "valid_path": "v.jsonl",
+        "lora_config": {},
+    }
+    assert ended.err.splitlines() == [
+        "warning: spec.eval_path is taken as valid_path, its name today; write that",
+        "warning: spec.model_tag is taken as custom_model_tag, its name today; write that",
+    ]
+
+
 def test_a_wrong_file_converts_to_nothing(finetune: Command, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("model_id: m\n")
 

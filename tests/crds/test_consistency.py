@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from tests.crds.reading import problems_of, spec_of
 from tests.crds.wrong_specs import CONTRADICTIONS, WRONG_ACCELERATORS
 
-from finetune_api.consistency import WITHOUT_EFFECT, warnings
+from finetune_api.consistency import WITHOUT_EFFECT, decides_nothing, early_names, warnings
 from finetune_api.explain import models_in
-from finetune_api.rules import RULES, Rule
+from finetune_api.rules import RENAMED, RULES, Rule
 from finetune_api.spec import FineTuneJobSpec
 
 UNDERSTOOD = "what is understood there is accelerator_type:TYPE, anyscale/accelerator_shape:NxTYPE, memory"
@@ -117,6 +117,20 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
             "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here",
         ),
         (
+            "forward_checkpoint_config: {tag: mine, remote_uri: s3://bucket/adapters}",
+            (
+                "spec.forward_checkpoint_config has no effect: storage.path decides where checkpoints are"
+                " written, custom_model_tag what trackers call the run"
+            ),
+        ),
+        (
+            "webhook_config: {model_tag: mine, ft_type: lora}",
+            (
+                "spec.webhook_config has no effect: nothing is registered with Anyscale; the status says"
+                " where the checkpoints are"
+            ),
+        ),
+        (
             "num_devices: 2\ndeepspeed: {config_path: zero_3.json}",
             "spec.deepspeed: zero_3.json is ZeRO stage 3; here that is parallelism: fsdp",
         ),
@@ -147,6 +161,40 @@ def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instea
     text: str, warning: str
 ) -> None:
     assert warnings_of(text) == [warning]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *WITHOUT_EFFECT,
+        "liger_kernel.kwargs.rope",
+        "preference_tuning_config.logprob_processor_scaling_config.concurrency",
+    ],
+)
+def test_what_has_no_effect_decides_nothing_in_either_kind_of_file(place: str) -> None:
+    keys = tuple(place.split("."))
+
+    assert decides_nothing(keys)
+    assert decides_nothing(("spec", *keys))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "spec", "num_epochs", "lora_config.r", "preference_tuning_config.beta", "metadata.output_dir"],
+)
+def test_what_has_an_effect_decides_something(place: str) -> None:
+    assert not decides_nothing(tuple(place.split(".")) if place else ())
+
+
+def test_an_early_name_is_a_warning_that_says_what_to_write_today() -> None:
+    assert list(early_names({"model_id": "m", "model_tag": "mine", "eval_path": "v"})) == [
+        "spec.eval_path is taken as valid_path, its name today; write that",
+        "spec.model_tag is taken as custom_model_tag, its name today; write that",
+    ]
+
+
+def test_an_early_name_that_is_null_is_not_worth_a_word() -> None:
+    assert list(early_names(dict.fromkeys(RENAMED))) == []
 
 
 def test_there_is_no_warning_without_a_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,36 @@ def test_remarks_on_keys_and_on_fields_come_together(file: Path) -> None:
         "job.yaml:5: train_path is given twice with the same value",
         "spec.output_dir has no effect: storage.path decides where runs are written",
     ]
+
+
+@pytest.mark.parametrize("text", [RIGHT + "lora_config: {}", JOB.rstrip()])
+def test_a_field_without_effect_may_be_given_twice_with_different_values(file: Path, text: str) -> None:
+    *_, indented = text.splitlines()
+    line = indented.replace("lora_config: {}", "dataset_size_scaling_factor: ")
+
+    first, second = read(file, f"{text}\n{line}1000\n{line}1000000\n").warnings
+
+    assert first.endswith(
+        ": dataset_size_scaling_factor is given twice with different values; neither has an effect"
+    )
+    assert second == "spec.dataset_size_scaling_factor has no effect: data sets have no size limit here"
+
+
+def test_no_limit_for_data_sets_is_written_as_a_number_that_json_has(file: Path) -> None:
+    manifest = read(file, f"{RIGHT}lora_config: {{}}\ndataset_size_scaling_factor: .inf\n")
+
+    assert json.dumps(manifest.document["spec"], allow_nan=False)
+    assert read(file, manifest.to_yaml()).spec == manifest.spec
+
+
+@pytest.mark.parametrize(
+    "text", [JOB + "  model_tag: mine\n", f"{RIGHT}lora_config: {{}}\nmodel_tag: mine\n"]
+)
+def test_an_early_name_is_remarked_and_todays_is_written(file: Path, text: str) -> None:
+    manifest = read(file, text)
+
+    assert manifest.warnings == ("spec.model_tag is taken as custom_model_tag, its name today; write that",)
+    assert manifest.to_yaml().endswith("  lora_config: {}\n  custom_model_tag: mine\n")
 
 
 def test_a_byte_order_mark_does_no_harm(file: Path) -> None:

@@ -10,6 +10,7 @@ from tests.crds.wrong_specs import WRONG_FIELDS
 from finetune_api.failure import FineTuneError
 from finetune_api.fields import HubRepository
 from finetune_api.manifest import read_spec
+from finetune_api.rules import RENAMED
 from finetune_api.spec import FineTuneJobSpec
 
 
@@ -202,6 +203,11 @@ def test_gradient_checkpointing_has_an_inverted_older_spelling(text: str, recomp
 )
 def test_the_least_number_of_steps_has_two_spellings(text: str, steps: int | None) -> None:
     assert spec_of(text).minimum_steps == steps
+
+
+@pytest.mark.parametrize(("early", "today"), RENAMED.items())
+def test_a_field_with_its_early_name_is_the_same_as_with_todays(early: str, today: str) -> None:
+    assert spec_of(f"{early}: v") == spec_of(f"{today}: v") == spec_of(f"{early}: v\n{today}: null")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,13 @@ def test_marks_around_one_document_do_no_harm(text: str) -> None:
         ),
         ("a: [1, 2\n", "job.yaml:2:1: expected ',' or ']', but got '<stream end>'"),
         ("a: 'b\n", "job.yaml:2:1: found unexpected end of stream"),
+        (
+            'a: 1\nb: """{instruction}"""\n',
+            (
+                "job.yaml:2:6: expected <block end>, but found '<scalar>'; YAML has no triple quotes,"
+                " write one on each side"
+            ),
+        ),
         ("a: *b\n", "job.yaml:1:4: found undefined alias 'b'"),
         (
             "a: !!python/name:os.system x\n",
@@ -141,6 +148,24 @@ def test_a_key_that_is_given_twice_with_the_same_value_is_a_remark(again: str) -
         {"a": 10_000, "b": 1},
         ["job.yaml:3: a is given twice with the same value"],
     )
+
+
+def test_a_key_that_decides_nothing_may_be_given_twice_with_different_values() -> None:
+    text = "a: 1\nb:\n- {c: {d: 1, d: 2}}\na: 2\n"
+
+    document, remarks = parse(text, "job.yaml", lambda place: place in (("a",), ("b", "c", "d")))
+
+    assert document == {"a": 2, "b": [{"c": {"d": 2}}]}
+    assert sorted(remarks) == [
+        "job.yaml:3: d is given twice with different values; neither has an effect",
+        "job.yaml:4: a is given twice with different values; neither has an effect",
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: &x {b: 1, b: 2}\nc: *x\n", "c: &x {b: 1, b: 2}\na: *x\n"])
+def test_what_decides_something_in_one_of_its_places_is_not_given_twice(text: str) -> None:
+    with pytest.raises(FineTuneError, match="b is given twice with different values; keep one"):
+        parse(text, "job.yaml", lambda place: place[:1] == ("a",))
 
 
 @pytest.mark.parametrize(("first", "second"), [("1", "true"), ("1", "1.0"), ("1", "'1'"), ("[1]", "[2]")])

@@ -237,7 +237,8 @@ WRONG_FIELDS = [
     ),
     ("epochs: 3", "spec.epochs: is not a known field; did you mean num_epochs or checkpoint_every_n_epochs?"),
     ("torch_compile: {modes: default}", "spec.torch_compile.modes: is not a known field; did you mean mode?"),
-    ("model_tag: mine", "spec.model_tag: is not a known field; did you mean custom_model_tag?"),
+    ("customModelTag: mine", "spec.customModelTag: is not a known field; did you mean custom_model_tag?"),
+    ("val_path: v.jsonl", "spec.val_path: is not a known field; did you mean valid_path?"),
     ("xyz: 1", "spec.xyz: is not a known field"),
     ("r: 8", "spec.r: is not a known field; did you mean spec.lora_config.r?"),
     ("image: trainer:1", "spec.image: is not a known field; did you mean spec.cluster.image?"),
@@ -264,6 +265,14 @@ WRONG_FIELDS = [
 """Mistakes in one field: YAML, and the one line that names the field and says what would be right."""
 
 CONTRADICTIONS = [
+    (
+        "eval_path: a\nvalid_path: a",
+        "spec.eval_path: means the same as spec.valid_path, which is set as well; keep one of them",
+    ),
+    (
+        "model_tag: mine\ncustom_model_tag: yours",
+        "spec.model_tag: means the same as spec.custom_model_tag, which is set as well; keep one of them",
+    ),
     (
         "min_update_steps: 5\nmin_num_update_steps: 5",
         (

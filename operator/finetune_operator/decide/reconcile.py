@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from finetune_api.consistency import warnings
+from finetune_api.consistency import early_names, warnings
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_spec
 from finetune_api.paths import parent
@@ -82,7 +82,8 @@ def reconcile(observed: Observed, configuration: Configuration, now: datetime) -
         decision = _decide(situation_of(observed, spec, configuration, now))
     except FineTuneError as error:
         return _not_accepted(observed, error, now)
-    return _with_events(decision, observed.job.status, list(warnings(spec, configuration.devices)))
+    remarks = [*early_names(job.spec), *warnings(spec, configuration.devices)]
+    return _with_events(decision, observed.job.status, remarks)
 
 
 def refused(job: Job, status: FineTuneJobStatus, message: str, *, final: bool, now: datetime) -> Decision:

@@ -43,8 +43,8 @@ def add_labels(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> lis
         [AddedToken(label, single_word=True, normalized=False, special=False) for label in missing]
     )
     problems = [
-        f"{_FIELD}: {label!r} is {len(tokens)} tokens, since another token of the tokenizer is a part of it;"
-        " choose another text"
+        f"{_FIELD}: {label!r} is {len(tokens)} tokens of this tokenizer, and cannot be made one; choose"
+        " another text"
         for label in labels
         if len(tokens := _tokens(tokenizer, label)) != 1
     ]
