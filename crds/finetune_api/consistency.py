@@ -73,6 +73,11 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
         yield from _lora(spec.lora_config)
         if spec.quantization is not None:
             yield from _in_four_bits(spec.lora_config)
+        if spec.classifier_config is not None and spec.lora_config.trainable_token_indices is not None:
+            yield (
+                "lora_config.trainable_token_indices",
+                "is for tokens that spec.classifier_config chooses; leave it out",
+            )
     elif spec.initial_adapter_model_ckpt_path is not None:
         yield (
             "initial_adapter_model_ckpt_path",

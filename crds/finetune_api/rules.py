@@ -132,19 +132,6 @@ RULES = (
         cel="!has(self.task) || self.task != 'classification' || has(self.classifier_config)",
     ),
     Rule(
-        field="lora_config.trainable_token_indices",
-        problem="is for tokens that spec.classifier_config chooses; leave it out",
-        broken=lambda spec: (
-            spec.classifier_config is not None
-            and spec.lora_config is not None
-            and spec.lora_config.trainable_token_indices is not None
-        ),
-        cel=(
-            "!has(self.classifier_config) || !has(self.lora_config) ||"
-            " !has(self.lora_config.trainable_token_indices)"
-        ),
-    ),
-    Rule(
         field="packing",
         problem="fills sequences with rows, and pairs of answers are compared; leave it out",
         broken=lambda spec: spec.packing and spec.trained_task == "preference_tuning",

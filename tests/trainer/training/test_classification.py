@@ -50,7 +50,7 @@ METRICS = [
     "roc_auc",
     "matthews_corrcoef",
 ]
-CLASSES: Fields = {"classifier_config": {"label_tokens": LABELS, "eval_metrics": METRICS}}
+CLASSES: Fields = {"classifier_config": {"label_tokens": [*LABELS], "eval_metrics": [*METRICS]}}
 WAYS: dict[str, Fields] = {
     "lora": LORA | {"learning_rate": 5e-3} | CLASSES,
     "full": FULL | {"learning_rate": 1e-3} | CLASSES,
@@ -85,7 +85,8 @@ def with_labels(model: Path) -> PreTrainedModel:
     tokenizer = AutoTokenizer.from_pretrained(model)
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     plain.resize_token_embeddings(TINY_VOCABULARY + len(LABELS), mean_resizing=False)
-    for weight in (plain.get_input_embeddings().weight.data, plain.get_output_embeddings().weight.data):
+    for module in (plain.get_input_embeddings(), plain.get_output_embeddings()):  # type: ignore[no-untyped-call]
+        weight = module.get_parameter("weight").data
         for token, label in zip(TOKENS, LABELS, strict=True):
             weight[token] = weight[tokenizer(label, add_special_tokens=False)["input_ids"]].mean(dim=0)
     return cast("PreTrainedModel", plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -121,7 +122,7 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
         check_not_quantized(config, where, name)
     if spec.classifier_config is not None:
         text = config.get_text_config()
-        text.vocab_size = max(text.vocab_size, len(load_tokenizer(spec)))
+        text.vocab_size = max(text.vocab_size, _vocabulary(spec)[0])
     return config
 
 
@@ -164,13 +165,19 @@ def load_tokenizer(spec: FineTuneJobSpec) -> PreTrainedTokenizerBase:
     Raises FineTuneError: ModelNotFound when there is none, or when it has neither a pad token nor an
     end-of-text token to pad with; InvalidSpec where a label cannot be a token.
     """
-    tokenizer, _ = _tokenizer_and_new(spec)
+    tokenizer, _ = _with_labels(spec.model_id, _labels(spec))
     return tokenizer
 
 
-def _tokenizer_and_new(spec: FineTuneJobSpec) -> tuple[PreTrainedTokenizerBase, list[NewToken]]:
-    """The tokenizer of a job, and the tokens that it has got for the job."""
-    path = fetch_model(spec.model_id, "spec.model_id", weights=False)
+def _labels(spec: FineTuneJobSpec) -> tuple[str, ...]:
+    return () if spec.classifier_config is None else tuple(spec.classifier_config.label_tokens)
+
+
+def _with_labels(
+    model_id: str, labels: Sequence[str]
+) -> tuple[PreTrainedTokenizerBase, tuple[NewToken, ...]]:
+    """A model's tokenizer with these labels, and the tokens that it has got for them."""
+    path = fetch_model(model_id, "spec.model_id", weights=False)
     with reading(path, "spec.model_id"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -178,13 +185,24 @@ def _tokenizer_and_new(spec: FineTuneJobSpec) -> tuple[PreTrainedTokenizerBase, 
             "its tokenizer has neither a pad token nor an end-of-text token;"
             " set pad_token in its tokenizer_config.json"
         )
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {spec.model_id}: {missing}")
-    labels = [] if spec.classifier_config is None else spec.classifier_config.label_tokens
-    return cast("PreTrainedTokenizerBase", tokenizer), add_labels(tokenizer, labels)
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"spec.model_id: {model_id}: {missing}")
+    return cast("PreTrainedTokenizerBase", tokenizer), tuple(add_labels(tokenizer, labels))
 
 
-def _new_tokens(spec: FineTuneJobSpec) -> list[NewToken]:
-    return [] if spec.classifier_config is None else _tokenizer_and_new(spec)[1]
+def _new_tokens(spec: FineTuneJobSpec) -> tuple[NewToken, ...]:
+    return () if spec.classifier_config is None else _vocabulary(spec)[1]
+
+
+def _vocabulary(spec: FineTuneJobSpec) -> tuple[int, tuple[NewToken, ...]]:
+    """How many tokens a job's tokenizer has with its labels, and which of them are new."""
+    return _vocabulary_of(spec.model_id, _labels(spec))
+
+
+@lru_cache
+def _vocabulary_of(model_id: str, labels: tuple[str, ...]) -> tuple[int, tuple[NewToken, ...]]:
+    # A plan asks for it with every setting that it tries.
+    tokenizer, new = _with_labels(model_id, labels)
+    return len(tokenizer), new
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
