@@ -31,7 +31,10 @@ UNSEEN: dict[str, JsonValue] = {"observedGeneration": 0}
 """The status of a job that no operator has seen: generations begin at 1, so that kstatus, and with it Flux,
 finds it in progress. Of one without any status it would say that all is done."""
 
-_IMMUTABLE = "cannot change after creation; make a new FineTuneJob"
+_ANEW = "make a new FineTuneJob"
+_NEITHER = f"fields can neither be added nor removed after creation; {_ANEW}"
+_ONLY_THESE = f"only {' and '.join(MUTABLE)} can change after creation"
+_IMMUTABLE = f"cannot change after creation; {_ANEW}"
 _HEADER = "# Generated from the models by `python -m finetune_api.crd`; do not edit.\n"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 _KEPT = (
@@ -144,7 +147,7 @@ def _resource() -> Schema:
             "apiVersion": text,
             "kind": text,
             "metadata": {"type": "object"},
-            "spec": _spec() | {VALIDATIONS: [*_rules(), *_immutability()]},
+            "spec": _spec() | {VALIDATIONS: [*_rules(), _changes()]},
             "status": _model_schema(FineTuneJobStatus) | {"default": UNSEEN},
         },
     }
@@ -154,6 +157,8 @@ def _spec() -> Schema:
     schema = _model_schema(FineTuneJobSpec)
     for name, field in schema["properties"].items():
         field["description"] = f"{field.get('description', '')} {effect(name)}".strip()
+        if name not in MUTABLE and _visible(field):
+            field[VALIDATIONS] = [*field.get(VALIDATIONS, []), _UNCHANGED]
     return schema
 
 
@@ -162,20 +167,32 @@ def _rules() -> Iterator[Schema]:
         yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{rule.field}"}
 
 
-def _immutability() -> Iterator[Schema]:
-    """A rule for each field that must not change, and one for the whole spec, which sees open fields too."""
-    spec = _spec()
-    for name, field in spec["properties"].items():
-        if name in MUTABLE or not _visible(field):
-            continue
-        same = f"self.{name} == oldSelf.{name}"
-        if name not in spec["required"] and "default" not in field:
-            same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
-        yield {"rule": same, "message": _IMMUTABLE, "fieldPath": f".{name}"}
-    changed = " || ".join(f"self.{name} != oldSelf.{name}" for name in MUTABLE)
-    yield {
-        "rule": f"{changed} || self == oldSelf",
-        "message": f"only {' and '.join(MUTABLE)} can change after creation",
+_UNCHANGED = {"rule": "self == oldSelf", "message": _IMMUTABLE}
+"""Of a field that must not change. The API server asks it where the field was there and still is.
+
+At the field it costs little. Of a rule of the whole spec the server makes the schemas of all fields anew for
+each field that it names, at every write, that of a status too.
+"""
+
+
+def _changes() -> Schema:
+    """A rule that no field is added or removed, and that none changes which CEL cannot name.
+
+    Of a spec that is the same it looks no further, and there is no second one: to compare two specs costs the
+    API server more than all rules between fields.
+    """
+    optional = [
+        name
+        for name, field in _spec()["properties"].items()
+        if _UNCHANGED in field.get(VALIDATIONS, []) and "default" not in field
+    ]
+    there = " && ".join(f"has(self.{name}) == has(oldSelf.{name})" for name in optional)
+    changed = " + ".join(f"(has(self.{name}) == has(oldSelf.{name}) ? '' : ' {name}')" for name in optional)
+    allowed = " || ".join(f"self.{name} != oldSelf.{name}" for name in MUTABLE)
+    return {
+        "rule": f"self == oldSelf || (({allowed}) && {there})",
+        "message": _ONLY_THESE,
+        "messageExpression": f"{there} ? '{_ONLY_THESE}' : '{_NEITHER}:' + {changed}",
     }
 
 

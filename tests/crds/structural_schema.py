@@ -116,7 +116,7 @@ def _rule_problems(schema: Schema) -> Iterator[str]:
             yield "has a rule without a text of one line"
         if "\\" in re.sub(r"r'[^']*'", "", rule["rule"]):
             yield "has a rule with an escape that CEL does not know"
-        if rule.keys() - {"rule", "message", "fieldPath"}:
+        if rule.keys() - {"rule", "message", "messageExpression", "fieldPath"}:
             yield "has a rule with unknown keys"
         if "fieldPath" in rule and rule["fieldPath"] not in dict(walk(schema)):
             yield f"has a rule for {rule['fieldPath']}, which is not there"
