@@ -101,7 +101,7 @@ def _check(chosen: Sequence[Message], rejected: Sequence[Message], shared: int) 
         problems.append("chosen and rejected: begin with different questions; a pair answers the same one")
     for key, conversation in zip(ANSWERS, (chosen, rejected), strict=True):
         answers = conversation[shared:]
-        if asked and not answers:
+        if not answers:
             problems.append(f"{key}: is how the other one begins; end both with an answer of their own")
         elif asked and answers[0].role != "assistant":
             problems.append(
