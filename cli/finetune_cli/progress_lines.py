@@ -49,14 +49,21 @@ class LineProgress:
         self._console.print(sizes(prepared.plan))
 
     def progress(self, record: ProgressRecord) -> None:
-        """Prints a line for a new validation, and one for a step when the last one is some time ago."""
+        """Prints a line for a new validation, and when the last one is some time ago, one for a step.
+
+        Before the first step it is one for what is done meanwhile.
+        """
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
             self._console.print(validated(record))
         plan, progress, now = record.plan, record.progress, time.monotonic()
+        if record.doing is not None and now - self._shown_at >= SECONDS_BETWEEN_STEPS:
+            self._shown_at = now
+            self.say(record.doing)
         if plan is None or progress is None or progress.step == self._shown_step:
             return
-        if now - self._shown_at >= SECONDS_BETWEEN_STEPS or progress.step == plan.total_steps:
+        is_due = self._shown_step is None or now - self._shown_at >= SECONDS_BETWEEN_STEPS
+        if is_due or progress.step == plan.total_steps:
             self._shown_at, self._shown_step = now, progress.step
             where = f"epoch {running_epoch(progress, plan)}  step {progress.step}/{plan.total_steps}"
             self._console.print("  ".join([where, *details(progress, datetime.now(UTC))]))

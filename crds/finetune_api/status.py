@@ -311,6 +311,8 @@ class ProgressRecord(StatusModel):
     """The attempt that wrote it; a failure is that attempt's."""
     preparing: Annotated[bool, Field(exclude_if=lambda preparing: not preparing)] = False
     """Whether Prepare wrote it, before the attempt had a cluster. Left out of what is written when not."""
+    doing: Annotated[Text | None, Field(exclude_if=lambda doing: doing is None)] = None
+    """What the workers do between loading the model and the first step. Left out when that is nothing."""
     plan: Plan | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None

@@ -61,6 +61,13 @@ def test_the_bar_grows_with_the_steps() -> None:
     assert [rendered(line_after(step), 60).count("━") for step in (0, 75, 150, 225)] == [0, 6, 12, 19]
 
 
+def test_before_the_first_step_the_line_says_what_the_trainer_says() -> None:
+    line = StatusLine("loading the model")
+    line.record = ProgressRecord(plan=PLAN, doing="computing reference log-probabilities: 42%")
+
+    assert re.match(r"\S computing reference log-probabilities: 42%", rendered(line, 80))
+
+
 @pytest.mark.parametrize("width", [20, 80])
 def test_before_the_first_step_the_line_says_what_is_being_done(width: int) -> None:
     line = rendered(StatusLine("starting workers, loading the model"), width)

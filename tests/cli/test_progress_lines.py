@@ -52,6 +52,19 @@ def test_after_a_while_the_next_step_gets_a_line(
     ]
 
 
+def test_what_comes_before_the_first_step_gets_a_line_now_and_then_and_delays_no_other(
+    lines: LineProgress, written: io.StringIO
+) -> None:
+    for percent in (1, 2):
+        lines.progress(ProgressRecord(plan=PLAN, doing=f"computing reference log-probabilities: {percent}%"))
+    lines.progress(record(1))
+
+    assert written.getvalue().splitlines() == [
+        "computing reference log-probabilities: 1%",
+        "epoch 1/3  step 1/225  loss 2.500",
+    ]
+
+
 def test_every_validation_gets_one_line(lines: LineProgress, written: io.StringIO) -> None:
     first, second = (
         Evaluation(epoch=1, loss=2.0, perplexity=7.389),

@@ -155,6 +155,7 @@ def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_t
         r"training on (CPU \(\d+ cores\)|\d+ .+)",
         r"resuming from .+",
         r"12 rows with [\d,]+ tokens, 40 x 3 steps, 8.2k of 213.3k parameters",
+        r"validating the model before training",
         (
             r"(before training|after epoch [\d.]+): validation loss [\d.]+, perplexity [\d.]+"
             r"(, saved as epoch-\d+)?"

@@ -6,10 +6,14 @@ import pytest
 
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.numbers import numbers
-from make_inputs import MODEL, TRAIN, TRAIN_LARGE, VALIDATION
+from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
+from make_inputs import MODEL, PAIRS_TRAIN, PAIRS_VALIDATION, TRAIN, TRAIN_LARGE, VALIDATION
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-MADE = {f"examples/inputs/{name}" for name in (MODEL, TRAIN, TRAIN_LARGE, VALIDATION)}
+MADE = {
+    f"examples/inputs/{name}"
+    for name in (MODEL, TRAIN, TRAIN_LARGE, VALIDATION, PAIRS_TRAIN, PAIRS_VALIDATION)
+}
 
 
 def _read(name: str) -> Manifest:
@@ -51,6 +55,33 @@ def test_the_example_for_a_cluster_trains_what_the_quickstart_trains(stdlib_trai
         "num_checkpoints_to_keep",
     ):
         assert getattr(ours.spec, field) == getattr(theirs.spec, field)
+
+
+def test_the_example_of_preferences_is_two_epochs_of_twenty_steps_and_needs_no_hub(
+    stdlib_pairs: Path,
+) -> None:
+    preference = _read("preference.yaml")
+    rows = len(stdlib_pairs.read_text(encoding="utf-8").splitlines())
+    run = numbers(preference.spec, rows=rows, longest_row=80, model_context_length=8192)
+
+    assert {preference.spec.model_id, preference.spec.train_path, preference.spec.valid_path} < MADE
+    assert preference.warnings == ()
+    assert (run.steps_per_epoch, run.checkpoint_epochs) == (20, (0, 1))
+
+
+def test_with_the_line_that_is_commented_out_it_begins_with_the_last_checkpoint_of_the_quickstart(
+    tmp_path: Path,
+) -> None:
+    text = (EXAMPLES / "preference.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "preference.yaml"
+    file.write_text(text.replace("# initial_adapter", "initial_adapter"), encoding="utf-8")
+    continued, quickstart = read_manifest(file), _read("quickstart.yaml")
+    run = local_run_directory(quickstart, DEFAULT_STORAGE, None)
+
+    adapter = continued.spec.initial_adapter_model_ckpt_path
+    assert isinstance(adapter, str)
+    assert Path(adapter).absolute() == Path(run.path) / "epoch-2"
+    assert continued.spec.lora_config == quickstart.spec.lora_config
 
 
 @pytest.mark.parametrize(

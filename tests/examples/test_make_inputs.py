@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 import make_inputs
-from make_inputs import TRAIN, TRAIN_LARGE, VALIDATION, inputs_directory, link, make_data, make_model
+from make_inputs import (
+    PAIRS_TRAIN,
+    PAIRS_VALIDATION,
+    TRAIN,
+    TRAIN_LARGE,
+    VALIDATION,
+    inputs_directory,
+    link,
+    make_data,
+    make_model,
+)
 
 EXAMPLES = Path(make_inputs.__file__).parent
 
@@ -44,7 +54,7 @@ def test_making_the_data_again_gives_the_same_bytes_and_leaves_nothing_beside_th
     make_data()
 
     assert {file.name: file.read_bytes() for file in cache.iterdir()} == first
-    assert first.keys() == {".lock", VALIDATION, TRAIN, TRAIN_LARGE}
+    assert first.keys() == {".lock", VALIDATION, TRAIN, TRAIN_LARGE, PAIRS_VALIDATION, PAIRS_TRAIN}
 
 
 def test_data_of_another_python_is_replaced(cache: Path) -> None:

@@ -184,7 +184,9 @@ class Course:
 
         def report(record: ProgressRecord) -> None:
             records.append(record)
-            step = record.progress.step if record.progress else None
+            if record.progress is None:
+                return
+            step = record.progress.step
             if step == self.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == self.die_writing_after:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -65,14 +65,12 @@ def attempt(
         warned: set[str] = set()
 
         def warn(record: ProgressRecord) -> None:
-            for warning in record.warnings:
-                about = warning.partition(" ")[0]  # how much of it is missing may change with every step
-                if about not in warned:
-                    warned.add(about)
-                    observer.say(f"warning: {warning}")
+            for warning in _unheard(record.warnings, warned):
+                observer.say(f"warning: {warning}")
 
         def reported(record: ProgressRecord) -> None:
-            signals.begun()
+            if record.progress is not None:
+                signals.begun()
             observer.progress(record)
             warn(record)
 
@@ -143,6 +141,15 @@ def sharding_of(spec: FineTuneJobSpec, file: DeepSpeedConfig | None, device: Dev
 def claim(run: RunDirectory, manifest: Manifest) -> None:
     """Makes the run directory that of this job; see `RunDirectory.claim`."""
     run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
+
+
+def _unheard(warnings: list[str], warned: set[str]) -> Iterator[str]:
+    """The warnings about what none was about before, of which `warned` takes note."""
+    for warning in warnings:
+        about = warning.partition(" ")[0]  # how much of it is missing may change with every step
+        if about not in warned:
+            warned.add(about)
+            yield warning
 
 
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:

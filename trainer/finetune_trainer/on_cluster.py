@@ -129,9 +129,15 @@ class AttemptReports:
         )
 
     def progress(self, record: ProgressRecord) -> None:
-        """A record; a line for every epoch, and for a step where the last line is some time ago."""
+        """A record; a line for every epoch, and where the last line is some time ago, for a step.
+
+        Before the first step it is for what is done meanwhile.
+        """
         self._put(record)
         progress, evaluation, now = record.progress, record.evaluation, time.monotonic()
+        if record.doing is not None and now - self._line_at >= SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            self.say(record.doing)
         if progress is None or (
             progress.epochs == self._epochs and now - self._line_at < SECONDS_BETWEEN_LINES
         ):

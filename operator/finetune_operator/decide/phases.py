@@ -172,7 +172,7 @@ def before_training(
     """The cluster is up and the trainer does not train yet; `wait` is what keeps it from that."""
     record = situation.own_record
     if record is not None and record.plan is not None:
-        message = "the workers load the model"
+        message = record.doing or "the workers load the model"
     elif record is not None:
         message = "the trainer reads and tokenizes the data"
     elif ray_job.is_submitted:

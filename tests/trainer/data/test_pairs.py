@@ -77,8 +77,12 @@ def test_earlier_answers_that_both_have_do_not_count() -> None:
             {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Pang?"}, BAD]},
             ["chosen and rejected: begin with different questions"],
         ),
+        ({"chosen": "Pong.", "rejected": "What?"}, ["prompt: is missing"]),
         ({"chosen": [USER, GOOD], "rejected": [USER]}, ["rejected: is how the other one begins"]),
-        ({"chosen": [USER, GOOD], "rejected": [USER, USER, BAD]}, ["rejected: differs", "in a user message"]),
+        (
+            {"chosen": [USER, GOOD], "rejected": [USER, USER, BAD]},
+            ["rejected: differs from the other one in a user message"],
+        ),
         ({"chosen": [USER, GOOD, USER], "rejected": [USER, BAD]}, ["chosen: ends with a user message"]),
         ({"prompt": "Ping?", "chosen": "", "rejected": 3}, ["chosen: must be a text", "rejected: must be"]),
         (
@@ -91,6 +95,7 @@ def test_earlier_answers_that_both_have_do_not_count() -> None:
         "no object",
         "equal answers",
         "other questions",
+        "no question",
         "no answer",
         "another question before the answer",
         "no answer at the end",
@@ -101,6 +106,7 @@ def test_earlier_answers_that_both_have_do_not_count() -> None:
 def test_what_is_wrong_with_a_pair_is_said_by_line(row: object, problems: list[str]) -> None:
     found, pairs = parsed(row)
     assert pairs == []
+    assert len(found) == len(problems)
     assert all(problem.startswith("7: ") for problem in found)
     for problem in problems:
         assert any(problem in each for each in found), found
@@ -135,13 +141,14 @@ def test_pairs_that_fit_stay_as_they_are() -> None:
 
 
 def test_answers_that_do_not_fit_are_errors_with_their_line() -> None:
-    whole = documents((4, 2), (4, 3), (4, 20), (4, 12))
+    whole = documents((4, 2), (4, 3), (4, 20), (4, 12), (4, 2), (4, 20))
     with pytest.raises(FineTuneError) as raised:
         truncate_pairs(whole, 12, "train.jsonl", RowsInMemory())
     what = "which with a prompt do not fit into 12; raise spec.context_length"
     assert raised.value.problems == (
         f"train.jsonl:2: chosen: its answer has 20 tokens, {what}",
         f"train.jsonl:2: rejected: its answer has 12 tokens, {what}",
+        f"train.jsonl:3: rejected: its answer has 20 tokens, {what}",
     )
 
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from numpy.typing import NDArray
+from peft import PeftModel
 from pydantic import JsonValue
-from tests.trainer.training.test_against_trl import logged, model_for_trl
+from safetensors.numpy import load_file
+from tests.trainer.training.test_against_trl import model_for_trl
 from tests.trainer.training_jobs import (
     FULL,
     LORA,
@@ -21,9 +25,8 @@ from tests.trainer.training_jobs import (
     train_here,
     train_in_processes,
 )
-from tests.trainer.trl_settings import of_any_trainer
-from transformers import AutoTokenizer
-from trl.trainer.dpo_config import DPOConfig
+from tests.trainer.trl_preference import METRICS, check_that_steps_are_those_of, dpo_settings, metric
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from finetune_api.failure import FineTuneError
@@ -34,7 +37,6 @@ from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.training.job import TrainingJob
 
 BETA = 0.5
-METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 PREFERENCES: Fields = {"task": "preference_tuning", "preference_tuning_config": {"beta": BETA}}
 WAYS: dict[str, Fields] = {
     "lora": LORA | {"learning_rate": 5e-3} | PREFERENCES,
@@ -109,23 +111,13 @@ def test_losses_rewards_and_gradient_norms_are_those_of_trls_dpo_trainer(
     train_here(job)
     trainer = TokensDPOTrainer(
         model=model_for_trl(job, tiny_model),
-        args=DPOConfig(beta=BETA, **of_any_trainer(job, tmp_path / "trl")),
+        args=dpo_settings(job, tmp_path / "trl"),
         train_dataset=pairs_for_trl(job),
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
     )
     trainer.train()
 
-    assert len(column(tmp_path / "ours", "loss")) == 12
-    for ours, theirs in (("loss", "loss"), ("gradNorm", "grad_norm")):
-        assert column(tmp_path / "ours", ours) == pytest.approx(logged(trainer, theirs), rel=1e-5, abs=1e-5)
-    for name in METRICS:
-        assert metric(tmp_path / "ours", name) == pytest.approx(logged(trainer, name), abs=1e-5)
-
-
-def metric(run: Path, name: str) -> list[float]:
-    """The values of a metric of steps, in order."""
-    of_steps = [line["metrics"] for line in lines_of(run) if "loss" in line]
-    return [float(str(each[name])) for each in of_steps if isinstance(each, dict)]
+    check_that_steps_are_those_of(trainer, tmp_path / "ours", steps=12)
 
 
 def test_before_training_a_pair_costs_the_logarithm_of_two(tiny_model: Path, tmp_path: Path) -> None:
@@ -201,6 +193,57 @@ def test_perplexity_is_nothing_that_pairs_have(tiny_model: Path, tmp_path: Path)
     assert evaluation.perplexity is None
     assert set(evaluation.metrics) == set(METRICS)
     assert records[-1].checkpoints[-1].eval_loss == evaluation.loss
+
+
+def test_how_far_the_reference_is_computed_is_told_before_the_first_step(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    job = alone(tiny_model, tmp_path, "lora", num_epochs=1, eval_batch_size_per_device=4, eval_first=True)
+    records = train_here(job)
+    said = [record.doing for record in records if record.progress is None]
+
+    assert said == [
+        *(
+            f"computing reference log-probabilities: {percent}%"
+            for percent in (0, 12, 25, 38, 50, 62, 75, 88, 100)
+        ),
+        "validating the model before training",
+    ]
+    assert {record.doing for record in records[len(said) :]} == {None}
+
+
+def test_a_run_that_begins_with_an_adapter_is_compared_with_the_model_that_has_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    tuned = train_here(job_of(tiny_model, tmp_path / "tuned", LORA | {"learning_rate": 5e-3}))
+    [adapter] = [checkpoint.path for checkpoint in tuned[-1].checkpoints if checkpoint.best]
+    begun_with: Fields = {"initial_adapter_model_ckpt_path": adapter, "eval_first": True, "num_epochs": 1}
+    run = tmp_path / "preferred"
+    train_here(alone(tiny_model, run, "lora", **begun_with))
+
+    assert lines_of(run)[0]["evalLoss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert column(run, "loss")[0] == pytest.approx(np.log(2), abs=1e-6)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert metric(run, name)[0] == pytest.approx(0, abs=1e-5)
+    kept = load_file(run / "epoch-0" / "state" / "reference.safetensors")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    of_base = log_probabilities(base, PAIRS.documents)
+    of_both = log_probabilities(PeftModel.from_pretrained(base, adapter), PAIRS.documents)
+    assert kept["train"] == pytest.approx(of_both, abs=1e-4)
+    assert kept["train"] != pytest.approx(of_base, abs=1e-1)
+
+
+@torch.inference_mode()
+def log_probabilities(model: PreTrainedModel | PeftModel, documents: TokenizedRows) -> NDArray[np.float32]:
+    """Of each document the sum over the tokens that count, by the model's own scores; shape (documents,)."""
+    model.eval()
+    sums = []
+    for ids, trained in (documents.row(index) for index in range(len(documents))):
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        each = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+        of_tokens = each.gather(1, tokens[1:, None])[:, 0]
+        sums.append(float(of_tokens[torch.from_numpy(trained[1:])].sum()))
+    return np.array(sums, dtype=np.float32)
 
 
 def test_rows_of_conversations_weigh_as_their_tokens_and_pairs_as_one() -> None:

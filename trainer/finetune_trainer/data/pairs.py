@@ -94,18 +94,21 @@ def _check(chosen: Sequence[Message], rejected: Sequence[Message], shared: int) 
     if chosen == rejected:
         raise RowError("chosen and rejected: are equal; a pair needs two answers, or is left out")
     problems = []
-    if "user" not in [message.role for message in chosen[:shared]]:
+    asked = "user" in [message.role for message in chosen[:shared]]
+    if not any(message.role == "user" for message in (*chosen, *rejected)):
+        problems.append("prompt: is missing; chosen and rejected are answers, and need a question")
+    elif not asked:
         problems.append("chosen and rejected: begin with different questions; a pair answers the same one")
     for key, conversation in zip(ANSWERS, (chosen, rejected), strict=True):
         answers = conversation[shared:]
         if not answers:
             problems.append(f"{key}: is how the other one begins; end both with an answer of their own")
-        elif answers[0].role != "assistant":
+        elif asked and answers[0].role != "assistant":
             problems.append(
                 f"{key}: differs from the other one in a {answers[0].role} message; all before the answers"
                 " must be the same"
             )
-        elif answers[-1].role != "assistant":
+        elif asked and answers[-1].role != "assistant":
             problems.append(f"{key}: ends with a {answers[-1].role} message; end it with an answer")
         if [message.role for message in conversation].count("system") > 1:
             problems.append(f"{key}: has more than one system message; at most one is possible")
@@ -175,15 +178,15 @@ def truncate_pairs(
     longest = documents.lengths.reshape(-1, 2).max(axis=1)
     over = np.repeat(np.maximum(longest - context_length, 0), 2)
     problems = []
-    for index in np.flatnonzero(over):
-        _, trained = documents.row(int(index))
-        prompt = int(np.argmax(trained))
-        if over[index] >= prompt:
-            answer = int(documents.lengths[index]) - prompt
-            problems.append(
-                f"{source}:{documents.lines[index]}: {ANSWERS[index % 2]}: its answer has {answer} tokens,"
-                f" which with a prompt do not fit into {context_length}; raise spec.context_length"
-            )
+    for pair in np.flatnonzero(longest > context_length):
+        both = (int(2 * pair), int(2 * pair) + 1)
+        prompt = min(int(np.argmax(documents.row(index)[1])) for index in both)
+        problems += [
+            f"{source}:{documents.lines[index]}: {ANSWERS[index % 2]}: its answer has {answer} tokens,"
+            f" which with a prompt do not fit into {context_length}; raise spec.context_length"
+            for index in both
+            if (answer := int(documents.lengths[index]) - prompt) >= context_length
+        ]
     if problems:
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)
     longer = int((longest > context_length).sum())

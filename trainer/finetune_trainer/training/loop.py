@@ -20,7 +20,7 @@ import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, checkpoint_name
-from finetune_api.status import Evaluation
+from finetune_api.status import Evaluation, ProgressRecord
 from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, frozen_weights
 from finetune_trainer.checkpoint.save import write_checkpoint, write_description
 from finetune_trainer.checkpoint.state import Collected
@@ -65,8 +65,12 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     loaded = loaded or load(job.start, worker.device)
     parallel = parallel_of(worker.rank, worker.num_devices, worker.device, job.start.sharding)
     forward, optimizer, position, reference = set_up(job, loaded, parallel)
-    if task_of(spec).compares:
-        reference = reference_of(forward, job.prepared) if reference is None else reference
+    if task_of(spec).compares and reference is None:
+        reference = reference_of(
+            forward,
+            job.prepared,
+            lambda part: _doing(job, worker, f"computing reference log-probabilities: {part:.0%}"),
+        )
     train_rows, validation_rows = compared(job.prepared, reference)
     model, dtype, inference = loaded.model, loaded.dtype, loaded.inference
     describe = partial(write_description, model=model, dtype=dtype, inference=inference)
@@ -79,6 +83,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     with _reporter(job, worker, parallel, step) as reporter:
         reporter.try_saving(describe)
         if step == 0 and spec.eval_first and validation_rows is not None:
+            _doing(job, worker, "validating the model before training")
             evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
             reporter.evaluated(step, evaluation, checkpoint=None)
         reporter.progress(step, evaluation)
@@ -123,6 +128,12 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
                 return Outcome.STOPPED
         reporter.finish(step, evaluation)
     return Outcome.FINISHED
+
+
+def _doing(job: TrainingJob, worker: Worker, what: str) -> None:
+    """Reports what is done before the first step, where there is no progress yet."""
+    if worker.rank == 0:
+        worker.report(ProgressRecord(plan=job.prepared.plan, doing=what))
 
 
 @contextmanager
