@@ -25,7 +25,9 @@ from make_stdlib_pairs import pairs_of
 MODEL = "smollm2-135m-instruct"
 TRAIN, TRAIN_LARGE, VALIDATION = "stdlib-train.jsonl", "stdlib-train-large.jsonl", "stdlib-validation.jsonl"
 PAIRS_TRAIN, PAIRS_VALIDATION = "stdlib-pairs-train.jsonl", "stdlib-pairs-validation.jsonl"
+TOPICS_TRAIN, TOPICS_VALIDATION = "stdlib-topics-train.jsonl", "stdlib-topics-validation.jsonl"
 VALIDATION_ROWS, TRAIN_ROWS = 32, 80
+TOPICS_VALIDATION_ROWS, TOPICS_TRAIN_ROWS = 120, 480
 STARTED = time.monotonic()
 
 
@@ -57,17 +59,19 @@ def make_data() -> Path:
 
     They are made anew each time, in under a second, since they follow the running Python's documentation.
     The first rows are for validation, the next ones for training; the large file holds those and all others.
-    Both small files are there as pairs of answers too.
+    Both small files are there as pairs of answers too, and rows with labels are besides.
     """
-    script = Path(__file__).with_name("make_stdlib_rows.py")
-    made = subprocess.run([sys.executable, "-I", "-S", script], stdout=subprocess.PIPE, text=True, check=True)
-    rows = made.stdout.splitlines(keepends=True)
+    rows, topics = _written_by("make_stdlib_rows.py"), _written_by("make_stdlib_topics.py")
     files = {
         VALIDATION: rows[:VALIDATION_ROWS],
         TRAIN: rows[VALIDATION_ROWS : VALIDATION_ROWS + TRAIN_ROWS],
         TRAIN_LARGE: rows[VALIDATION_ROWS:],
     }
     files |= {PAIRS_VALIDATION: pairs_of(files[VALIDATION]), PAIRS_TRAIN: pairs_of(files[TRAIN])}
+    files |= {
+        TOPICS_VALIDATION: topics[:TOPICS_VALIDATION_ROWS],
+        TOPICS_TRAIN: topics[TOPICS_VALIDATION_ROWS : TOPICS_VALIDATION_ROWS + TOPICS_TRAIN_ROWS],
+    }
     with _alone_in(inputs_directory()) as inputs:
         for name, lines in files.items():
             partial = inputs / f".{name}.partial"
@@ -75,6 +79,13 @@ def make_data() -> Path:
             partial.replace(inputs / name)
             _say(f"data: {inputs / name}, {len(lines)} rows")
         return inputs
+
+
+def _written_by(script: str) -> list[str]:
+    """The lines that a script of this folder writes, in a Python without other packages."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name(script))]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return made.stdout.splitlines(keepends=True)
 
 
 def link(inputs: Path, name: Path) -> None:

@@ -197,7 +197,8 @@ def test_a_field_cannot_change_after_creation(field: str) -> None:
 
 def of_presence() -> Schema:
     """The rule that no field is added or removed."""
-    [rule] = [each for each in SPEC[VALIDATIONS] if "messageExpression" in each]
+    rules: list[Schema] = [each for each in SPEC[VALIDATIONS] if "messageExpression" in each]
+    [rule] = rules
     return rule
 
 

@@ -7,12 +7,32 @@ import pytest
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.numbers import numbers
 from finetune_trainer.local import DEFAULT_STORAGE, local_run_directory
-from make_inputs import MODEL, PAIRS_TRAIN, PAIRS_VALIDATION, TRAIN, TRAIN_LARGE, VALIDATION
+from make_inputs import (
+    MODEL,
+    PAIRS_TRAIN,
+    PAIRS_VALIDATION,
+    TOPICS_TRAIN,
+    TOPICS_TRAIN_ROWS,
+    TOPICS_VALIDATION,
+    TRAIN,
+    TRAIN_LARGE,
+    VALIDATION,
+)
+from make_stdlib_topics import LABELS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MADE = {
     f"examples/inputs/{name}"
-    for name in (MODEL, TRAIN, TRAIN_LARGE, VALIDATION, PAIRS_TRAIN, PAIRS_VALIDATION)
+    for name in (
+        MODEL,
+        TRAIN,
+        TRAIN_LARGE,
+        VALIDATION,
+        PAIRS_TRAIN,
+        PAIRS_VALIDATION,
+        TOPICS_TRAIN,
+        TOPICS_VALIDATION,
+    )
 }
 
 
@@ -69,6 +89,18 @@ def test_the_example_of_preferences_is_two_epochs_of_twenty_steps_and_needs_no_h
     assert (run.steps_per_epoch, run.checkpoint_epochs) == (20, (0, 1))
 
 
+def test_the_example_of_a_classifier_is_an_epoch_of_sixty_steps_and_has_every_label() -> None:
+    classification = _read("classification.yaml")
+    spec = classification.spec
+    run = numbers(spec, rows=TOPICS_TRAIN_ROWS, longest_row=120, model_context_length=8192)
+
+    assert {spec.model_id, spec.train_path, spec.valid_path} < MADE
+    assert spec.classifier_config is not None
+    assert spec.classifier_config.label_tokens == list(LABELS)
+    assert classification.warnings == ()
+    assert (run.total_steps, run.checkpoint_epochs) == (60, (0,))
+
+
 def test_with_the_line_that_is_commented_out_it_begins_with_the_last_checkpoint_of_the_quickstart(
     tmp_path: Path,
 ) -> None:
@@ -101,6 +133,18 @@ def test_a_manifest_for_a_public_model_takes_data_that_is_made_here(name: str, i
         ("llama-3-8b-lora-4xA10.yaml", ["liger_kernel", "deepspeed"]),
         ("mistral-7b-prompt-format.yaml", ["deepspeed"]),
         ("gemma-2-27b-lora-8xH100.yaml", ["num_data_blocks_per_device", "deepspeed"]),
+        (
+            "llm-router-classifier.yaml",
+            ["output_dir", "deepspeed", "every parameter of the model is trained"],
+        ),
+        (
+            "preference-lora-dpo.yaml",
+            [
+                "num_data_blocks_per_device",
+                "dataset_size_scaling_factor",
+                "preference_tuning_config.logprob_processor_scaling_config",
+            ],
+        ),
         (
             "llama-3-70b-full-32xA10.yaml",
             [

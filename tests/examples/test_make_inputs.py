@@ -13,6 +13,8 @@ import make_inputs
 from make_inputs import (
     PAIRS_TRAIN,
     PAIRS_VALIDATION,
+    TOPICS_TRAIN,
+    TOPICS_VALIDATION,
     TRAIN,
     TRAIN_LARGE,
     VALIDATION,
@@ -21,6 +23,7 @@ from make_inputs import (
     make_data,
     make_model,
 )
+from make_stdlib_topics import LABELS
 
 EXAMPLES = Path(make_inputs.__file__).parent
 
@@ -48,13 +51,23 @@ def test_no_question_and_no_answer_is_in_both_splits(cache: Path) -> None:
     assert (len(validation), len(train)) == (32, 80)
 
 
+def test_no_sentence_is_in_both_splits_of_the_topics_and_every_topic_is_in_both(cache: Path) -> None:
+    make_data()
+    validation, train = (_rows(cache / name) for name in (TOPICS_VALIDATION, TOPICS_TRAIN))
+
+    assert {sentence for sentence, _ in validation}.isdisjoint(sentence for sentence, _ in train)
+    assert {label for _, label in validation} == {label for _, label in train} == set(LABELS)
+    assert (len(validation), len(train)) == (120, 480)
+
+
 def test_making_the_data_again_gives_the_same_bytes_and_leaves_nothing_beside_them(cache: Path) -> None:
     make_data()
     first = {file.name: file.read_bytes() for file in cache.iterdir()}
     make_data()
 
     assert {file.name: file.read_bytes() for file in cache.iterdir()} == first
-    assert first.keys() == {".lock", VALIDATION, TRAIN, TRAIN_LARGE, PAIRS_VALIDATION, PAIRS_TRAIN}
+    pairs_and_topics = {PAIRS_VALIDATION, PAIRS_TRAIN, TOPICS_VALIDATION, TOPICS_TRAIN}
+    assert first.keys() == {".lock", VALIDATION, TRAIN, TRAIN_LARGE} | pairs_and_topics
 
 
 def test_data_of_another_python_is_replaced(cache: Path) -> None:

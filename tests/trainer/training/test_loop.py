@@ -46,7 +46,6 @@ from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import IGNORED, TokenizedRows
 from finetune_trainer.model.load import load_model
 from finetune_trainer.storage.run_directory import RunDirectory
-from finetune_trainer.tasks.head import Scores
 from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
 from finetune_trainer.tasks.objective import Loss, Model, Objective
 from finetune_trainer.training import loop, setup
@@ -180,7 +179,7 @@ class CountingObjective(LanguageObjective):
         )
 
 
-def counting_objective(_task: LanguageTask, model: Model, _scores: Scores | None) -> Objective:
+def counting_objective(_task: LanguageTask, model: Model, *_: object) -> Objective:
     return CountingObjective(model)
 
 

@@ -1,6 +1,6 @@
 """Makes rows for a classifier: a sentence of the standard library's documentation, and what it is about.
 
-    python -I -S examples/make_labelled_rows.py > FILE
+    python -I -S examples/make_stdlib_topics.py > FILE
 
 The switches keep other packages out, since some of them replace functions of the standard library. The same
 version of Python gives the same bytes.
@@ -37,7 +37,7 @@ QUESTION = "Which part of the standard library is this about?"
 CHARACTERS = range(25, 241)
 
 
-def labelled_rows() -> list[dict[str, list[dict[str, str]]]]:
+def topic_rows() -> list[dict[str, list[dict[str, str]]]]:
     """Rows for the first paragraphs of the documented functions, classes and methods of `MODULES`, each once.
 
     The order is by a hash of the paragraph: the first rows are a fair sample, always the same one.
@@ -72,5 +72,5 @@ def _paragraphs(module: ModuleType) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for row in labelled_rows():
+    for row in topic_rows():
         print(json.dumps(row))
