@@ -1,10 +1,16 @@
-"""Jobs beside and after each other, to the end of what is left of them, while the operator comes and goes."""
+"""Jobs beside and after each other, to the end of what is left of them, while the operator comes and goes.
+
+Each is of another task.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 from tests.e2e.jobs import (
     job,
     wait_for_checkpoint,
@@ -17,13 +23,51 @@ from tests.e2e.sightings import Sightings
 
 from devcluster.failure import ClusterError
 from devcluster.installation import Installation
-from devcluster.jobs import get, phase
+from devcluster.jobs import CLAIM, get, phase
 from devcluster.kubectl import Kubectl
 from devcluster.objects import at
 from devcluster.volumes import Volume
 from devcluster.waiting import wait_for
+from make_stdlib_topics import LABELS, topic_rows
 
 LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
+REWARDS = ("chosen", "rejected", "margins", "accuracies")
+PAIRS, TOPICS = "data/pairs.jsonl", "data/topics.jsonl"
+PREFERENCES: dict[str, JsonValue] = {
+    "train_path": f"pvc://{CLAIM}/{PAIRS}",
+    "valid_path": f"pvc://{CLAIM}/{PAIRS}",
+    "preference_tuning_config": {"beta": 0.1},
+    "context_length": 256,
+}
+CLASSES: dict[str, JsonValue] = {
+    "train_path": f"pvc://{CLAIM}/{TOPICS}",
+    "valid_path": f"pvc://{CLAIM}/{TOPICS}",
+    "classifier_config": {"label_tokens": [*LABELS]},
+}
+
+
+def put_rows(volume: Volume, pairs: Path, directory: Path) -> None:
+    """Copies pairs of answers and rows with labels to the volume."""
+    volume.put(pairs, PAIRS)
+    topics = directory / "topics.jsonl"
+    topics.write_text("".join(f"{json.dumps(row)}\n" for row in topic_rows()[:24]), encoding="utf-8")
+    volume.put(topics, TOPICS)
+
+
+def check_metrics(kubectl: Kubectl, namespace: str, ended: dict[str, JsonValue], *names: str) -> None:
+    """The status has the metrics of the job's task, and `kubectl get` shows its losses in columns."""
+    evaluation = at(ended, "status", "evaluation")
+    assert isinstance(evaluation, dict)
+    metrics, loss = evaluation["metrics"], evaluation["loss"]
+    assert isinstance(metrics, dict)
+    assert isinstance(loss, float)
+    assert metrics.keys() == set(names)
+    assert "perplexity" not in evaluation
+    name = str(at(ended, "metadata", "name"))
+    heading, row = kubectl("get", "finetunejob", name, "--namespace", namespace).splitlines()
+    columns = dict(zip(heading.split(), row.split(), strict=True))
+    assert columns["PHASE"] == "Succeeded"
+    assert float(columns["EVAL-LOSS"]) == pytest.approx(loss)
 
 
 def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_every_phase(
@@ -32,15 +76,18 @@ def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_ev
     namespace: str,
     tiny_inputs: Volume,
     sightings: Sightings,
+    stdlib_pairs: Path,
+    tmp_path: Path,
 ) -> None:
     """Each trains into a directory of its own, and a third of one's name resumes neither.
 
     That one is prepared before a cluster is asked for.
     """
+    put_rows(tiny_inputs, stdlib_pairs, tmp_path)
     assert len(LONG_NAME) == 63
     both = ("twin", LONG_NAME)
     kubectl.apply(job("twin", namespace, **long_job(MINUTE)))
-    kubectl.apply(job(LONG_NAME, namespace))
+    kubectl.apply(job(LONG_NAME, namespace, **PREFERENCES))
     wait_for("the RayJobs", lambda: all(ray_jobs(sightings, name) for name in both), seconds=10)
     operator.restart()
     wait_for_phase(kubectl, namespace, "twin", "Starting", seconds=30)
@@ -64,6 +111,7 @@ def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_ev
     operator.restart()
     other = wait_for_phase(kubectl, namespace, LONG_NAME, "Succeeded", seconds=120)
     check_the_end(tiny_inputs, first, MINUTE)
+    check_metrics(kubectl, namespace, other, *(f"rewards/{each}" for each in REWARDS))
     assert [len(ray_jobs(sightings, name)) for name in both] == [1, 1]
     assert at(get(kubectl, namespace, "twin"), "status") == at(first, "status")
 
@@ -78,8 +126,9 @@ def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_ev
 
     kubectl("delete", "finetunejob", "--all", "--namespace", namespace, "--timeout=60s", seconds=70)
     wait_for_nothing(kubectl, namespace, seconds=60)
-    kubectl.apply(job("twin", namespace, run_policy={"prepare_first": True}))
+    kubectl.apply(job("twin", namespace, run_policy={"prepare_first": True}, **CLASSES))
     second = wait_for_phase(kubectl, namespace, "twin", "Succeeded", seconds=300)
+    check_metrics(kubectl, namespace, second, "accuracy", "f1", "prauc")
     again = str(at(second, "status", "runDirectory")).removeprefix("pvc://finetune/")
     assert again not in directories
     assert tiny_inputs.text(f"{again}/metrics.jsonl").splitlines()[0].startswith('{"step":1,')
