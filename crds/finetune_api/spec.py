@@ -103,7 +103,7 @@ class TorchCompile(SpecModel):
     dynamic: Flag | None = None
     """Compile for changing lengths; by default PyTorch finds out by itself."""
     fullgraph: Flag = False
-    """Fail when the model cannot be compiled as a whole."""
+    """Fail when a layer cannot be compiled as a whole."""
 
 
 class Classifier(SpecModel):
@@ -265,7 +265,7 @@ class FineTuneJobSpec(SpecModel):
     flash_attention_2: Flag | None = None
     """Use the flash-attn package on GPUs; by default PyTorch's own attention is used."""
     torch_compile: TorchCompile | None = None
-    """Compile the model."""
+    """Compile the model's layers, each by itself."""
     deepspeed: DeepSpeed | None = None
     """LLMForge's choice of parallelism; where spec has parallelism or cpu_offload, these win."""
     liger_kernel: LigerKernel | None = None

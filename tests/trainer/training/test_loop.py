@@ -45,6 +45,7 @@ from finetune_trainer.data.batches import row_order
 from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import IGNORED, TokenizedRows
 from finetune_trainer.model.load import load_model
+from finetune_trainer.parallel.one_device import OneDevice
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
 from finetune_trainer.tasks.objective import Loss, Model, Objective
@@ -547,6 +548,18 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_before_its_checkpoint
     assert raised.value.failure_class is FailureClass.DIVERGED
     assert saved_in(job.start.run_directory) == set()
     assert column(job.start.run_directory, "evalLoss") == []
+
+
+def test_each_layer_is_compiled_by_itself(tiny_model: Path, tmp_path: Path) -> None:
+    job = job_of(tiny_model, tmp_path, LORA, torch_compile={"enabled": True})
+    cpu = torch.device("cpu")
+    loaded = setup.load(job.start, cpu)
+    setup.set_up(job, loaded, OneDevice(cpu))
+
+    compiled = [
+        type(module).__name__ for module in loaded.model.modules() if module._compiled_call_impl is not None
+    ]
+    assert compiled == ["LlamaDecoderLayer", "LlamaDecoderLayer"]
 
 
 def test_a_compiled_model_sees_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:

@@ -33,11 +33,6 @@ class LanguageObjective(Objective):
         self._scores = scores
         self._at_once = positions_at_once(base_of(model).config.get_text_config().vocab_size)
 
-    @property
-    def computed(self) -> torch.nn.Module:
-        """See `Objective`."""
-        return self.model if self._scores is None else _decoder(self.model)
-
     def forward(self, batch: Batch) -> Loss:
         """Sums the cross-entropy up, in fp32 whatever precision the model computes in."""
         labels = batch.labels.flatten()[batch.counted]
@@ -52,7 +47,8 @@ class LanguageObjective(Objective):
         Where the forward pass makes the scores, it is the scores, and a head that leaves them as they are.
         """
         # Outside training, models turn their cache on by themselves.
-        out = self.computed(**batch.inputs, use_cache=False)
+        computed = self.model if self._scores is None else _decoder(self.model)
+        out = computed(**batch.inputs, use_cache=False)
         if self._scores is None:
             return out.logits.flatten(0, 1)[batch.counted], torch.nn.Identity(), Scores()
         return out.last_hidden_state.flatten(0, 1)[batch.counted], _head(self.model), self._scores

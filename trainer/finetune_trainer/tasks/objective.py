@@ -66,11 +66,6 @@ class Objective(torch.nn.Module, ABC):
         super().__init__()
         self.model = model
 
-    @property
-    def computed(self) -> torch.nn.Module:
-        """The part of the model whose forward pass the objective calls."""
-        return self.model
-
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:
         """Computes the loss of a batch, which is on the model's device."""
