@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_api.spec import ClassificationMetric, Classifier, FineTuneJobSpec
-from finetune_trainer.data.chat import ChatFormat, chat_format
+from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LabelEncoder, LineEncoder
 from finetune_trainer.data.label_tokens import label_tokens
 from finetune_trainer.data.labels import labels_of, remarks_on_labels, truncate_before
 from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores
-from finetune_trainer.tasks.language import LanguageObjective
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
 from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective
 
 ACCURACY = "accuracy"
@@ -54,16 +54,13 @@ class ClassificationObjective(LanguageObjective):
         return Loss(total, documents=probabilities)
 
 
-class ClassificationTask:
+class ClassificationTask(LanguageTask):
     """Classification as a `finetune_trainer.tasks.task.Task`."""
 
-    model_class = AutoModelForCausalLM
-    documents = 1
-    compares = False
     has_perplexity = False
 
     def __init__(self, spec: FineTuneJobSpec) -> None:
-        self._spec = spec
+        super().__init__(spec, "instruction_tuning")
 
     @property
     def _classifier(self) -> Classifier:
@@ -78,9 +75,7 @@ class ClassificationTask:
 
         Raises FineTuneError (InvalidSpec) when neither the tokenizer nor the spec can write them.
         """
-        spec = self._spec
-        chat = chat_format(tokenizer, spec.generation_config, "instruction_tuning", spec.model_id)
-        return chat.answered_with(list(self._labels(tokenizer).values()))
+        return super().chat(tokenizer).answered_with(list(self._labels(tokenizer).values()))
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""

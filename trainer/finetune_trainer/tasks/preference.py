@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.data.chat import ChatFormat, chat_format
+from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LineEncoder, PairEncoder
 from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.pairs import truncate_pairs
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores, cross_entropy, log_probabilities
-from finetune_trainer.tasks.language import LanguageObjective
-from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
+from finetune_trainer.tasks.objective import Loss, Model, Objective
 
 
 class PreferenceObjective(LanguageObjective):
@@ -63,24 +63,15 @@ class PreferenceObjective(LanguageObjective):
         return Loss(total + (gradient - gradient.detach()), metrics)
 
 
-class PreferenceTask:
+class PreferenceTask(LanguageTask):
     """Preference tuning as a `finetune_trainer.tasks.task.Task`."""
 
-    model_class = AutoModelForCausalLM
     documents = 2
     compares = True
     has_perplexity = False
 
     def __init__(self, spec: FineTuneJobSpec) -> None:
-        self._spec = spec
-
-    def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """How conversations are written.
-
-        Raises FineTuneError (InvalidSpec) when neither the tokenizer nor the spec can write them.
-        """
-        spec = self._spec
-        return chat_format(tokenizer, spec.generation_config, "instruction_tuning", spec.model_id)
+        super().__init__(spec, "instruction_tuning")
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
@@ -92,10 +83,6 @@ class PreferenceTask:
         """See `finetune_trainer.tasks.task.Task`: pairs of documents."""
         return truncate_pairs(documents, context_length, source, writer)
 
-    def remarks(self, train: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:  # noqa: ARG002
-        """See `finetune_trainer.tasks.task.Task`."""
-        return []
-
     def objective(
         self,
         model: Model,
@@ -104,7 +91,3 @@ class PreferenceTask:
     ) -> Objective:
         """The model with the loss of pairs."""
         return PreferenceObjective(model, scores, self._spec.preferences.beta)
-
-    def judge(self, tokenizer: PreTrainedTokenizerBase) -> Judge | None:  # noqa: ARG002
-        """See `finetune_trainer.tasks.task.Task`."""
-        return None
