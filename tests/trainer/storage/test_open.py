@@ -17,7 +17,7 @@ import pytest
 import torch
 from pyarrow import fs
 from safetensors.torch import save_file
-from tests.trainer.conftest import deny
+from tests.trainer.conftest import allow, deny
 
 from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
@@ -409,6 +409,21 @@ def test_appending_goes_on_while_an_object_store_fails(
     assert storage.read_text("metrics.jsonl") == "1\n2\n"
     with pytest.raises(FineTuneError, match=r"runs/metrics\.jsonl.*ACCESS_DENIED"):
         storage.flush()
+
+
+def test_what_is_appended_first_while_an_object_store_fails_is_stored_later(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_storage(f"s3://{s3_bucket}/runs").write_text("metrics.jsonl", "1\n")
+    storage = open_storage(f"s3://{s3_bucket}/runs")
+    monkeypatch.setattr(objects, "FLUSH_SECONDS", 0)
+    deny(s3_bucket)
+    storage.append_text("metrics.jsonl", "2\n")
+    allow(s3_bucket)
+
+    storage.append_text("metrics.jsonl", "3\n")
+
+    assert open_storage(f"s3://{s3_bucket}/runs").read_text("metrics.jsonl") == "1\n2\n3\n"
 
 
 # Every storage

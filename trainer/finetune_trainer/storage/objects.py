@@ -80,6 +80,7 @@ class ObjectStorage:
         self._filesystem = filesystem
         self._root = root
         self._appended: dict[str, list[str]] = {}
+        self._before: dict[str, str] = {}
         self._waiting: set[str] = set()
         self._trouble: str | None = None
         self._flushed_at = time.monotonic()
@@ -109,18 +110,13 @@ class ObjectStorage:
 
     def read_text(self, name: str) -> str | None:
         """A file's text, or None; from memory if it was appended to."""
-        if name in self._appended:
-            return "".join(self._appended[name])
-        with explained(child(self._path, name)):
-            try:
-                with self._filesystem.open_input_file(self._key(name)) as stream:
-                    return stream.read().decode("utf-8", errors="replace")
-            except FileNotFoundError:
-                return None
+        with self._flushing:
+            return self._whole(name) if name in self._appended else self._get(name)
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces the object."""
         self._appended.pop(name, None)
+        self._before.pop(name, None)
         self._waiting.discard(name)
         self._put(name, text)
 
@@ -130,9 +126,7 @@ class ObjectStorage:
         A failure is logged, and the text is uploaded a minute later.
         """
         with self._flushing:
-            if name not in self._appended:
-                self._appended[name] = [self.read_text(name) or ""]
-            self._appended[name].append(text)
+            self._appended.setdefault(name, []).append(text)
             self._waiting.add(name)
             if time.monotonic() - self._flushed_at < FLUSH_SECONDS:
                 return
@@ -147,7 +141,7 @@ class ObjectStorage:
             self._flushed_at = time.monotonic()
             for name in sorted(self._waiting):
                 try:
-                    self._put(name, "".join(self._appended[name]))
+                    self._put(name, self._whole(name))
                 except FineTuneError as error:
                     self._trouble = f"at {datetime.now(UTC):%H:%M} UTC: {error}"
                     raise
@@ -255,6 +249,20 @@ class ObjectStorage:
 
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _whole(self, name: str) -> str:
+        """A file that was appended to. What it held before is read once, with the first upload."""
+        if name not in self._before:
+            self._before[name] = self._get(name) or ""
+        return self._before[name] + "".join(self._appended[name])
+
+    def _get(self, name: str) -> str | None:
+        with explained(child(self._path, name)):
+            try:
+                with self._filesystem.open_input_file(self._key(name)) as stream:
+                    return stream.read().decode("utf-8", errors="replace")
+            except FileNotFoundError:
+                return None
 
     def _put(self, name: str, text: str) -> None:
         with (
