@@ -24,6 +24,7 @@ def run() -> None:
     import finetune_operator.main  # noqa: F401 - registers the handlers
     from finetune_api.failure import FineTuneError
     from finetune_operator.cluster.kubernetes_api import COMPONENT
+    from finetune_operator.cluster.memories import NoMemories
     from finetune_operator.cluster.namespaces import Insights
     from finetune_operator.settings.configuration import load_configuration
     from finetune_operator.state import OperatorState
@@ -43,6 +44,7 @@ def run() -> None:
             kopf.operator(
                 registry=kopf.get_default_registry(),
                 memo=kopf.Memo(state=state),
+                memories=NoMemories(),
                 ready_flag=ready,
                 standalone=True,
                 # kopf would ask for the user's name, and in a container the user has none.

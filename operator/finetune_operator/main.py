@@ -139,11 +139,12 @@ async def _take_up(state: OperatorState, namespace: str) -> None:
 
     kopf begins every watch with a list of its own, of which nothing is news then.
     """
-    await state.comparison.fill(namespace)
-    for job in [each for each in state.caches.jobs() if namespace in (each.metadata.namespace, "")]:
-        if is_done_with(job, state.caches.children(RayJob, job.metadata.uid)):
-            state.caches.keep_only_its_end(job)
-        else:
+    caches = state.caches
+    await state.comparison.fill(
+        namespace, lambda job: is_done_with(job, caches.children(RayJob, job.metadata.uid))
+    )
+    for job in caches.jobs():
+        if namespace in (job.metadata.namespace, ""):
             state.queue.wake(_key(job))
 
 

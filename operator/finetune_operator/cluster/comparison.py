@@ -11,10 +11,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from finetune_api.manifest import KIND
 from finetune_operator.cluster.caches import WatchCaches, version_number
 from finetune_operator.cluster.freshness import Freshness
 from finetune_operator.cluster.kubernetes_api import WATCHED, ApiRefusedError, KubernetesApi
+from finetune_operator.observed import Job
 
+FILLED = ("RayCluster", "RayJob", KIND, "Pod", "ConfigMap")
+"""In which order what is watched is read. Whether a job is done with depends on its RayJobs."""
 PAUSE_SECONDS = 1.0
 """After each page, so that many objects are no burst of work."""
 
@@ -42,15 +46,21 @@ class Comparison:
         self._namespaces = namespaces
         self._gone = gone
 
-    async def fill(self, namespace: str) -> None:
+    async def fill(self, namespace: str, is_done_with: Callable[[Job], bool]) -> None:
         """Reads all that there is, before the watches of a namespace begin.
 
-        FineTuneJobs come last: whoever knows a job knows what belongs to it.
+        Of a job that `is_done_with` nothing but its end is kept, from the page on that it stands on: all of
+        many that have ended would take much memory together. Pods and records of those are read after them,
+        and dropped at once.
         """
-        for kind in reversed(WATCHED):
+        for kind in FILLED:
             async for page in self._api.pages(kind, namespace):
                 for each in page.objects:
                     self._caches.put(kind, each)
+                    if kind == KIND:
+                        job = self._caches.job(cast("dict[str, str]", each["metadata"])["uid"])
+                        if job is not None and is_done_with(job):
+                            self._caches.keep_only_its_end(job)
 
     async def keep_up(self, seconds: float) -> None:
         """Compares everything once in so many seconds, or more slowly when that takes longer."""

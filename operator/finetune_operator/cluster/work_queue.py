@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
+from finetune_operator.cluster.turns import Turns, Waiter
+
 Key = TypeVar("Key", bound=Hashable)
 
 FIRST_RETRY = timedelta(milliseconds=200)
@@ -20,12 +22,8 @@ BETWEEN_RECONCILES = timedelta(milliseconds=200)
 API server busy."""
 
 
-PATIENCE_SECONDS = 10.0
-"""How long a key that can wait may be passed over by others; then it takes turns with them."""
-
-
 @dataclass(eq=False)
-class _Entry:
+class _Entry(Waiter):
     task: asyncio.Task[None] | None = None
     woken: bool = False
     """Whether something happened while it was being reconciled."""
@@ -35,62 +33,6 @@ class _Entry:
     failures: int = 0
     not_before: float = 0.0
     """The time of the event loop from which on it may be reconciled again."""
-
-
-class _Turns:
-    """Lets so many entries go on at the same time; of those that wait, the ones that cannot wait first."""
-
-    def __init__(self, slots: int) -> None:
-        self._free = slots
-        self._urgent: dict[_Entry, asyncio.Future[None]] = {}
-        self._others: dict[_Entry, tuple[asyncio.Future[None], float]] = {}
-        self._other_is_next = False
-
-    async def take(self, entry: _Entry) -> None:
-        """Waits for the entry's turn, which `give_back` ends."""
-        if self._free:
-            self._free -= 1
-            return
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        if entry.can_wait:
-            self._others[entry] = (turn, loop.time())
-        else:
-            self._urgent[entry] = turn
-        try:
-            await turn
-        except asyncio.CancelledError:
-            self._urgent.pop(entry, None)
-            self._others.pop(entry, None)
-            if turn.done() and not turn.cancelled():
-                self.give_back()
-            raise
-
-    def give_back(self) -> None:
-        """Ends a turn: the next one begins."""
-        turn = self._next()
-        while turn is not None and turn.done():  # it was cancelled
-            turn = self._next()
-        if turn is None:
-            self._free += 1
-        else:
-            turn.set_result(None)
-
-    def hurry(self, entry: _Entry) -> None:
-        """Puts an entry that waits among those that cannot wait."""
-        if entry in self._others:
-            self._urgent[entry] = self._others.pop(entry)[0]
-
-    def _next(self) -> asyncio.Future[None] | None:
-        other = next(iter(self._others), None)
-        overdue = other is not None and (
-            asyncio.get_running_loop().time() - self._others[other][1] > PATIENCE_SECONDS
-        )
-        if self._urgent and not (overdue and self._other_is_next):
-            self._other_is_next = True
-            return self._urgent.pop(next(iter(self._urgent)))
-        self._other_is_next = False
-        return self._others.pop(other)[0] if other is not None else None
 
 
 class WorkQueue(Generic[Key]):
@@ -109,7 +51,7 @@ class WorkQueue(Generic[Key]):
         on_error: Callable[[Key, Exception], None],
     ) -> None:
         self._reconcile = reconcile
-        self._turns = _Turns(workers)
+        self._turns = Turns(workers)
         self._on_error = on_error
         self._entries: dict[Key, _Entry] = {}
         self._closed = False
@@ -167,7 +109,7 @@ class WorkQueue(Generic[Key]):
                 entry.not_before = loop.time() + BETWEEN_RECONCILES.total_seconds()
                 delay = await self._reconcile_once(key, entry)
             finally:
-                self._turns.give_back()
+                self._turns.give_back(entry)
             again = entry.woken and entry.failures == 0
         entry.task = None
         if delay is not None:

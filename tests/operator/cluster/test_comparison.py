@@ -55,7 +55,7 @@ def test_all_that_there_is_at_the_start_is_known(
 ) -> None:
     job = inside.create_job()
     make(inside, "a", "b", "c")
-    runner.run(compared.comparison.fill(inside.name))
+    runner.run(compared.comparison.fill(inside.name, lambda _: False))
 
     known = compared.caches.job(job["metadata"]["uid"])
     assert known is not None
@@ -64,12 +64,30 @@ def test_all_that_there_is_at_the_start_is_known(
         assert len(compared.caches.children(ConfigMap, f"job-{name}")) == 1
 
 
+def test_of_a_job_that_is_done_with_nothing_but_its_end_is_kept_from_the_start(
+    compared: Compared, inside: Namespace, runner: asyncio.Runner
+) -> None:
+    done, goes_on = inside.create_job(name="done"), inside.create_job(name="goes-on")
+    inside.patch_status(KIND, "done", phase="Succeeded")
+    for each in (done, goes_on):
+        uid = each["metadata"]["uid"]
+        name = f"of-{each['metadata']['name']}"
+        inside.create("ConfigMap", name, metadata={"name": name, "labels": {JOB_UID: uid}})
+
+    runner.run(compared.comparison.fill(inside.name, lambda job: job.metadata.name == "done"))
+
+    assert [job.metadata.name for job in compared.caches.jobs()] == ["goes-on"]
+    assert [job.name for job in compared.caches.ended()] == ["done"]
+    assert compared.caches.children(ConfigMap, done["metadata"]["uid"]) == []
+    assert len(compared.caches.children(ConfigMap, goes_on["metadata"]["uid"])) == 1
+
+
 def test_what_is_gone_without_a_word_is_found_and_its_job_is_told(
     compared: Compared, inside: Namespace, runner: asyncio.Runner
 ) -> None:
     job = inside.create_job()
     make(inside, "a", "b", "c")
-    runner.run(compared.comparison.fill(inside.name))
+    runner.run(compared.comparison.fill(inside.name, lambda _: False))
     inside.delete("ConfigMap", "b")
     inside.delete(KIND, "job")
 
@@ -86,7 +104,7 @@ def test_what_comes_while_it_is_compared_is_not_taken_for_gone(
     compared: Compared, inside: Namespace, runner: asyncio.Runner
 ) -> None:
     make(inside, "a", "b", "c")
-    runner.run(compared.comparison.fill(inside.name))
+    runner.run(compared.comparison.fill(inside.name, lambda _: False))
 
     async def compare() -> None:
         comparing = asyncio.create_task(compared.comparison.compare("ConfigMap", inside.name, pause=0.2))
@@ -105,7 +123,7 @@ def test_a_watch_that_owes_what_is_listed_is_noticed(
     compared: Compared, inside: Namespace, runner: asyncio.Runner
 ) -> None:
     [uid] = make(inside, "a")
-    runner.run(compared.comparison.fill(inside.name))
+    runner.run(compared.comparison.fill(inside.name, lambda _: False))
     compared.freshness.watched(uid, inside.get("ConfigMap", "a")["metadata"]["resourceVersion"])
     runner.run(compared.comparison.compare("ConfigMap", inside.name))
     compared.now += STALE_SECONDS + 1

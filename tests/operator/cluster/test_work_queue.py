@@ -10,7 +10,7 @@ from functools import wraps
 
 import pytest
 
-from finetune_operator.cluster import work_queue
+from finetune_operator.cluster import turns, work_queue
 from finetune_operator.cluster.work_queue import WorkQueue
 
 SECONDS = 5
@@ -441,7 +441,7 @@ async def test_what_can_wait_goes_first_as_well_once_something_happens_that_cann
 @in_a_loop
 async def test_what_has_waited_for_too_long_takes_turns_with_what_cannot_wait() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work_queue, "PATIENCE_SECONDS", 0.0)
+        patch.setattr(turns, "PATIENCE_SECONDS", 0.0)
         busy = Busy()
         await busy.begin()
         for key in ("numbers 1", "numbers 2"):
