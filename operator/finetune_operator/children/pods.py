@@ -47,6 +47,9 @@ RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray is nice by 15, which starves training where anything else runs.
     "RAY_worker_niceness": "0",
+    # Ray Train's training is in a thread. There glibc gives large tensors back to the system and takes them
+    # anew, step by step, unless all threads share one arena.
+    "MALLOC_ARENA_MAX": "1",
 }
 """Settings that Ray's own processes read when they start."""
 

@@ -18,6 +18,9 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray is nice by 15, which starves training on a machine that does anything else.
     "RAY_worker_niceness": "0",
+    # Ray Train's training is in a thread. There glibc gives large tensors back to the system and takes them
+    # anew, step by step, unless all threads share one arena.
+    "MALLOC_ARENA_MAX": "1",
 }
 """For Ray, on one machine and on a cluster."""
 

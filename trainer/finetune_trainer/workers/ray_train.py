@@ -29,7 +29,7 @@ from finetune_trainer.workers.ray_failures import failure_of_run, lost_worker
 from finetune_trainer.workers.ray_worker import WorkerConfig, train_worker
 from finetune_trainer.workers.workers import Ended
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 SECONDS_TO_SAVE = 120
 """For a snapshot, on the nodes that stay, after another is gone."""
 

@@ -23,11 +23,12 @@ from pathlib import Path
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Environment variables by which a person decides; then nothing is changed here."""
 SECONDS_BETWEEN_LOOKS = 0.5
-QUEUED, ALONE = 0.1, 0.05
+QUEUED, ALONE = 0.2, 0.12
 """Above and below which share of its time that it waits for a processor a process shares them, or is alone.
 
-Training on all of 2 processors waits 2 to 3 percent of its time on a free machine, spinning or not, and 45 to
-75 percent beside one process that keeps one of them busy.
+Training on all of 2 processors waits 2 to 3 percent of its time on a free machine, spinning or not, 8 to 10
+percent beside Ray's own processes, which take a tenth of one of them, and 45 to 75 percent beside one process
+that keeps one busy.
 """
 LEAST_RUNNING = 0.02
 """Of a processor's time; with less, too little was seen to tell."""
