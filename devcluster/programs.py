@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,8 @@ PAUSE = Build("./pause", ("pause",))
 KUBERAY = Build("github.com/ray-project/kuberay/ray-operator", ("ray-operator",))
 HELM = Build("helm.sh/helm/v3/cmd/helm", ("helm",))
 GITOPS_HEALTH = Build("./gitops-health", ("gitops-health",))
+KSERVE = ("github.com/kserve/kserve", "v0.16.0", "h1:kDkcAU5VMiZf4zhdDXH+UdAIgzXhs10GMv0d9r4qvTs=")
+"""A Go module of which the CustomResourceDefinitions are taken, its version and digest."""
 OF_A_NODE = (CONTROL_PLANE, NODE, PAUSE, KUBERAY, HELM)
 """What a cluster on this machine needs."""
 BUILDS = (*OF_A_NODE, GITOPS_HEALTH)
@@ -81,6 +84,32 @@ def kuberay_manifests(say: Say) -> Path:
             )
             partial.replace(manifests)
         return manifests
+
+
+def kserve_definitions(say: Say) -> Path:
+    """The directory of KServe's CustomResourceDefinitions, a file for each."""
+    module, version, digest = KSERVE
+    with alone_in(cache_directory() / "kserve" / version) as directory:
+        definitions = directory / "crd"
+        if not definitions.is_dir():
+            say(f"fetching {module} {version} (35 MB)")
+            # Outside of any module: what is wanted are files, and none of KServe's own requirements.
+            fetched = json.loads(
+                _run(
+                    [go_toolchain(say), "mod", "download", "-json", f"{module}@{version}"],
+                    {**go_environment(), "GOFLAGS": "-mod=mod"},
+                    directory=directory,
+                )
+            )
+            if fetched["Sum"] != digest:
+                raise ClusterError(
+                    f"{module} {version} has the digest {fetched['Sum']}, and should have {digest}"
+                )
+            partial = directory / ".crd.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(Path(fetched["Dir"]) / "config/crd/full", partial, copy_function=shutil.copyfile)
+            partial.replace(definitions)
+        return definitions
 
 
 def _module_directory(module: str, say: Say) -> Path:
@@ -245,11 +274,16 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def _run(command: Sequence[Path | str], environment: Mapping[str, str], seconds: float = 600) -> str:
+def _run(
+    command: Sequence[Path | str],
+    environment: Mapping[str, str],
+    seconds: float = 600,
+    directory: Path = SOURCES,
+) -> str:
     try:
         ended = subprocess.run(
             command,
-            cwd=SOURCES,
+            cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

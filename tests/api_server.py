@@ -20,7 +20,7 @@ import pytest
 from devcluster.control_plane import PROGRAMS, ControlPlane, free_address
 from devcluster.failure import ClusterError
 from devcluster.processes import Processes
-from devcluster.programs import Say, find, kuberay_manifests
+from devcluster.programs import Say, find, kserve_definitions, kuberay_manifests
 
 SERVERS = ("api_server", "without_kuberay")
 """The fixtures that start a Kubernetes API."""
@@ -55,6 +55,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             find(program, say)
         if "kuberay_definitions" in asked:
             kuberay_manifests(say)
+        if "kserve_inference_service" in asked:
+            kserve_definitions(say)
 
 
 def fixtures_of(items: list[pytest.Item]) -> set[str]:
@@ -94,6 +96,12 @@ def gitops_health_program() -> Path:
 def kuberay_definitions() -> Path:
     """The directory of KubeRay's CustomResourceDefinitions, a file for each."""
     return kuberay_manifests(print) / "crd/bases"
+
+
+@pytest.fixture(scope="session")
+def kserve_inference_service() -> Path:
+    """The file of the CustomResourceDefinition of KServe's InferenceService."""
+    return kserve_definitions(print) / "serving.kserve.io_inferenceservices.yaml"
 
 
 @contextmanager

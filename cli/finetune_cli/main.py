@@ -25,6 +25,14 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class Server(StrEnum):
+    """What serves a model."""
+
+    VLLM = "vllm"
+    KSERVE = "kserve"
+    RAYSERVICE = "rayservice"
+
+
 PICTURES = (".png", ".svg", ".pdf")
 
 commands = typer.Typer(
@@ -192,3 +200,79 @@ def merge(
     from finetune_cli.merge import merge_checkpoint
 
     merge_checkpoint(checkpoint, out)
+
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's directory, or that of a checkpoint or merged model, here or in s3://… or gs://….",
+    ),
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="NAME", help="Another checkpoint than the best, such as epoch-3."),
+]
+
+
+@commands.command()
+def push(
+    run_directory: Run,
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="What it is called on the hub.")],
+    checkpoint: CheckpointOption = None,
+    merged: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter into its base, and upload the whole model.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="For all to see; a new repository is private otherwise.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="A branch, made if it is not there, instead of main.")
+    ] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="The message of the commit.")] = None,
+) -> None:
+    """Upload the best checkpoint of a run to a hub.
+
+    The hub is that of HF_ENDPOINT; HF_TOKEN or `hf auth login` lets you write.
+    """
+    from finetune_cli.push import push_checkpoint
+
+    push_checkpoint(
+        run_directory,
+        name,
+        checkpoint=checkpoint,
+        merged=merged,
+        public=public,
+        revision=revision,
+        message=message,
+    )
+
+
+@commands.command()
+def serve(
+    run_directory: Run,
+    kind: Annotated[
+        Server,
+        typer.Option("--as", help="A command of vLLM, a KServe InferenceService, or a KubeRay RayService."),
+    ],
+    checkpoint: CheckpointOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What requests call the model, instead of the job's name."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Where the server finds the checkpoint, if somewhere else: pvc://CLAIM/path, s3://…,"
+            " gs://… or hf://OWNER/NAME.",
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="With rayservice: the image of its pods.")
+    ] = None,
+) -> None:
+    """Write the command or the manifest that serves a checkpoint; nothing is run."""
+    from finetune_cli.serve import write_server
+
+    write_server(run_directory, kind.value, checkpoint=checkpoint, name=name, at=at, image=image)

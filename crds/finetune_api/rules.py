@@ -29,8 +29,12 @@ SPELLINGS = {
 }
 """Older spellings and their newer ones."""
 
-WANDB_KEYS = ("project", "group", "name", "tags")
-"""Keys of a logger's configuration that wandb takes; the others are mlflow's."""
+TRACKERS_KEYS = {
+    **dict.fromkeys(("project", "group", "name", "tags"), "wandb"),
+    **dict.fromkeys(("tracking_uri", "experiment_name", "create_experiment_if_not_exists"), "mlflow"),
+    "log_dir": "tensorboard",
+}
+"""Keys of a logger's configuration, and the tracker that each is for."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,21 @@ def _no_lora(field: str, reason: str, absent: str) -> Rule:
 
 
 def _trackers_own(key: str) -> Rule:
-    owner, other = ("wandb", "mlflow") if key in WANDB_KEYS else ("mlflow", "wandb")
+    owner = TRACKERS_KEYS[key]
 
     def broken(spec: FineTuneJobSpec) -> bool:
         return (
             spec.logger is not None
-            and spec.logger.provider == other
+            and spec.logger.provider != owner
             and getattr(spec.logger.provider_config, key) is not None
         )
 
     return Rule(
         field=f"logger.provider_config.{key}",
-        problem=f"belongs to {owner}; the provider is {other}",
+        problem=f"belongs to {owner}, and the provider is another; leave it out",
         broken=broken,
         cel=(
-            f"!has(self.logger) || self.logger.provider != '{other}' ||"
+            f"!has(self.logger) || self.logger.provider == '{owner}' ||"
             f" !has(self.logger.provider_config.{key})"
         ),
     )

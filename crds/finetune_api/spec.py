@@ -129,7 +129,7 @@ class PreferenceTuning(SpecModel):
 
 
 class LoggerConfig(SpecModel):
-    """Settings of the tracker: the first four keys are for wandb, the others for mlflow."""
+    """Settings of the tracker, each of which is for one of them."""
 
     project: ShortText | None = None
     """wandb: project; `llmforge` is LLMForge's default and ours."""
@@ -145,12 +145,14 @@ class LoggerConfig(SpecModel):
     """mlflow: experiment."""
     create_experiment_if_not_exists: Flag | None = None
     """mlflow: make the experiment when it is not there; default: true."""
+    log_dir: LongText | None = None
+    """tensorboard: a directory that gets a folder for the run; default: `tensorboard` in the run's own."""
 
 
 class Logger(SpecModel):
     """An experiment tracker that gets the same numbers as metrics.jsonl."""
 
-    provider: Literal["wandb", "mlflow"]
+    provider: Literal["wandb", "mlflow", "tensorboard"]
     """Which tracker."""
     provider_config: LoggerConfig = LoggerConfig()
     """Its settings."""

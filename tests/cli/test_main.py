@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.cli.command_line import FINETUNE, Command, process, small_job
 
-COMMANDS = ["run", "validate", "convert", "plan", "crd", "merge"]
+COMMANDS = ["run", "validate", "convert", "plan", "crd", "merge", "push", "serve"]
 TRAINING_PACKAGES = ["matplotlib", "numpy", "peft", "pyarrow", "ray", "torch", "transformers"]
 
 IMPORTED = """
@@ -107,7 +107,14 @@ def test_what_needs_no_training_loads_no_package_of_the_trainer(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", "job.yaml"], ["plan", "job.yaml"], ["merge", "epoch-0", "merged"]]
+    "arguments",
+    [
+        ["run", "job.yaml"],
+        ["plan", "job.yaml"],
+        ["merge", "epoch-0", "merged"],
+        ["push", "epoch-0", "owner/name"],
+        ["serve", "epoch-0", "--as", "vllm"],
+    ],
 )
 def test_without_the_trainers_packages_it_says_how_to_install_them(
     tmp_path: Path, tiny_model: Path, arguments: list[str]
@@ -136,6 +143,8 @@ def test_without_the_trainers_packages_it_says_how_to_install_them(
         (["validate"], "Missing argument 'FILE'"),
         (["plan", "job.yaml", "--plot", "rate.gif"], "rate.gif must end in .png, .svg or .pdf"),
         (["merge", "epoch-0"], "Missing argument 'OUT'"),
+        (["push", "epoch-0"], "Missing argument 'OWNER/NAME'"),
+        (["serve", "epoch-0"], "Missing option '--as'"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(finetune: Command, arguments: list[str], said: str) -> None:

@@ -125,8 +125,8 @@ WRONG_FIELDS = [
     ("torch_compile: true", "spec.torch_compile: must be a map of fields, is true"),
     ("liger_kernel: {kwargs: {rope: .inf}}", "spec.liger_kernel.kwargs.rope: must be a number, is inf"),
     (
-        "logger: {provider: tensorboard}",
-        "spec.logger.provider: must be 'wandb' or 'mlflow', is 'tensorboard'",
+        "logger: {provider: comet}",
+        "spec.logger.provider: must be 'wandb', 'mlflow' or 'tensorboard', is 'comet'",
     ),
     (
         "logger: {provider: wandb, provider_config: {tags: [a, 2]}}",
@@ -366,33 +366,46 @@ CONTRADICTIONS = [
     ),
     (
         "logger: {provider: wandb, provider_config: {experiment_name: x}}",
-        "spec.logger.provider_config.experiment_name: belongs to mlflow; the provider is wandb",
+        (
+            "spec.logger.provider_config.experiment_name: belongs to mlflow, and the provider is another;"
+            " leave it out"
+        ),
     ),
     (
         "logger: {provider: mlflow, provider_config: {tags: [x]}}",
-        "spec.logger.provider_config.tags: belongs to wandb; the provider is mlflow",
+        "spec.logger.provider_config.tags: belongs to wandb, and the provider is another; leave it out",
     ),
     (
         "logger: {provider: mlflow, provider_config: {project: x}}",
-        "spec.logger.provider_config.project: belongs to wandb; the provider is mlflow",
+        "spec.logger.provider_config.project: belongs to wandb, and the provider is another; leave it out",
     ),
     (
         "logger: {provider: mlflow, provider_config: {group: x}}",
-        "spec.logger.provider_config.group: belongs to wandb; the provider is mlflow",
+        "spec.logger.provider_config.group: belongs to wandb, and the provider is another; leave it out",
     ),
     (
         "logger: {provider: mlflow, provider_config: {name: x}}",
-        "spec.logger.provider_config.name: belongs to wandb; the provider is mlflow",
+        "spec.logger.provider_config.name: belongs to wandb, and the provider is another; leave it out",
     ),
     (
         "logger: {provider: wandb, provider_config: {tracking_uri: x}}",
-        "spec.logger.provider_config.tracking_uri: belongs to mlflow; the provider is wandb",
+        (
+            "spec.logger.provider_config.tracking_uri: belongs to mlflow, and the provider is another; leave"
+            " it out"
+        ),
     ),
     (
         "logger: {provider: wandb, provider_config: {create_experiment_if_not_exists: true}}",
         (
             "spec.logger.provider_config.create_experiment_if_not_exists:"
-            " belongs to mlflow; the provider is wandb"
+            " belongs to mlflow, and the provider is another; leave it out"
+        ),
+    ),
+    (
+        "logger: {provider: mlflow, provider_config: {log_dir: x}}",
+        (
+            "spec.logger.provider_config.log_dir: belongs to tensorboard, and the provider is another; leave"
+            " it out"
         ),
     ),
     (

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 
 from devcluster import programs
 from devcluster.failure import ClusterError
-from devcluster.programs import BUILDS, find, version_of
+from devcluster.programs import BUILDS, find, kserve_definitions, version_of
 
 
 def program(directory: Path, name: str) -> Path:
@@ -69,3 +70,14 @@ def test_another_source_is_built_elsewhere(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(programs, "SOURCES", tmp_path)
     assert programs._fingerprint() != before
     assert hashlib.sha256(b"go.mod\0module other\n").hexdigest().startswith(programs._fingerprint())
+
+
+def test_a_definition_of_another_version_than_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, version, digest = programs.KSERVE
+    monkeypatch.setattr(programs, "KSERVE", (module, version, "h1:another"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    with pytest.raises(ClusterError, match=f"has the digest {re.escape(digest)}, and should have h1:another"):
+        kserve_definitions(lambda _: None)

@@ -19,6 +19,7 @@ from finetune_api.status import ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
 from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.sharding import Device, Resources, choose_sharding, is_open
+from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.storage.open import digest
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -75,6 +76,7 @@ def attempt(
             warn(record)
 
         try:
+            check_tracker(spec, run)
             observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
             file, unread = deepspeed_here(spec)
             sharding = sharding_of(spec, file, resources.device) if sharding is None else sharding

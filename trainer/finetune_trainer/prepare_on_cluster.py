@@ -18,6 +18,7 @@ from finetune_api.status import ProgressRecord
 from finetune_trainer.attempt import claim, sharding_of
 from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, reported, resources_of, run_of
 from finetune_trainer.report.config_map import ConfigMap
+from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.workers.environment import without_bitsandbytes
 
 
@@ -41,6 +42,7 @@ def prepare_job(assignment: Assignment, job_file: Path, config_map: ConfigMap) -
 def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports: AttemptReports) -> None:
     without_bitsandbytes(manifest.spec)
     run = run_of(assignment, manifest, namespace)
+    check_tracker(manifest.spec, run)
     reports.progress(ProgressRecord(checkpoints=run.checkpoints()))
 
     from finetune_trainer.plan.deepspeed_file import deepspeed_here

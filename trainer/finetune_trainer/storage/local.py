@@ -29,6 +29,11 @@ class LocalStorage:
         """The path that users see: absolute, or the one shown in its place."""
         return self._shown or str(self._root)
 
+    @property
+    def here(self) -> Path:
+        """The directory itself."""
+        return self._root
+
     def child(self, name: str) -> LocalStorage:
         """The directory `name` in this one."""
         return LocalStorage(self._root / name, shown=f"{self._shown}/{name}" if self._shown else None)

@@ -75,6 +75,8 @@ def connect(path: str) -> tuple[fs.FileSystem, str]:
 class ObjectStorage:
     """A `Storage` in an object store: the objects whose keys begin with a prefix."""
 
+    here = None
+
     def __init__(self, path: str, filesystem: fs.FileSystem, root: str) -> None:
         self._path = path
         self._filesystem = filesystem

@@ -46,6 +46,10 @@ class Storage(Protocol):
     def path(self) -> str:
         """The path that users see. It is absolute, and `open_storage` takes it."""
 
+    @property
+    def here(self) -> Path | None:
+        """The directory on this machine; None in an object store."""
+
     def child(self, name: str) -> Storage:
         """The directory `name` in this one."""
 

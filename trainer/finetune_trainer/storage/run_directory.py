@@ -83,6 +83,11 @@ class RunDirectory:
         """The path that users see."""
         return self._storage.path
 
+    @property
+    def here(self) -> Path | None:
+        """The directory on this machine; None in an object store."""
+        return self._storage.here
+
     def checkpoint_path(self, name: str) -> str:
         """The path of a checkpoint that users see."""
         return self._storage.child(name).path

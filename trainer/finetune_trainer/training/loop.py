@@ -156,7 +156,7 @@ def _reporter(job: TrainingJob, worker: Worker, parallel: Parallel, step: int) -
         run,
         to_keep=prepared.spec.num_checkpoints_to_keep,
         tokens_trained=trained,
-        tracker=tracking.enter_context(open_tracker(prepared.spec, job.name)),
+        tracker=tracking.enter_context(open_tracker(prepared.spec, job.name, run)),
         report=worker.report,
         gather=parallel.gather if parallel.in_parts else None,
     )

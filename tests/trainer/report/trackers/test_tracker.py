@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
 import subprocess
@@ -21,10 +22,12 @@ from finetune_api.manifest import read_spec
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
 from finetune_trainer.report.trackers.tracker import Tracker, check_tracker, open_tracker
+from finetune_trainer.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -115,7 +118,7 @@ def problem(spec: FineTuneJobSpec) -> FineTuneError:
 # Without a tracker
 
 
-def test_neither_package_is_imported_unless_asked_for() -> None:
+def test_no_package_is_imported_unless_asked_for() -> None:
     program = """
 import sys
 from finetune_api.manifest import read_spec
@@ -124,14 +127,14 @@ spec = read_spec({"model_id": "org/base", "train_path": "rows.jsonl"})
 check_tracker(spec)
 with open_tracker(spec, "job") as tracker:
     tracker.log(None)
-print({"mlflow", "wandb"} & sys.modules.keys())
+print({"mlflow", "tensorboard", "torch", "wandb"} & sys.modules.keys())
 """
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert outcome.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("provider", ["mlflow", "wandb"])
+@pytest.mark.parametrize("provider", ["mlflow", "tensorboard", "wandb"])
 def test_a_missing_package_is_found_before_training(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, provider, None)
 
@@ -483,15 +486,57 @@ def test_what_wandb_does_not_take_is_an_error_of_the_spec(
     assert not list(wandb_offline.glob("wandb/offline-run-*"))
 
 
-def test_wandb_without_a_key_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+@pytest.fixture
+def no_wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty file for `.netrc`, and nothing else that logs in."""
+    import wandb
 
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    wandb.teardown()
+    yield netrc
+    # wandb reads the environment once in its life.
+    wandb.teardown()
+
+
+def test_wandb_without_a_key_is_found_before_training(no_wandb_login: Path) -> None:
+    del no_wandb_login
     with pytest.raises(FineTuneError) as raised:
         check_tracker(spec("wandb"))
 
     assert raised.value.failure_class == FailureClass.INVALID_SPEC
-    assert "spec.logger.provider: wandb needs WANDB_API_KEY" in str(raised.value)
+    assert re.match(
+        r"spec\.logger\.provider: wandb needs a key for https://\S+; set WANDB_API_KEY, run `wandb login`",
+        str(raised.value),
+    )
+
+
+def test_wandb_that_was_logged_in_to_may_start(no_wandb_login: Path) -> None:
+    no_wandb_login.write_text(f"machine api.wandb.ai login user password {'k' * 40}\n")
+
+    check_tracker(spec("wandb"))
+
+
+def test_a_login_to_another_server_is_none(no_wandb_login: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_wandb_login.write_text(f"machine api.wandb.ai login user password {'k' * 40}\n")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+
+    with pytest.raises(FineTuneError, match=r"needs a key for https://wandb\.example\.com"):
+        check_tracker(spec("wandb"))
+
+
+def test_a_login_that_is_no_key_is_told_in_wandbs_words(no_wandb_login: Path) -> None:
+    no_wandb_login.write_text("machine api.wandb.ai login user password short\n")
+
+    with pytest.raises(FineTuneError, match=r"^spec\.logger\.provider: wandb says: ") as raised:
+        check_tracker(spec("wandb"))
+
+    assert "short" not in str(raised.value).partition("says: ")[2].replace("too short", "")
 
 
 @pytest.mark.parametrize(
@@ -505,3 +550,111 @@ def test_wandb_with_a_key_or_without_a_service_may_start(
     monkeypatch.setenv(*variable)
 
     check_tracker(spec("wandb"))
+
+
+# TensorBoard
+
+
+def events_in(directory: Path) -> EventAccumulator:
+    """What TensorBoard reads, with every point."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+
+
+def points(directory: Path, name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events_in(directory).Scalars(name)]
+
+
+def run_in(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.open(str(tmp_path / "default/job-0123456789"))
+
+
+def test_tensorboard_gets_the_numbers_of_every_line_at_its_step_and_time(tmp_path: Path) -> None:
+    with open_tracker(spec("tensorboard"), "job", run_in(tmp_path)) as tracker:
+        tracker.log(step_line(1, loss=3.0))
+        tracker.log(step_line(2, loss=2.5))
+        tracker.log(evaluation_line(2))
+
+    directory = tmp_path / "default/job-0123456789/tensorboard"
+    events = events_in(directory)
+    assert set(events.Tags()["scalars"]) == {
+        "epoch",
+        "loss",
+        "learningRate",
+        "gradNorm",
+        "tokens",
+        "tokensPerSecond",
+        "evalLoss",
+        "perplexity",
+    }
+    assert points(directory, "loss") == [(1, 3.0), (2, 2.5)]
+    assert points(directory, "evalLoss") == [(2, 2.0)]
+    assert {event.wall_time for event in events.Scalars("loss")} == {NOON.timestamp()}
+    assert tracker.lost is None
+
+
+def test_tensorboard_shows_the_fields_that_were_set_and_no_secret(tmp_path: Path) -> None:
+    job = spec(
+        "tensorboard",
+        train_path="s3://key:pass%2Fword@bucket/rows.jsonl",
+        cluster={"env": [{"name": "HF_TOKEN", "value": "hidden"}]},
+    )
+    with open_tracker(job, "job", run_in(tmp_path)) as tracker:
+        tracker.log(step_line(1))
+
+    [event] = events_in(tmp_path / "default/job-0123456789/tensorboard").Tensors("spec/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == (
+        "    model_id: org/base\n    train_path: s3://bucket/rows.jsonl\n    lora_config.r: 4\n"
+    )
+
+
+def test_a_run_that_is_resumed_shows_each_step_once(tmp_path: Path) -> None:
+    for first in (1, 3):
+        with open_tracker(spec("tensorboard"), "job", run_in(tmp_path)) as tracker:
+            for step in range(first, 6):
+                tracker.log(step_line(step, loss=float(10 * first + step)))
+        time.sleep(1.1)  # the name of an event file has the second in which it was made
+
+    assert points(tmp_path / "default/job-0123456789/tensorboard", "loss") == [
+        (1, 11.0),
+        (2, 12.0),
+        (3, 33.0),
+        (4, 34.0),
+        (5, 35.0),
+    ]
+
+
+def test_a_directory_for_all_runs_gets_a_folder_for_each(tmp_path: Path) -> None:
+    job = spec("tensorboard", {"log_dir": str(tmp_path / "all")})
+    with open_tracker(job, "job", run_in(tmp_path)) as tracker:
+        tracker.log(step_line(1))
+
+    assert points(tmp_path / "all/job-0123456789", "loss") == [(1, 2.5)]
+    assert not (tmp_path / "default").exists()
+
+
+def test_runs_in_object_storage_need_a_directory_for_tensorboard(s3_bucket: str, tmp_path: Path) -> None:
+    run = RunDirectory.open(f"s3://{s3_bucket}/runs/job-0123456789")
+
+    with pytest.raises(FineTuneError) as raised:
+        check_tracker(spec("tensorboard"), run)
+    assert raised.value.failure_class is FailureClass.INVALID_SPEC
+    assert str(raised.value).startswith(
+        "spec.logger.provider_config.log_dir: must be set where a run is in object storage"
+    )
+    check_tracker(spec("tensorboard", {"log_dir": str(tmp_path)}), run)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/events", "pvc://claim/events"])
+def test_tensorboard_does_not_write_where_this_machine_sees_no_directory(path: str, tmp_path: Path) -> None:
+    with pytest.raises(FineTuneError, match=f"log_dir: {path} is no directory that this machine sees"):
+        check_tracker(spec("tensorboard", {"log_dir": path}), run_in(tmp_path))
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = problem(spec("tensorboard", {"log_dir": str(tmp_path / "file/below")}))
+
+    assert error.failure_class is FailureClass.STORAGE_ERROR
+    assert str(tmp_path / "file") in str(error)

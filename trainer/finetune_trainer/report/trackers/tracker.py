@@ -12,10 +12,12 @@ from threading import Thread
 from typing import Protocol
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Logger
 from finetune_trainer.report.metrics import EvaluationLine, StepLine
 from finetune_trainer.report.trackers.mlflow_run import start_mlflow_run
-from finetune_trainer.report.trackers.wandb_run import start_wandb_run
+from finetune_trainer.report.trackers.tensorboard_run import event_directory, start_tensorboard_run
+from finetune_trainer.report.trackers.wandb_run import check_wandb_login, start_wandb_run
+from finetune_trainer.storage.run_directory import RunDirectory
 
 CLOSING_SECONDS = 60.0
 """How long the end of training waits for a tracker that is slow or does not answer."""
@@ -50,11 +52,12 @@ class TrackedRun(Protocol):
         """Marks the run as finished or failed."""
 
 
-def check_tracker(spec: FineTuneJobSpec) -> None:
+def check_tracker(spec: FineTuneJobSpec, run: RunDirectory | None = None) -> None:
     """Checks before training, without using the network, whether the tracker can start.
 
-    Raises FineTuneError (InvalidSpec) when its package is not installed, and when wandb has no key to
-    log in with.
+    `run` is where the run is going to be, if that is known. Raises FineTuneError (InvalidSpec) when its
+    package is not installed, when wandb has no key to log in with, and when there is no directory for
+    TensorBoard's files.
     """
     if spec.logger is None:
         return
@@ -67,36 +70,42 @@ def check_tracker(spec: FineTuneJobSpec) -> None:
             f"spec.logger.provider: {provider} is not installed; pip install 'finetune-operator[{provider}]',"
             " or leave spec.logger out",
         )
-    needs_key = provider == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled")
-    if needs_key and not os.environ.get("WANDB_API_KEY"):
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC,
-            "spec.logger.provider: wandb needs WANDB_API_KEY in the environment; set it, or"
-            " WANDB_MODE=offline to keep the run on disk",
-        )
+    if provider == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled"):
+        check_wandb_login()
+    if provider == "tensorboard" and run is not None:
+        event_directory(spec.logger.provider_config, run)
 
 
 @contextmanager
-def open_tracker(spec: FineTuneJobSpec, name: str) -> Iterator[Tracker]:
+def open_tracker(spec: FineTuneJobSpec, name: str, run: RunDirectory | None = None) -> Iterator[Tracker]:
     """Starts a run at the tracker that the spec names; without one, the tracker does nothing.
 
-    `name` is the job's. At the end of the `with` block the run is marked as finished, or as failed when
-    the block raised an exception. A job that is resumed starts a new run. Raises FineTuneError before the
-    block begins: as `check_tracker` does, and InvalidSpec, AccessDenied or StorageError when the service
-    refuses the run or cannot be reached.
+    `name` is the job's, and `run` where TensorBoard's files go unless the spec says where. At the end of the
+    `with` block the run is marked as finished, or as failed when the block raised an exception. A job that is
+    resumed starts a new run. Raises FineTuneError before the block begins: as `check_tracker` does, and
+    InvalidSpec, AccessDenied or StorageError when the service refuses the run or cannot be reached.
     """
     if spec.logger is None:
         yield _NoTracker()
         return
-    check_tracker(spec)
-    start = start_mlflow_run if spec.logger.provider == "mlflow" else start_wandb_run
-    tracker = _BackgroundTracker(start(spec, spec.logger.provider_config, name), spec.logger.provider)
+    check_tracker(spec, run)
+    tracker = _BackgroundTracker(_started(spec, spec.logger, name, run), spec.logger.provider)
     failed = True
     try:
         yield tracker
         failed = False
     finally:
         tracker.close(failed=failed)
+
+
+def _started(spec: FineTuneJobSpec, logger: Logger, name: str, run: RunDirectory | None) -> TrackedRun:
+    match logger.provider:
+        case "mlflow":
+            return start_mlflow_run(spec, logger.provider_config, name)
+        case "tensorboard":
+            return start_tensorboard_run(spec, logger.provider_config, run)
+        case "wandb":
+            return start_wandb_run(spec, logger.provider_config, name)
 
 
 class _NoTracker:

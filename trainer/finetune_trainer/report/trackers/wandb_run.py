@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ LONGEST_TAG = 64
 """The most characters of a tag that wandb accepts."""
 
 
+CREDENTIALS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+"""Variables of the environment that log in to wandb."""
+
+
 class WandbRun:
     """A run at Weights & Biases."""
 
@@ -34,6 +39,35 @@ class WandbRun:
     def end(self, *, failed: bool) -> None:
         """Marks the run as finished or failed, and waits until wandb has received all numbers."""
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def check_wandb_login() -> None:
+    """Checks, without using the network, whether wandb finds a key to log in with.
+
+    It is wandb itself that looks: in the environment, in `.netrc`, where `wandb login` leaves it, and in its
+    settings, each for the server of WANDB_BASE_URL. Raises FineTuneError (InvalidSpec) when there is none.
+    """
+    if any(os.environ.get(name) for name in CREDENTIALS):
+        return  # wandb takes half a second to import, and has nothing to add
+    import wandb
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    server = wandb_setup.singleton().settings.base_url
+    try:
+        found = wbauth.authenticate_session(
+            host=server, source="finetune", prompt=False, update_session=False
+        )
+    except wandb.errors.Error as error:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC, f"spec.logger.provider: wandb says: {error}"
+        ) from error
+    if found is None:
+        raise FineTuneError(
+            FailureClass.INVALID_SPEC,
+            f"spec.logger.provider: wandb needs a key for {server}; set WANDB_API_KEY, run `wandb login`,"
+            " or set WANDB_MODE=offline to keep the run on disk",
+        )
 
 
 def start_wandb_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> WandbRun:
@@ -58,7 +92,7 @@ def start_wandb_run(spec: FineTuneJobSpec, config: LoggerConfig, name: str) -> W
         )
     except wandb.errors.AuthenticationError as error:
         raise FineTuneError(
-            FailureClass.ACCESS_DENIED, f"spec.logger: wandb does not accept WANDB_API_KEY: {error}"
+            FailureClass.ACCESS_DENIED, f"spec.logger: wandb does not accept the key that it found: {error}"
         ) from error
     except wandb.errors.CommError as error:
         raise FineTuneError(
