@@ -50,7 +50,7 @@ test: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests; ARGS="-k l
 test-fast: $(ENV)/dev.installed $(ENV)/project.installed ## run those that need neither torch nor a server, in half a minute
 	$(ENV)/bin/python -m pytest --no-server $(FAST) $(ARGS)
 
-test-long: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests of what takes minutes: a real model on two devices and beside TRL, a compiled one in parts
+test-long: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests of what takes minutes: a real model on two devices and beside TRL, a compiled one in parts, Liger's kernels in an interpreter
 	$(ENV)/bin/python -m pytest tests/long $(ARGS)
 
 test-gpu: $(ENV)/dev.installed $(ENV)/project.installed ## run the tests that need a GPU; without one this fails

@@ -54,6 +54,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 """Dense bf16 operations a second by a part of the device's name, from NVIDIA's data sheets."""
 LORA: Fields = {"lora_config": {"r": 16, "lora_alpha": 32}}
 COMPILED: Fields = {"torch_compile": {"enabled": True}}
+LIGER: Fields = {"liger_kernel": {"enabled": True}}
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ WAYS = {
     "4,096 tokens": Way(EQUAL),
     "4,096 tokens, kept": Way(replace(EQUAL, fields=KEPT)),
     "4,096 tokens, kept, compiled": Way(replace(EQUAL, fields=KEPT | COMPILED)),
+    "4,096 tokens, kept, Liger": Way(replace(EQUAL, fields=KEPT | LIGER)),
     "4,096 tokens, TRL": Way(EQUAL, trl=True),
     "4,096 tokens, kept, TRL": Way(replace(EQUAL, fields=KEPT), trl=True),
     "mixed lengths": Way(MIXED),

@@ -36,6 +36,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.checkpoint.inference import inference
 from finetune_trainer.data.batches import row_order, step_rows
 from finetune_trainer.model.adapters import with_adapters
+from finetune_trainer.model.liger import put_kernels
 from finetune_trainer.model.load import load_config, load_generation_config, load_tokenizer
 from finetune_trainer.parallel.one_device import OneDevice
 from finetune_trainer.plan.memory import MemoryEstimate, estimate
@@ -249,6 +250,7 @@ def random_model(spec: FineTuneJobSpec, dtype: ResolvedPrecision, device: torch.
         model = task_of(spec).model_class.from_config(load_config(spec), dtype=held)  # type: ignore[no-untyped-call]
     if spec.recomputes_activations:
         model.activation_checkpointing_enable()
+    put_kernels(model, spec, on_gpu=device.type == "cuda")
     if spec.lora_config is not None:
         model = with_adapters(model, spec.lora_config)
     return cast("Model", model.train())

@@ -22,7 +22,6 @@ from finetune_api.rules import RENAMED, RULES, UNBUILT_TASK_BLOCKS
 from finetune_api.spec import FineTuneJobSpec
 
 WITHOUT_EFFECT = {
-    "liger_kernel": "the trainer uses PyTorch's own kernels",
     "output_dir": "storage.path decides where runs are written",
     "num_data_blocks_per_device": "rows are tokenized once and held in memory, not streamed in blocks",
     "dataset_size_scaling_factor": "data sets have no size limit here",
@@ -39,6 +38,9 @@ WITHOUT_EFFECT_ON_PREFERENCES = {
     )
 }
 """The same of `preference_tuning_config`."""
+
+LIGER_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
+"""Those of Liger's kernels that have nothing to replace here."""
 
 _RESOURCES = {"worker_resources": ("memory", "CPU"), "trainer_resources": ("memory",)}
 """Keys that have an effect there besides accelerators; rank 0 has the processors of its worker."""
@@ -101,6 +103,7 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
     if spec.preference_tuning_config is not None:
         block = spec.preference_tuning_config
         yield from _without_effect("spec.preference_tuning_config", block, WITHOUT_EFFECT_ON_PREFERENCES)
+    yield from _kernels(spec)
     yield from asked_sharding(spec).remarks
     taken = worker_device(spec.worker_resources or {}, devices).taken
     for key, accelerator_type in taken.items():
@@ -129,6 +132,25 @@ def _without_effect(where: str, block: BaseModel, fields: Mapping[str, str]) -> 
     for field, instead in fields.items():
         if getattr(block, field) is not None:
             yield f"{where}.{field} has no effect: {instead}"
+
+
+def _kernels(spec: FineTuneJobSpec) -> Iterator[str]:
+    """What Liger's kernels do not do here.
+
+    Source of what compiling does to them: huggingface/kernels-community, liger-kernels/torch-ext/
+    liger_kernels/layers.py, and issue 174 of linkedin/Liger-Kernel.
+    """
+    if spec.liger_kernel is not None and spec.liger_kernel.enabled and spec.compiles_layers:
+        yield (
+            "spec.liger_kernel has no effect: spec.torch_compile makes kernels of its own, and Liger's are"
+            " not exact when they are compiled"
+        )
+    for name in LIGER_LOSSES:
+        if (spec.liger_switches or {}).get(name):
+            yield (
+                f"spec.liger_kernel.kwargs.{name} has no effect: the loss is computed here of the positions"
+                " that count, some at a time, without the scores of all"
+            )
 
 
 def _lora(lora: LoraConfig) -> Iterator[tuple[str, str]]:

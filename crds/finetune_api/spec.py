@@ -83,12 +83,13 @@ class DeepSpeed(SpecModel):
 
 
 class LigerKernel(SpecModel):
-    """LLMForge's switch for Liger's kernels."""
+    """Liger's kernels, which compute parts of a model on GPUs."""
 
     enabled: Flag = True
-    """Whether Liger's kernels are asked for."""
-    kwargs: JsonObject | None = None
-    """Which of them."""
+    """False leaves the model as it is."""
+    kwargs: Annotated[dict[ShortText, Flag], Field(max_length=32)] | None = None
+    """Which of them, true or false by Liger's names: `rms_norm`, `rope`, `swiglu` and what else it has for
+    the model's architecture. By default all that Liger itself turns on; its losses have no effect."""
 
 
 class TorchCompile(SpecModel):
@@ -271,6 +272,7 @@ class FineTuneJobSpec(SpecModel):
     deepspeed: DeepSpeed | None = None
     """LLMForge's choice of parallelism; where spec has parallelism or cpu_offload, these win."""
     liger_kernel: LigerKernel | None = None
+    """Have Liger's kernels compute parts of the model on GPUs."""
 
     # What is written where
     storage: Storage | None = None
@@ -320,6 +322,21 @@ class FineTuneJobSpec(SpecModel):
     def preferences(self) -> PreferenceTuning:
         """How preferences are learnt, where that is the task."""
         return self.preference_tuning_config or PreferenceTuning()
+
+    @property
+    def compiles_layers(self) -> bool:
+        """Whether `torch_compile` is asked for."""
+        return self.torch_compile is not None and self.torch_compile.enabled
+
+    @property
+    def liger_switches(self) -> dict[str, bool] | None:
+        """What is said of Liger's kernels, by name; None where none is used.
+
+        None is used beside `torch_compile`, see `consistency`.
+        """
+        if self.liger_kernel is None or not self.liger_kernel.enabled or self.compiles_layers:
+            return None
+        return self.liger_kernel.kwargs or {}
 
     @property
     def recomputes_activations(self) -> bool | None:

@@ -91,8 +91,18 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
     ("text", "warning"),
     [
         (
-            "liger_kernel: {enabled: true}",
-            "spec.liger_kernel has no effect: the trainer uses PyTorch's own kernels",
+            "liger_kernel: {kwargs: {rope: true, fused_linear_cross_entropy: true, cross_entropy: false}}",
+            (
+                "spec.liger_kernel.kwargs.fused_linear_cross_entropy has no effect: the loss is computed here"
+                " of the positions that count, some at a time, without the scores of all"
+            ),
+        ),
+        (
+            "torch_compile: {}\nliger_kernel: {kwargs: {cross_entropy: true}}",
+            (
+                "spec.liger_kernel has no effect: spec.torch_compile makes kernels of its own, and Liger's"
+                " are not exact when they are compiled"
+            ),
         ),
         (
             "output_dir: /mnt/local_storage",
@@ -167,7 +177,6 @@ def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instea
     "place",
     [
         *WITHOUT_EFFECT,
-        "liger_kernel.kwargs.rope",
         "preference_tuning_config.logprob_processor_scaling_config.concurrency",
     ],
 )
@@ -180,7 +189,15 @@ def test_what_has_no_effect_decides_nothing_in_either_kind_of_file(place: str) -
 
 @pytest.mark.parametrize(
     "place",
-    ["", "spec", "num_epochs", "lora_config.r", "preference_tuning_config.beta", "metadata.output_dir"],
+    [
+        "",
+        "spec",
+        "num_epochs",
+        "lora_config.r",
+        "liger_kernel.kwargs.rope",
+        "preference_tuning_config.beta",
+        "metadata.output_dir",
+    ],
 )
 def test_what_has_an_effect_decides_something(place: str) -> None:
     assert not decides_nothing(tuple(place.split(".")) if place else ())

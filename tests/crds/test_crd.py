@@ -329,7 +329,7 @@ LEFT_TO_THE_OPERATOR = {
     "lora_config: {layers_to_transform: all}",
     "lora_config: {layers_to_transform: [0, -1]}",
     "lora_config: {trainable_token_indices: 5}",
-    "liger_kernel: {kwargs: {rope: .inf}}",
+    "cluster: {affinity: {a: .inf}}",
     "learning_rate: .nan",
 }
 """What a structural schema cannot say: unions, free maps, and what is no JSON."""

@@ -416,7 +416,10 @@ fields: dict[str, st.SearchStrategy[Any]] = {
             "velora_config": maps,
         },
     ),
-    "liger_kernel": st.fixed_dictionaries({}, optional={"enabled": st.booleans(), "kwargs": maps}),
+    "liger_kernel": st.fixed_dictionaries(
+        {},
+        optional={"enabled": st.booleans(), "kwargs": st.dictionaries(texts, st.booleans(), max_size=2)},
+    ),
     "run_policy": st.fixed_dictionaries({}, optional={"backoff_limit": st.integers(0, 100)}),
     "cluster": st.fixed_dictionaries(
         {},

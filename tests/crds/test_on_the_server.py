@@ -169,7 +169,7 @@ WRONG = [
     ),
 ]
 
-NO_JSON = {"num_epochs: .inf", "learning_rate: .nan", "liger_kernel: {kwargs: {rope: .inf}}"}
+NO_JSON = {"num_epochs: .inf", "learning_rate: .nan", "cluster: {affinity: {a: .inf}}"}
 """What cannot be sent to a server at all."""
 
 LEFT_TO_THE_OPERATOR = {

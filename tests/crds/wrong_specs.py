@@ -123,7 +123,8 @@ WRONG_FIELDS = [
         f"spec.deepspeed.config_path: {DATA_PATH}, is 'pvc://Claim/z.json'",
     ),
     ("torch_compile: true", "spec.torch_compile: must be a map of fields, is true"),
-    ("liger_kernel: {kwargs: {rope: .inf}}", "spec.liger_kernel.kwargs.rope: must be a number, is inf"),
+    ("cluster: {affinity: {a: .inf}}", "spec.cluster.affinity.a: must be a number, is inf"),
+    ("liger_kernel: {kwargs: {rope: 1}}", "spec.liger_kernel.kwargs.rope: must be true or false, is 1"),
     (
         "logger: {provider: comet}",
         "spec.logger.provider: must be 'wandb', 'mlflow' or 'tensorboard', is 'comet'",

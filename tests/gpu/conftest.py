@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.trainer.model_directories import copy_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,6 +19,13 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         raise pytest.UsageError(
             "tests/gpu needs a GPU, and PyTorch sees none here (torch.cuda.is_available() is False)"
         )
+
+
+@pytest.fixture(autouse=True)
+def no_group_is_left() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

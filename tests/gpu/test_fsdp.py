@@ -6,12 +6,10 @@ gradients exchanged, weights offloaded to the host over gloo, states saved in pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from tests.gpu.test_precision import BF16_TOLERANCE
 from tests.gpu.training import losses, losses_of_ranks, prepared_job
 from tests.trainer.training_jobs import FULL, LORA, Fields
@@ -27,13 +25,6 @@ SHARDED = {
 }
 RANKS = [1, 2] if torch.cuda.device_count() > 1 else [1]
 TOLERANCE: dict[ResolvedPrecision, float] = {"fp32": 1e-4, "bf16": BF16_TOLERANCE}
-
-
-@pytest.fixture(autouse=True)
-def no_group_is_left() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("ranks", RANKS)

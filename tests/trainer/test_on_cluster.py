@@ -24,6 +24,7 @@ from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION
+from finetune_trainer.model.liger import NO_KERNELS
 from finetune_trainer.on_cluster import FAILED, FINISHED, STOPPED, main, run_attempt
 from finetune_trainer.plan import prepare
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -68,6 +69,7 @@ class Job:
             num_epochs=STEPS // 3,
             checkpoint_every_n_epochs=4,
             flash_attention_2=True,
+            liger_kernel={"enabled": True},
         )
         self.storage = directory / "runs"
         self.run_directory = self.storage / "somewhere" / f"tiny-{UID}"
@@ -242,8 +244,8 @@ def test_records_name_the_checkpoints_that_are_in_storage(story: Story) -> None:
 def test_the_log_has_warnings_and_a_line_for_every_epoch_that_was_seen(story: Story) -> None:
     lines = story.finished.out.splitlines()
 
-    assert lines[0] == f"warning: {NO_FLASH_ATTENTION}"
-    assert lines[1] == "prepared 12 rows with 1700 tokens: 20 epochs of 3 steps"
+    assert lines[:2] == [f"warning: {NO_FLASH_ATTENTION}", f"warning: {NO_KERNELS}"]
+    assert lines[2] == "prepared 12 rows with 1700 tokens: 20 epochs of 3 steps"
     assert re.fullmatch(
         r"epoch 20/20, step 60/60, loss [0-9.]+, validation loss [0-9.]+, perplexity [0-9.]+", lines[-2]
     )

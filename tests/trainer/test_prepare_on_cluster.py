@@ -239,6 +239,21 @@ def test_a_job_that_does_not_fit_its_device_is_a_failure_of_prepare_with_setting
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_kernel_that_there_is_not_for_the_gpus_is_a_failure_of_prepare(
+    tmp_path: Path, tiny_model: Path, server: RecordsServer
+) -> None:
+    job = job_in(tmp_path, tiny_model, server, liger_kernel={"kwargs": {"geglu": True}})
+    job.device_memory = 2 * GIB
+
+    assert job.prepare() == FAILED
+
+    failure = job.records[-1].failure
+    assert failure is not None
+    assert failure.failure_class is FailureClass.INVALID_SPEC
+    assert failure.message.startswith("spec.liger_kernel.kwargs.geglu: Liger has no such switch for llama")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_job_that_is_prepared_again_is_prepared_as_well(job: Job) -> None:
     assert job.prepare() == FINISHED
     plan = job.records[-1].plan

@@ -83,13 +83,14 @@ def attempt(
             start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
             with workers.started(start) as group:
                 # They import what takes seconds, which the workers do meanwhile.
-                from finetune_trainer.model.load import check_in_parts
+                from finetune_trainer.model.load import check_in_parts, check_kernels
                 from finetune_trainer.plan.fit import check_prepared, with_checkpointing, with_host_memory
                 from finetune_trainer.plan.kept_tokens import tokens_of
                 from finetune_trainer.plan.prepare import prepare
 
                 if sharding.kind == "fsdp":
                     check_in_parts(spec)
+                of_kernels = check_kernels(spec, on_gpu=on_gpu)
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
                 prepared = with_checkpointing(prepared, file, sharding, resources)
                 prepared = with_host_memory(prepared, sharding, on_gpu=on_gpu)
@@ -98,6 +99,7 @@ def attempt(
                     *asked_sharding(spec, file).remarks,
                     *unread,
                     *_remarks(spec, on_gpu=on_gpu),
+                    *of_kernels,
                     *prepared.warnings,
                     *check_prepared(prepared, file, sharding, resources),
                 )

@@ -45,11 +45,13 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     check_tracker(manifest.spec, run)
     reports.progress(ProgressRecord(checkpoints=run.checkpoints()))
 
+    from finetune_trainer.model.load import check_kernels
     from finetune_trainer.plan.deepspeed_file import deepspeed_here
     from finetune_trainer.plan.fit import check_prepared, with_checkpointing, with_host_memory
     from finetune_trainer.plan.kept_tokens import TokensToKeep
     from finetune_trainer.plan.prepare import prepare
 
+    of_kernels = check_kernels(manifest.spec, on_gpu=assignment.on_gpu)
     tokens = TokensToKeep()
     prepared = prepare(manifest.spec, tokens.tokenize)
     resources = resources_of(assignment, manifest)
@@ -58,7 +60,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     prepared = with_checkpointing(prepared, file, sharding, resources)
     check_prepared(prepared, file, sharding, resources)
     prepared = with_host_memory(prepared, sharding, on_gpu=assignment.on_gpu)
-    for remark in (*manifest.warnings, *prepared.warnings):
+    for remark in (*manifest.warnings, *of_kernels, *prepared.warnings):
         reports.say(f"warning: {remark}")
     claim(run, manifest)
     tokens.keep(run)

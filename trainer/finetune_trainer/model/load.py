@@ -54,6 +54,7 @@ from finetune_trainer.model.contents import (
     without_leftovers,
 )
 from finetune_trainer.model.files import one_line, reading
+from finetune_trainer.model.liger import put_kernels
 from finetune_trainer.model.parts import plain, read_in_parts, whole_shapes
 from finetune_trainer.model.quantization import (
     check_quantizable,
@@ -63,6 +64,7 @@ from finetune_trainer.model.quantization import (
     quantized_parameters,
 )
 from finetune_trainer.model.reach import freeze_unreached, sees_later_tokens
+from finetune_trainer.model.remarks import transformers_remarks
 from finetune_trainer.model.sizes import NO_SIZES, Sizes, sizes_of
 from finetune_trainer.model.source import fetch_model, lacks_weights, source_name, source_revision
 from finetune_trainer.model.trial import findings
@@ -220,17 +222,7 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     initial_adapter_model_ckpt_path does not fit lora_config; ModelNotFound when the model is not a causal
     language model.
     """
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = task_of(spec).model_class.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        source, where = _base(spec)
-        if type(config) not in AutoModelForCausalLM._model_mapping:
-            what = f"a {config.model_type} is not a causal language model that transformers knows"
-        else:
-            name = source if isinstance(source, str) else source.repo_id
-            what = f"{name} has a config.json of which no model can be made: {one_line(error)}"
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}") from error
+    model = _without_weights(spec, config)
     if sees_later_tokens(task_of(spec).model_class, config):
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {_not_causal(config)}")
     text = config.get_text_config()
@@ -267,6 +259,35 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
         end_to_end=found.end_to_end,
         scores_in_chunks=found.scores is not None,
     )
+
+
+def _without_weights(spec: FineTuneJobSpec, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = task_of(spec).model_class.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        source, where = _base(spec)
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            what = f"a {config.model_type} is not a causal language model that transformers knows"
+        else:
+            name = source if isinstance(source, str) else source.repo_id
+            what = f"{name} has a config.json of which no model can be made: {one_line(error)}"
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}") from error
+    return model
+
+
+def check_kernels(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:
+    """Tries Liger's kernels on the model without weights, where they are asked for; returns remarks.
+
+    `on_gpu` says whether the workers have GPUs: they need not be here. Raises FineTuneError as `put_kernels`
+    does, and as `shape` does for a model that cannot be made.
+    """
+    if spec.liger_switches is None:
+        return []
+    remarks: list[str] = []
+    with transformers_remarks("spec.model_id", remarks):
+        model = _without_weights(spec, load_config(spec))
+    return [*remarks, *put_kernels(model, spec, on_gpu=on_gpu)]
 
 
 def _padded(config: PreTrainedConfig) -> str:
@@ -339,6 +360,7 @@ def load_model(
     if spec.classifier_config is not None and weights != resumed:
         grow(model, load_config(spec).get_text_config().vocab_size, new, cut)
     freeze_unreached(model)
+    put_kernels(model, spec, on_gpu=on_gpu)
     if spec.lora_config is None:
         if cut is None:
             _align_trained(model)
