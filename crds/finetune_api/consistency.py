@@ -18,8 +18,9 @@ from finetune_api.lora import (
     LoraConfig,
     unbuilt_initialisation,
 )
+from finetune_api.row_forms import FORMS, PAIR
 from finetune_api.rules import RENAMED, RULES, UNBUILT_TASK_BLOCKS
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import DataColumns, FineTuneJobSpec
 
 WITHOUT_EFFECT = {
     "output_dir": "storage.path decides where runs are written",
@@ -71,6 +72,11 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     for rule in RULES:
         if rule.broken(spec):
             yield rule.field, rule.problem
+    for index, source in enumerate(spec.sources):
+        if source.weight is not None and source.rows is not None:
+            yield f"train_path[{index}].rows", "is one way to say how many rows and weight another; keep one"
+    if spec.data_columns is not None:
+        yield from _columns(spec.data_columns, spec.trained_task)
     if spec.lora_config is not None:
         yield from _lora(spec.lora_config)
         if spec.quantization is not None:
@@ -85,6 +91,22 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             "initial_adapter_model_ckpt_path",
             "needs spec.lora_config; without it every parameter is trained and there is no adapter",
         )
+
+
+def _columns(columns: DataColumns, task: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with names of columns: they are of one form, and its task is the job's."""
+    named = columns.model_dump(exclude_none=True)
+    forms = (PAIR,) if task == "preference_tuning" else FORMS
+    if not any(named.keys() <= set(form.keys) for form in forms):
+        words = "; ".join(", ".join(key for key in form.keys if key != "history") for form in forms)
+        given = ", ".join(named)
+        yield (
+            "data_columns",
+            f"has {given}, which are not of one form of rows for the task {task}; those are {words}",
+        )
+    twice = sorted({column for column in named.values() if [*named.values()].count(column) > 1})
+    if twice:
+        yield "data_columns", f"gives {', '.join(twice)} to two keys; give each a column of its own"
 
 
 def early_names(document: Mapping[str, JsonValue]) -> Iterator[str]:
@@ -117,7 +139,7 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
     for field in ("min_update_steps", "min_num_update_steps"):
         if spec.num_epochs is not None and getattr(spec, field) is not None:
             yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"
-    if spec.eval_first and spec.valid_path is None:
+    if spec.eval_first and not spec.validates:
         yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
     if spec.export_dtype != "auto" and spec.lora_config is not None:
         yield "spec.export_dtype has no effect: adapters are saved in fp32, as they are trained"

@@ -121,6 +121,12 @@ RULES = (
         broken=lambda spec: spec.task in UNBUILT_TASK_BLOCKS.values(),
         cel=f"!has(self.task) || !(self.task in {list(UNBUILT_TASK_BLOCKS.values())})",
     ),
+    Rule(
+        field="valid_fraction",
+        problem="is one way to validate and spec.valid_path another; keep one of them",
+        broken=lambda spec: spec.valid_fraction is not None and spec.valid_path is not None,
+        cel="!has(self.valid_fraction) || !has(self.valid_path)",
+    ),
     *(_no_block(block, task) for block, task in UNBUILT_TASK_BLOCKS.items()),
     *(_of_its_task(block, task) for block, task in TASK_BLOCKS.items()),
     Rule(

@@ -10,7 +10,7 @@ import math
 import sys
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from finetune_api.accelerators import ResourceAmounts, WorkerResources, accelerator_types
@@ -30,6 +30,7 @@ from finetune_api.fields import (
     TextList,
     UnbuiltBlock,
     UnreadBlock,
+    one_of,
 )
 from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
@@ -129,6 +130,53 @@ class PreferenceTuning(SpecModel):
     """LLMForge's workers for the model as it was. No effect: those that train compute what it says, once."""
 
 
+class DataSource(SpecModel):
+    """A part of the training rows."""
+
+    path: DataPath
+    """As `train_path`."""
+    weight: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    """How often its rows are in an epoch: 2 is twice, 0.5 a half of them, which `seed` chooses."""
+    rows: Annotated[Integer, Field(ge=1, le=10**9)] | None = None
+    """How many of its rows are in an epoch, which `seed` chooses; beyond their number they are repeated."""
+
+
+TrainPath = Annotated[
+    Annotated[DataPath, Tag("text")]
+    | Annotated[Annotated[list[DataSource], Field(min_length=1, max_length=64)], Tag("list")],
+    one_of("a path or a list of {path: ..., weight: ...} or {path: ..., rows: ...}"),
+]
+
+
+class DataColumns(SpecModel):
+    """The rows' own names of keys, or of columns. Those of one form of rows."""
+
+    messages: ShortText | None = None
+    """A conversation: messages with `role` and `content`."""
+    conversations: ShortText | None = None
+    """A conversation in ShareGPT's form: turns with `from` and `value`."""
+    instruction: ShortText | None = None
+    """What is asked, in Alpaca's form."""
+    input: ShortText | None = None
+    """What the instruction is about, in Alpaca's form."""
+    output: ShortText | None = None
+    """The answer, in Alpaca's form."""
+    prompt: ShortText | None = None
+    """What is asked, beside `completion` or `chosen` and `rejected`."""
+    completion: ShortText | None = None
+    """What follows a prompt."""
+    text: ShortText | None = None
+    """Plain text."""
+    chosen: ShortText | None = None
+    """The preferred answer."""
+    rejected: ShortText | None = None
+    """The other answer."""
+    system: ShortText | None = None
+    """The system message, in Alpaca's and ShareGPT's form."""
+    tools: ShortText | None = None
+    """Definitions of the tools that may be called."""
+
+
 class LoggerConfig(SpecModel):
     """Settings of the tracker, each of which is for one of them."""
 
@@ -173,10 +221,18 @@ class FineTuneJobSpec(SpecModel):
     """Start from this adapter; lora_config must fit it."""
 
     # The data
-    train_path: DataPath
-    """Training rows: JSONL, a conversation (`messages`) a line, or a pair of them (`chosen`, `rejected`)."""
+    train_path: TrainPath
+    """Training rows: JSON lines, a JSON array, CSV or Parquet; a file, a directory, a pattern or a data set
+    of the hub. A row is a conversation (`messages`), or for preference_tuning a pair (`chosen`, `rejected`);
+    docs/data.md has the other forms. Or a list of `{path: ..., weight: ...}` and `{path: ..., rows: ...}`,
+    which are mixed."""
     valid_path: DataPath | None = None
-    """Validation rows, in the same form."""
+    """Validation rows: a path as in train_path."""
+    valid_fraction: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Hold out so much of the training rows for validation, in place of valid_path; a hash of each row
+    decides."""
+    data_columns: DataColumns | None = None
+    """The rows' own names of keys, such as `{prompt: question, completion: answer}`."""
     eval_path: DataPath | None = None
     """An early name of valid_path."""
     task: Task | None = None
@@ -317,6 +373,23 @@ class FineTuneJobSpec(SpecModel):
         if self.task is None or self.task == "vision_language_tuning":
             return "causal_lm"
         return self.task
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """`train_path` as a list."""
+        if isinstance(self.train_path, str):
+            return (DataSource(path=self.train_path),)
+        return tuple(self.train_path)
+
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        """Where rows are read: the training rows, and the validation rows if they have a path."""
+        return (*(source.path for source in self.sources), *([self.valid_path] if self.valid_path else []))
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation rows."""
+        return self.valid_path is not None or self.valid_fraction is not None
 
     @property
     def preferences(self) -> PreferenceTuning:

@@ -176,9 +176,7 @@ def test_the_api_server_says_the_same_words_of_accelerators(words: str) -> None:
     assert any(problem.startswith(words) for _, problem in WRONG_ACCELERATORS)
 
 
-@pytest.mark.parametrize(
-    "path", [".spec.model_id", ".spec.train_path", ".spec.valid_path", ".spec.storage.path"]
-)
+@pytest.mark.parametrize("path", [".spec.model_id", ".spec.valid_path", ".spec.storage.path"])
 def test_the_api_server_says_the_same_words_of_paths(path: str) -> None:
     rule = NODES[path][VALIDATIONS][0]
 
@@ -226,7 +224,11 @@ def test_a_change_of_an_open_field_is_seen_by_a_rule_for_the_whole_spec() -> Non
 
 
 def test_the_operator_is_told_what_cel_cannot_name() -> None:
-    assert unchecked_fields() == ["initial_base_model_ckpt_path", "initial_adapter_model_ckpt_path"]
+    assert unchecked_fields() == [
+        "initial_base_model_ckpt_path",
+        "initial_adapter_model_ckpt_path",
+        "train_path",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -307,9 +309,6 @@ def test_a_full_status_is_accepted() -> None:
 LEFT_TO_RULES = {
     "model_id: https://huggingface.co/m",
     "model_id: configmap://name/key",
-    "train_path: S3://bucket/t.jsonl",
-    "train_path: s3:///t.jsonl",
-    "train_path: hf://owner/name/t.jsonl",
     "valid_path: pvc://Claim/v.jsonl",
     "valid_path: configmap://rows",
     "storage: {path: hf://owner/name}",
@@ -323,6 +322,15 @@ LEFT_TO_THE_OPERATOR = {
     "initial_base_model_ckpt_path: [a]",
     "initial_base_model_ckpt_path: {}",
     "initial_base_model_ckpt_path: awsv2://x",
+    "train_path: [a]",
+    "train_path: 5",
+    "train_path: S3://bucket/t.jsonl",
+    "train_path: s3:///t.jsonl",
+    "train_path: hf://owner/name/t.jsonl",
+    "train_path: []",
+    "train_path: [{path: a, weight: 0}]",
+    "train_path: [{path: a, rows: 0}]",
+    "train_path: [{path: a, share: 2}]",
     "lora_config: {target_modules: 5}",
     "lora_config: {target_modules: [q_proj, 5]}",
     "lora_config: {target_modules: ''}",

@@ -75,7 +75,20 @@ WRONG_FIELDS = [
     ("model_id: https://huggingface.co/m", f"spec.model_id: {MODEL_PATH}, is 'https://huggingface.co/m'"),
     ("model_id: configmap://name/key", f"spec.model_id: {MODEL_PATH}, is 'configmap://name/key'"),
     ("train_path:", "spec.train_path: is required"),
-    ("train_path: [a, b]", "spec.train_path: must be a text, is a list"),
+    ("train_path: [a]", "spec.train_path[0]: must be a map of fields, is 'a'"),
+    (
+        "train_path: 5",
+        (
+            "spec.train_path: must be a path or a list of {path: ..., weight: ...} or {path: ..., rows: ...},"
+            " is 5"
+        ),
+    ),
+    ("train_path: []", "spec.train_path: must have at least 1 entries, has 0"),
+    ("train_path: [{path: a, weight: 0}]", "spec.train_path[0].weight: must be more than 0, is 0"),
+    ("train_path: [{path: a, rows: 0}]", "spec.train_path[0].rows: must be at least 1, is 0"),
+    ("train_path: [{path: a, share: 2}]", "spec.train_path[0].share: is not a known field"),
+    ("valid_fraction: 0", "spec.valid_fraction: must be more than 0, is 0"),
+    ("valid_fraction: 1", "spec.valid_fraction: must be less than 1, is 1"),
     ("train_path: S3://bucket/t.jsonl", f"spec.train_path: {DATA_PATH}, is 'S3://bucket/t.jsonl'"),
     ("train_path: s3:///t.jsonl", f"spec.train_path: {DATA_PATH}, is 's3:///t.jsonl'"),
     ("train_path: hf://owner/name/t.jsonl", f"spec.train_path: {DATA_PATH}, is 'hf://owner/name/t.jsonl'"),
@@ -294,6 +307,33 @@ CONTRADICTIONS = [
             "spec.checkpoint_every_n_epochs: means the same as spec.checkpoint_and_evaluation_frequency,"
             " which is set as well; keep one of them"
         ),
+    ),
+    (
+        "valid_path: a\nvalid_fraction: 0.1",
+        "spec.valid_fraction: is one way to validate and spec.valid_path another; keep one of them",
+    ),
+    (
+        "train_path: [{path: a, weight: 2, rows: 3}]",
+        "spec.train_path[0].rows: is one way to say how many rows and weight another; keep one",
+    ),
+    (
+        "data_columns: {prompt: a, output: b}",
+        (
+            "spec.data_columns: has output, prompt, which are not of one form of rows for the task causal_lm;"
+            " those are messages, tools; conversations, system, tools; instruction, output, input, system;"
+            " prompt, completion, tools; text"
+        ),
+    ),
+    (
+        "task: preference_tuning\ndata_columns: {messages: dialog}",
+        (
+            "spec.data_columns: has messages, which are not of one form of rows for the task"
+            " preference_tuning; those are chosen, rejected, prompt"
+        ),
+    ),
+    (
+        "data_columns: {prompt: a, completion: a}",
+        "spec.data_columns: gives a to two keys; give each a column of its own",
     ),
     ("task: classification", "spec.task: classification needs spec.classifier_config with its label_tokens"),
     (

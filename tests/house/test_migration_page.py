@@ -18,6 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs/migration.md").read_text()
 OURS = {
     "cluster",
     "cpu_offload",
+    "data_columns",
     "dtype",
     "export_dtype",
     "logger.provider_config.log_dir",
@@ -29,6 +30,10 @@ OURS = {
     "seed",
     "storage",
     "suspend",
+    "train_path.path",
+    "train_path.rows",
+    "train_path.weight",
+    "valid_fraction",
     "weight_decay",
 }
 """Fields that LLMForge has not."""

@@ -21,7 +21,7 @@ from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.sharding import Device, Resources, choose_sharding, is_open
 from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.stop_signals import stop_signals
-from finetune_trainer.storage.open import digest
+from finetune_trainer.storage.inputs import digest
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.workers import Ended, Workers
@@ -111,9 +111,7 @@ def attempt(
                         changed = f"{run.path}: another process has trained there meanwhile; run again"
                         raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
                     if start.resume_from is None:
-                        run.note_inputs(
-                            {path: digest(path) for path in (spec.train_path, spec.valid_path) if path}
-                        )
+                        run.note_inputs({path: digest(path) for path in spec.data_paths})
                     observer.prepared(prepared)
                     observer.progress(ProgressRecord(plan=prepared.plan, checkpoints=run.checkpoints()))
                     if start.resume_from is not None:

@@ -17,8 +17,9 @@ from finetune_api.record import with_record
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_trainer.attempt import Observer, attempt
+from finetune_trainer.storage.inputs import digest
 from finetune_trainer.storage.lock import locked
-from finetune_trainer.storage.open import digest, open_storage
+from finetune_trainer.storage.open import open_storage
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Outcome
 from finetune_trainer.workers.environment import without_bitsandbytes

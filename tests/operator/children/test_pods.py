@@ -497,6 +497,18 @@ def test_worker_without_a_device_goes_anywhere() -> None:
 
 
 @pytest.mark.parametrize("role", RAY_ROLES)
+def test_claims_of_all_files_that_are_mixed_are_mounted(role: Role) -> None:
+    files: list[JsonValue] = [
+        {"path": "pvc://ours/a.jsonl", "weight": 2},
+        {"path": "configmap://few/b.jsonl"},
+    ]
+    pod = role(source({**A10G, "train_path": files}))
+
+    mounts = {str(each["mountPath"]) for each in maps(pod, "spec.containers.0.volumeMounts")}
+    assert {"/finetune/claims/ours", "/finetune/config-maps/few"} <= mounts
+
+
+@pytest.mark.parametrize("role", RAY_ROLES)
 def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
     spec: Json = {
         **EVERYTHING,

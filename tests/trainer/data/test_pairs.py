@@ -124,7 +124,7 @@ def documents(*lengths: tuple[int, int]) -> TokenizedRows:
 def test_prompts_are_cut_at_their_beginning_by_as_much_for_both_answers() -> None:
     whole = documents((10, 5), (10, 8), (3, 2), (3, 1))
 
-    found, longer = truncate_pairs(whole, 14, "train.jsonl", RowsInMemory())
+    found, longer = truncate_pairs(whole, 14, "train.jsonl:{}".format, RowsInMemory())
 
     assert longer == 1
     assert found.documents.lengths.tolist() == [11, 14, 5, 4]
@@ -136,14 +136,14 @@ def test_prompts_are_cut_at_their_beginning_by_as_much_for_both_answers() -> Non
 
 def test_pairs_that_fit_stay_as_they_are() -> None:
     whole = documents((10, 5), (10, 8))
-    found, longer = truncate_pairs(whole, 18, "train.jsonl", RowsInMemory())
+    found, longer = truncate_pairs(whole, 18, "train.jsonl:{}".format, RowsInMemory())
     assert (longer, found.documents) == (0, whole)
 
 
 def test_answers_that_do_not_fit_are_errors_with_their_line() -> None:
     whole = documents((4, 2), (4, 3), (4, 20), (4, 12), (4, 2), (4, 20))
     with pytest.raises(FineTuneError) as raised:
-        truncate_pairs(whole, 12, "train.jsonl", RowsInMemory())
+        truncate_pairs(whole, 12, "train.jsonl:{}".format, RowsInMemory())
     what = "which with a prompt do not fit into 12; raise spec.context_length"
     assert raised.value.problems == (
         f"train.jsonl:2: chosen: its answer has 20 tokens, {what}",

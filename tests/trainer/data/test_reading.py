@@ -156,7 +156,7 @@ def read_all(directory: Path) -> None:
 
     tokens = many_tokens(directory / "many")
     (directory / "cut").mkdir()
-    cut, longer = truncate(tokens, 990, "rows.jsonl", RowsOnDisk(directory / "cut"))
+    cut, longer = truncate(tokens, 990, "rows.jsonl:{}".format, RowsOnDisk(directory / "cut"))
     assert longer == len(cut) == TOKENS // 1000
     assert cut.predicted.sum() == 989 * len(cut)
     assert rows_also_in(cut, cut) == len(cut)

@@ -163,9 +163,9 @@ NO_MESSAGES = {
     "a-list": (f"[{GOOD}]", "1: must be an object", "a list"),
     "null": ("null", "1: must be an object", "null"),
     "another-kind-of-row": (
-        '{"prompt": "a", "completion": "b"}',
-        "1: messages: is missing",
-        "prompt, completion",
+        '{"question": "a", "answer": "b"}',
+        "1: messages: is missing; the row has question, answer",
+        "spec.data_columns",
     ),
     "no-messages": ('{"messages": []}', "1: messages: must be a list", "empty"),
     "messages-that-are-text": ('{"messages": "hi"}', "1: messages: must be a list", "'hi'"),
@@ -191,15 +191,22 @@ def test_a_line_that_holds_no_messages(file: Path, text: str | bytes, where: str
 
 BAD_TURNS = [
     ("hello", "messages[1]: must be an object", "'hello'"),
-    ({"content": "x"}, "messages[1].role: must be system, user or assistant", "missing"),
-    ({"role": "human", "content": "x"}, "messages[1].role: must be system, user or assistant", "'human'"),
-    ({"role": "tool", "content": "x"}, "messages[1].role: must be system, user or assistant", "'tool'"),
+    ({"content": "x"}, "messages[1].role: must be system, user, assistant or tool", "missing"),
+    (
+        {"role": "human", "content": "x"},
+        "messages[1].role: must be system, user, assistant or tool",
+        "'human'",
+    ),
     (
         {"role": "Assistant", "content": "x"},
-        "messages[1].role: must be system, user or assistant",
+        "messages[1].role: must be system, user, assistant or tool",
         "'Assistant'",
     ),
-    ({"role": ["user"], "content": "x"}, "messages[1].role: must be system, user or assistant", "a list"),
+    (
+        {"role": ["user"], "content": "x"},
+        "messages[1].role: must be system, user, assistant or tool",
+        "a list",
+    ),
     ({"role": "assistant"}, "messages[1].content: must be a text", "missing"),
     ({"role": "assistant", "content": None}, "messages[1].content: must be a text", "null"),
     ({"role": "assistant", "content": 7}, "messages[1].content: must be a text", "7"),
@@ -213,8 +220,8 @@ BAD_TURNS = [
     ),
     (
         {"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]},
-        "messages[1].tool_calls: ",
-        "not supported",
+        "messages[1].tool_calls[0]: ",
+        "must be {function: {name: ..., arguments: {...}}}",
     ),
     (
         {"role": "assistant", "content": "x", "function_call": {"name": "f"}},

@@ -38,7 +38,7 @@ def ids_of(rows: TokenizedRows) -> list[list[int]]:
 
 def problems_after_truncation(masks: Masks, context_length: int) -> tuple[str, ...]:
     with pytest.raises(FineTuneError) as raised:
-        truncate(rows_with(masks), context_length, "s3://bucket/train.jsonl", RowsInMemory())
+        truncate(rows_with(masks), context_length, "s3://bucket/train.jsonl:{}".format, RowsInMemory())
     assert raised.value.failure_class is FailureClass.INVALID_DATA
     return raised.value.problems
 
@@ -70,7 +70,7 @@ def test_rows_in_parts_are_the_rows(masks: list[list[bool]], tokens: int) -> Non
 def test_rows_keep_their_first_tokens() -> None:
     rows = rows_with([mask(".TTTT"), mask("..T"), mask("TTTTTTT")])
 
-    cut, truncated = truncate(rows, 4, "train.jsonl", RowsInMemory())
+    cut, truncated = truncate(rows, 4, "train.jsonl:{}".format, RowsInMemory())
 
     assert ids_of(cut) == [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11]]
     assert masks_of(cut) == [mask(".TTT"), mask("..T"), mask("TTTT")]
@@ -79,8 +79,8 @@ def test_rows_keep_their_first_tokens() -> None:
 
 
 def test_a_row_as_long_as_the_context_is_not_truncated() -> None:
-    assert truncate(rows_with([mask("..TT")]), 4, "train.jsonl", RowsInMemory())[1] == 0
-    assert truncate(rows_with([mask("..TT.")]), 4, "train.jsonl", RowsInMemory())[1] == 1
+    assert truncate(rows_with([mask("..TT")]), 4, "train.jsonl:{}".format, RowsInMemory())[1] == 0
+    assert truncate(rows_with([mask("..TT.")]), 4, "train.jsonl:{}".format, RowsInMemory())[1] == 1
 
 
 def test_every_row_that_truncation_leaves_nothing_of_is_told_with_file_and_line() -> None:
@@ -133,7 +133,7 @@ def test_truncation_cuts_each_row_as_a_slice_would_or_refuses_it(
         assert [int(problem.split(":")[2]) for problem in problems] == refused
         return
 
-    cut, truncated = truncate(rows, context_length, "train.jsonl", RowsInMemory())
+    cut, truncated = truncate(rows, context_length, "train.jsonl:{}".format, RowsInMemory())
 
     assert ids_of(cut) == [ids[:context_length] for ids in ids_of(rows)]
     assert masks_of(cut) == [trained[:context_length] for trained in masks]
@@ -145,11 +145,11 @@ def test_a_conversation_that_is_cut_in_an_answer_trains_what_is_left_of_it() -> 
     whole = rows_with([mask("." * 9 + "T" * 50)])
     first_trained = int(whole.trained.argmax())
 
-    cut, _ = truncate(whole, first_trained + 3, "train.jsonl", RowsInMemory())
+    cut, _ = truncate(whole, first_trained + 3, "train.jsonl:{}".format, RowsInMemory())
 
     assert cut.trained.tolist() == [False] * first_trained + [True] * 3
     with pytest.raises(FineTuneError, match=f"the first {first_trained} of its"):
-        truncate(whole, first_trained, "train.jsonl", RowsInMemory())
+        truncate(whole, first_trained, "train.jsonl:{}".format, RowsInMemory())
 
 
 # Counting

@@ -107,7 +107,7 @@ def test_nothing_is_said_where_nothing_is_kept(spec: FineTuneJobSpec, tmp_path: 
 
 
 def _rows_are_others(spec: FineTuneJobSpec, _: pytest.MonkeyPatch) -> dict[str, JsonValue]:
-    write_rows(Path(spec.train_path), *reversed(TURNS))
+    write_rows(Path(spec.data_paths[0]), *reversed(TURNS))
     return {}
 
 
@@ -219,7 +219,7 @@ def test_rows_that_are_gone_are_an_error_though_their_tokens_are_kept(
 ) -> None:
     run = RunDirectory.open(str(tmp_path / "run"))
     keep(spec, run)
-    Path(spec.train_path).unlink()
+    Path(spec.data_paths[0]).unlink()
     Path(str(spec.valid_path)).unlink()
 
     with pytest.raises(FineTuneError) as caught:
@@ -237,7 +237,7 @@ def test_rows_that_change_while_they_are_read_are_not_taken_for_those_that_were(
 
     def change(job: Tokenization) -> Tokens:
         tokens = tokenize(job)
-        write_rows(Path(job.spec.train_path), *reversed(TURNS))
+        write_rows(Path(job.spec.data_paths[0]), *reversed(TURNS))
         return tokens
 
     with monkeypatch.context() as meanwhile:
@@ -253,7 +253,7 @@ def test_rows_that_change_while_they_are_read_are_not_taken_for_those_that_were(
 def test_what_is_kept_later_takes_the_place_of_what_was(spec: FineTuneJobSpec, storage_path: str) -> None:
     run = RunDirectory.open(storage_path)
     keep(spec, run)
-    write_rows(Path(spec.train_path), *reversed(TURNS))
+    write_rows(Path(spec.data_paths[0]), *reversed(TURNS))
     kept = keep(spec, run)
 
     found, said = again(spec, run)

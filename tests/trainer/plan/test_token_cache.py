@@ -194,7 +194,7 @@ def test_a_job_is_prepared_alike_with_and_without_what_is_cached(
 
 
 def _rows(spec: FineTuneJobSpec, _: pytest.MonkeyPatch) -> dict[str, object]:
-    write_rows(Path(spec.train_path), *reversed(TURNS))
+    write_rows(Path(spec.data_paths[0]), *reversed(TURNS))
     return {}
 
 

@@ -22,9 +22,10 @@ from tests.trainer.conftest import allow, deny
 from finetune_api import paths
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.storage import objects
+from finetune_trainer.storage.inputs import digest
 from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.objects import connect
-from finetune_trainer.storage.open import digest, local_path, open_input, open_storage
+from finetune_trainer.storage.open import local_path, open_input, open_storage
 
 ROWS = b'{"messages": []}\n{"messages": [1]}\n'
 
@@ -168,7 +169,7 @@ def test_an_error_while_reading_names_the_path(tmp_path: Path) -> None:
         ("s3://bucket/my rows.jsonl", "Cannot parse URI"),
         ("s3://bucket/rows?colour=red", "Unexpected query parameter"),
         ("s3:///train.jsonl", "has no bucket"),
-        ("hf://datasets/train.jsonl", "must be hf://datasets/OWNER/NAME/FILE"),
+        ("hf://datasets/train.jsonl", "must be hf://datasets/OWNER/NAME["),
         ("hf://datasets/owner/name/../train.jsonl", "cannot contain"),
     ],
 )

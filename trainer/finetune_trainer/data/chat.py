@@ -7,12 +7,14 @@ token or when an answer quotes one.
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Literal, cast
 
 from jinja2 import TemplateSyntaxError
@@ -22,9 +24,11 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.generation import GenerationConfig
 from finetune_trainer.data.answer_ends import stops, token_that_ends, tokens_after_an_answer
 from finetune_trainer.data.chat_template import TemplateRendering
+from finetune_trainer.data.objects import JsonObject
 from finetune_trainer.data.prompt_format import FormatRendering
 from finetune_trainer.data.rendering import Rendering, RenderingError, Span
-from finetune_trainer.data.rows import Message, Row
+from finetune_trainer.data.rows import Message, Row, Text
+from finetune_trainer.data.tools import name_of_tool
 
 Task = Literal["causal_lm", "instruction_tuning"]
 
@@ -77,17 +81,29 @@ class ChatFormat:
         """The chat template of a model trained on this format; None when it is the tokenizer's own."""
         return self._rendering.chat_template
 
-    def encode(self, row: Row) -> Encoded:
+    def encode(self, row: Row | Text) -> Encoded:
         """Tokenizes a row, and marks the tokens that count in the loss.
 
         For causal_lm all tokens count; for instruction_tuning the assistant's turns do, each with the text
-        that ends it, but for those of weight 0. Raises FineTuneError (InvalidData) with the reason, but
-        without file and line.
+        that ends it, but for those of weight 0. Of a prompt and its completion, what follows the tokens that
+        the prompt has by itself counts, as in TRL's SFTTrainer. Raises FineTuneError (InvalidData) with the
+        reason, but without file and line.
         """
+        if isinstance(row, Text):
+            return self._encode_text(row)
+        completes = row.prompt is not None and self._task == "instruction_tuning"
         try:
-            text, answers = self._written(row.messages)
+            rendering = self._rendering.with_tools(row.tools) if row.tools else self._rendering
+            text, answers = (
+                (rendering.text(row.messages), None) if completes else self._written(rendering, row.messages)
+            )
+            prompt = self.prompt(row.messages[: row.prompt], row.tools) if completes else []
         except RenderingError as error:
             raise FineTuneError(FailureClass.INVALID_DATA, str(error)) from error
+        unwritten = _unwritten_tools(text, row)
+        if unwritten:
+            what = f"is not in the text, since {self.source} does not write it; leave such rows out"
+            raise FineTuneError(FailureClass.INVALID_DATA, *(f"{where}: {what}" for where in unwritten))
         left_out = not _says_all(text, answers, row.messages)
         tokens = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = cast("list[int]", tokens["input_ids"])
@@ -97,6 +113,8 @@ class ChatFormat:
                 " of prompt_format"
             )
             raise FineTuneError(FailureClass.INVALID_DATA, f"messages: {twice}")
+        if completes:
+            return Encoded(ids, _after(prompt, ids), left_out)
         if answers is None:
             return Encoded(ids, [True] * len(ids), left_out)
         return Encoded(ids, inside(cast("list[Span]", tokens["offset_mapping"]), answers), left_out)
@@ -111,18 +129,35 @@ class ChatFormat:
         copied.answers = tuple(tokens)
         return copied
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> list[int]:
         """The token ids of a prompt: the conversation, and what makes the model answer."""
+        rendering = self._rendering.with_tools(tools) if tools else self._rendering
         return cast(
             "list[int]",
-            self._tokenizer(self._rendering.prompt(messages), add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ],
+            self._tokenizer(rendering.prompt(messages), add_special_tokens=False, verbose=False)["input_ids"],
         )
 
-    def control_tokens(self, row: Row) -> list[str]:
+    def _encode_text(self, row: Text) -> Encoded:
+        """The tokens of a text and of the token that ends it, with those that the tokenizer puts around it.
+
+        As in TRL's SFTTrainer, so a prompt is a text of its own: what follows the tokens that both begin
+        with is the completion.
+        """
+        end = self._tokenizer.eos_token
+        if end is None:
+            what = "the tokenizer has no token that ends a text (eos_token); give rows with messages"
+            raise FineTuneError(FailureClass.INVALID_DATA, what)
+        ids = self._ids(row.text if row.text.endswith(end) else row.text + end)
+        if self._task != "instruction_tuning":
+            return Encoded(ids, [True] * len(ids))
+        return Encoded(ids, _after(self._ids(row.prompt), ids))
+
+    def _ids(self, text: str) -> list[int]:
+        return cast("list[int]", self._tokenizer(text, verbose=False)["input_ids"])
+
+    def control_tokens(self, row: Row | Text) -> list[str]:
         """The control tokens that stand in the contents of a row, where the row is not to write them."""
-        if self._control is None:
+        if self._control is None or isinstance(row, Text):
             return []
         return [token for message in row.messages for token in self._control.findall(message.content)]
 
@@ -138,11 +173,11 @@ class ChatFormat:
         names = {*self._tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
         return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
-    def _written(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
+    def _written(self, rendering: Rendering, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
         """The conversation as text, and the spans that count in it, or None when all of it counts."""
         if self._task == "causal_lm":
-            return self._rendering.text(messages), None
-        text, spans = self._rendering.answers(messages)
+            return rendering.text(messages), None
+        text, spans = rendering.answers(messages)
         answers = [message for message in messages if message.role == "assistant"]
         if all(answer.trained for answer in answers):
             return text, spans
@@ -152,6 +187,37 @@ class ChatFormat:
                 " cannot be told which of them has weight 0"
             )
         return text, [span for span, answer in zip(spans, answers, strict=True) if answer.trained]
+
+
+class NoRendering:
+    """Of a tokenizer that writes no conversations, for rows that are texts. It raises RenderingError."""
+
+    chat_template = None
+    end_of_turn = ""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def with_tools(self, tools: Sequence[JsonObject]) -> NoRendering:  # noqa: ARG002
+        """The same."""
+        return self
+
+    def text(self, messages: Sequence[Message]) -> str:  # noqa: ARG002
+        """Raises RenderingError."""
+        raise RenderingError(self._reason)
+
+    def answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:  # noqa: ARG002
+        """Raises RenderingError."""
+        raise RenderingError(self._reason)
+
+    prompt = text
+
+
+def text_format(tokenizer: PreTrainedTokenizerBase, task: Task, model: str, reason: str) -> ChatFormat:
+    """The format of a job whose rows are texts; `reason` says why it can write no conversations."""
+    end = tokenizer.eos_token_id
+    ends = [end] if isinstance(end, int) else []
+    return ChatFormat(tokenizer, NoRendering(reason), task, f"the tokenizer of {model}", ends=ends)
 
 
 def chat_format(
@@ -232,6 +298,34 @@ def inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
         first, last = bisect_right(ends, span_start), bisect_left(starts, span_end)
         marked[first:last] = [True] * (last - first)
     return marked
+
+
+def _after(prompt: Sequence[int], ids: Sequence[int]) -> list[bool]:
+    """For each of `ids`, whether it comes after those with which both begin."""
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
+    return [False] * alike + [True] * (len(ids) - alike)
+
+
+def _unwritten_tools(text: str, row: Row) -> list[str]:
+    """Where in a row that is said which is of tools and not in its text."""
+    whole = "".join(text.split())
+
+    def written(said: str) -> bool:
+        forms = (said, json.dumps(said)[1:-1], json.dumps(said, ensure_ascii=False)[1:-1])
+        return any("".join(form.split()) in whole for form in forms)
+
+    unwritten = [
+        f"tools[{index}]" for index, tool in enumerate(row.tools) if not written(name_of_tool(tool) or "")
+    ]
+    for index, message in enumerate(row.messages):
+        if message.role == "tool" and not written(message.content):
+            unwritten.append(f"messages[{index}].content")
+        for call in message.tool_calls:
+            function = cast("JsonObject", call["function"])
+            arguments = cast("JsonObject", function["arguments"])
+            if not all(map(written, (str(function["name"]), *arguments))):
+                unwritten.append(f"messages[{index}].tool_calls")
+    return list(dict.fromkeys(unwritten))
 
 
 def _says_all(text: str, answers: Sequence[Span] | None, messages: Sequence[Message]) -> bool:

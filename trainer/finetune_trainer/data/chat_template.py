@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from datetime import date
 from functools import cached_property
 from itertools import takewhile
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.data.alignment import PRIVATE_USE, Marks, Place, places
+from finetune_trainer.data.objects import JsonObject
 from finetune_trainer.data.rendering import RenderingError, Span
 from finetune_trainer.data.rows import Message
 
@@ -57,6 +59,13 @@ class TemplateRendering:
         self._model = model
         self._template = _with_fixed_date(template)
         self._tagged = bool(_GENERATION_TAG.search(template))
+        self._tools: list[JsonObject] = []
+
+    def with_tools(self, tools: Sequence[JsonObject]) -> TemplateRendering:
+        """The same, where the template is given these definitions of tools."""
+        copied = copy(self)
+        copied._tools = list(tools)
+        return copied
 
     def text(self, messages: Sequence[Message]) -> str:
         """The whole conversation."""
@@ -100,6 +109,11 @@ class TemplateRendering:
 
     def _spans(self, messages: Sequence[Message], text: str) -> list[Span]:
         """The spans of the answers in the text, without what ends their turns."""
+        if any(message.tool_calls for message in messages):
+            # A call belongs to the answer, and is written after its content.
+            return [
+                self._span(messages, text, i) for i, each in enumerate(messages) if each.role == "assistant"
+            ]
         marks = Marks.beside(messages, text)
         found = places(messages, text, marks, self.text)
         indices = [index for index, message in enumerate(messages) if message.role == "assistant"]
@@ -280,10 +294,11 @@ class TemplateRendering:
 
     def _render(self, messages: Sequence[Message], *, ask: bool = False) -> tuple[str, list[Span]]:
         """The text, and the spans between the template's generation tags, if it has any."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [_turn(message) for message in messages]
         try:
             rendered = render_jinja_template(
                 conversations=[turns],
+                tools=self._tools or None,  # type: ignore[arg-type]
                 chat_template=self._template,
                 return_assistant_tokens_mask=self._tagged,
                 add_generation_prompt=ask,
@@ -296,6 +311,12 @@ class TemplateRendering:
             ) from error
         texts, tagged = cast("tuple[list[str], list[list[Span]]]", rendered)
         return texts[0], tagged[0] if self._tagged else []
+
+
+def _turn(message: Message) -> JsonObject:
+    """A message as templates take it."""
+    calls: JsonObject = {"tool_calls": list(message.tool_calls)} if message.tool_calls else {}
+    return {"role": message.role, "content": message.content, **calls, **dict(message.of_tool)}
 
 
 def _with_fixed_date(template: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from finetune_trainer.data.chat import ChatFormat, Encoded, Task
 from finetune_trainer.data.labels import encode_labelled, parse_labelled
 from finetune_trainer.data.pairs import parse_pairs
 from finetune_trainer.data.remarks import Remarks
-from finetune_trainer.data.rows import Lines, Row, parse_rows
+from finetune_trainer.data.rows import Lines, Row, Text, parse_rows
 from finetune_trainer.data.tokens import TokenizedRows, offsets_of
+
+T = TypeVar("T", bound=Row | Text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,12 @@ class ConversationEncoder:
 
     task: Task
     chat: ChatFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The rows' own names of keys."""
 
     def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
         """See `LineEncoder`."""
-        parsed = parse_rows(lines, self.task)
+        parsed = parse_rows(lines, self.task, self.columns)
         collected = _Collected(self.chat, self.chat.encode, parsed.problems, parsed.remarks)
         for row in parsed.rows if not (parsed.problems or check_only) else []:
             collected.add(row)
@@ -61,10 +65,12 @@ class LabelEncoder:
     labels: Mapping[str, int]
     """The labels, and the token of each."""
     chat: ChatFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The rows' own names of keys."""
 
     def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
         """See `LineEncoder`."""
-        parsed = parse_labelled(lines, list(self.labels))
+        parsed = parse_labelled(lines, list(self.labels), self.columns)
         encode = partial(encode_labelled, self.chat, self.labels)
         collected = _Collected(self.chat, encode, parsed.problems, parsed.remarks)
         for row in parsed.rows if not (parsed.problems or check_only) else []:
@@ -77,21 +83,23 @@ class PairEncoder:
     """A `LineEncoder` of pairs of answers: of each, the chosen and then the rejected conversation."""
 
     chat: ChatFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The rows' own names of keys."""
 
     def encode(self, lines: Lines, *, check_only: bool = False) -> EncodedLines:
         """See `LineEncoder`."""
-        parsed = parse_pairs(lines)
+        parsed = parse_pairs(lines, self.columns)
         collected = _Collected(self.chat, self.chat.encode, parsed.problems, parsed.remarks)
         for pair in parsed.rows if not (parsed.problems or check_only) else []:
             collected.add(pair.chosen, pair.rejected)
         return collected.encoded()
 
 
-class _Collected:
+class _Collected(Generic[T]):
     """What is found in some lines, row by row."""
 
     def __init__(
-        self, chat: ChatFormat, encode: Callable[[Row], Encoded], unreadable: list[str], remarks: Remarks
+        self, chat: ChatFormat, encode: Callable[[T], Encoded], unreadable: list[str], remarks: Remarks
     ) -> None:
         self._chat = chat
         self._encode = encode
@@ -100,7 +108,7 @@ class _Collected:
         self._refused: list[str] = []
         self._rows: list[tuple[int, Encoded]] = []
 
-    def add(self, *conversations: Row) -> None:
+    def add(self, *conversations: T) -> None:
         """Adds the conversations of a line, unless one of them has a problem."""
         line = conversations[0].line
         try:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.data.chat import ChatFormat, Encoded
+from finetune_trainer.data.objects import RowError, kind_of
 from finetune_trainer.data.rows import (
     Lines,
     ParsedLines,
+    ReadLine,
     Row,
-    RowError,
-    kind_of,
     parse_lines,
     read_conversation,
 )
@@ -28,15 +28,18 @@ SHOWN_LABELS = 12
 _TASK = "classification"
 
 
-def parse_labelled(lines: Lines, labels: Sequence[str]) -> ParsedLines[Row]:
+def parse_labelled(
+    lines: Lines, labels: Sequence[str], columns: Mapping[str, str] | None = None
+) -> ParsedLines[Row]:
     """The conversations in some lines, each up to its last answer, which is one of the labels.
 
-    Blank lines are skipped. No other message counts in the loss.
+    Blank lines are skipped. No other message counts in the loss. `columns` are the rows' own names of keys.
     """
     known = frozenset(labels)
 
-    def read(number: int, text: str) -> tuple[Row, list[str]]:
-        messages, unknown = read_conversation(text, _TASK)
+    def read(number: int, text: str) -> ReadLine[Row]:
+        found = read_conversation(text, _TASK, columns)
+        messages = found.row
         last = max(index for index, message in enumerate(messages) if message.role == "assistant")
         label = messages[last].content.strip()
         if label not in known:
@@ -44,7 +47,8 @@ def parse_labelled(lines: Lines, labels: Sequence[str]) -> ParsedLines[Row]:
             what = f"must be one of spec.classifier_config.label_tokens, {shown}; is {kind_of(label)}"
             raise RowError(f"the last assistant message: {what}")
         before = (replace(message, trained=False) for message in messages[:last])
-        return Row(number, (*before, replace(messages[last], content=label))), unknown
+        row = Row(number, (*before, replace(messages[last], content=label)))
+        return ReadLine(row, found.ignored, found.form)
 
     return parse_lines(lines, read)
 

@@ -6,23 +6,24 @@ beside them, a text or messages, and they are answers or whole conversations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.data.batches import Indices
+from finetune_trainer.data.forms import renamed
+from finetune_trainer.data.objects import RowError, keys_of, kind_of, listed, parse_object
 from finetune_trainer.data.rows import (
     Lines,
     Message,
     ParsedLines,
+    ReadLine,
     Row,
-    RowError,
-    kind_of,
     parse_lines,
-    parse_object,
     read_messages,
 )
 from finetune_trainer.data.tokens import DocumentRows, RowWriter, TokenizedRows, shortened
@@ -40,13 +41,20 @@ class Pair:
     rejected: Row
 
 
-def parse_pairs(lines: Lines) -> ParsedLines[Pair]:
-    """The pairs in some lines; blank lines are skipped. What is remarked are the keys that are ignored."""
-    return parse_lines(lines, _pair)
+def parse_pairs(lines: Lines, columns: Mapping[str, str] | None = None) -> ParsedLines[Pair]:
+    """The pairs in some lines; blank lines are skipped. What is remarked are the keys that are ignored.
+
+    `columns` are the rows' own names of keys.
+    """
+    return parse_lines(lines, partial(_pair, columns or {}))
 
 
-def _pair(number: int, text: str) -> tuple[Pair, list[str]]:
-    document = parse_object(text, _FORM, ANSWERS)
+def _pair(columns: Mapping[str, str], number: int, text: str) -> ReadLine[Pair]:
+    given = parse_object(text, _FORM)
+    document = renamed(given, columns)
+    missing = [columns.get(key, key) for key in ANSWERS if key not in document]
+    if missing:
+        raise RowError(*(f"{key}: is missing; the row has {keys_of(given)}" for key in missing))
     unknown = [key for key in document if key not in ("prompt", *ANSWERS)]
     found: dict[str, list[Message]] = {}
     problems: list[str] = []
@@ -54,7 +62,7 @@ def _pair(number: int, text: str) -> tuple[Pair, list[str]]:
         if key not in document:
             continue
         try:
-            found[key], more = _said(document[key], key)
+            found[key], more = _said(listed(document[key], columns.get(key, key)), key, columns.get(key, key))
         except RowError as bad:
             problems += bad.problems
         else:
@@ -65,17 +73,17 @@ def _pair(number: int, text: str) -> tuple[Pair, list[str]]:
     chosen, rejected = (_after(prompt, found[key]) for key in ANSWERS)
     shared = _shared(chosen, rejected)
     _check(chosen, rejected, shared)
-    return Pair(*(Row(number, _counted_from(shared, each)) for each in (chosen, rejected))), unknown
+    return ReadLine(Pair(*(Row(number, _counted_from(shared, each)) for each in (chosen, rejected))), unknown)
 
 
-def _said(value: object, key: str) -> tuple[list[Message], list[str]]:
+def _said(value: object, key: str, column: str) -> tuple[list[Message], list[str]]:
     """The messages that stand under a key; a text is a question or an answer."""
     if isinstance(value, list):
-        return read_messages(value, key, _TASK)
+        return read_messages(value, column, _TASK)
     role = "user" if key == "prompt" else "assistant"
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{key}: must be a text or a list of messages, is {kind_of(value)}")
-    return read_messages([{"role": role, "content": value}], key, _TASK)
+        raise RowError(f"{column}: must be a text or a list of messages, is {kind_of(value)}")
+    return read_messages([{"role": role, "content": value}], column, _TASK)
 
 
 def _after(prompt: list[Message], said: list[Message]) -> list[Message]:
@@ -168,12 +176,12 @@ class PairRows(DocumentRows):
 
 
 def truncate_pairs(
-    documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+    documents: TokenizedRows, context_length: int, place: Callable[[int], str], writer: RowWriter
 ) -> tuple[PairRows, int]:
     """Shortens prompts at their beginning, by as much for both conversations of a pair, so that both fit.
 
     Returns how many pairs were longer. Where there are any, what is left of all is given to `writer`. Raises
-    FineTuneError (InvalidData) with a problem `source:line: what` for every pair whose answers do not fit.
+    FineTuneError (InvalidData) with a problem `place: what` for every pair whose answers do not fit.
     """
     longest = documents.lengths.reshape(-1, 2).max(axis=1)
     over = np.repeat(np.maximum(longest - context_length, 0), 2)
@@ -182,7 +190,7 @@ def truncate_pairs(
         both = (int(2 * pair), int(2 * pair) + 1)
         prompt = min(int(np.argmax(documents.row(index)[1])) for index in both)
         problems += [
-            f"{source}:{documents.lines[index]}: {ANSWERS[index % 2]}: its answer has {answer} tokens,"
+            f"{place(int(documents.lines[index]))}: {ANSWERS[index % 2]}: its answer has {answer} tokens,"
             f" which with a prompt do not fit into {context_length}; raise spec.context_length"
             for index in both
             if (answer := int(documents.lengths[index]) - prompt) >= context_length

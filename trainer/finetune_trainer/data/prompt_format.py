@@ -10,11 +10,18 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 
 from finetune_api.generation import PromptFormat
+from finetune_trainer.data.objects import JsonObject
 from finetune_trainer.data.rendering import RenderingError, Span
 from finetune_trainer.data.rows import Message
 
 _NO_CONTENT = "\0"
 """Stands in for a message's content. YAML cannot contain this character, so no format does."""
+
+
+_NO_TOOLS = (
+    "{where}: prompt_format writes no tools and none of their calls; leave it out, where the model's own chat"
+    " template does, or leave such rows out"
+)
 
 
 class FormatRendering:
@@ -41,6 +48,10 @@ class FormatRendering:
         """What `assistant` writes after an answer, without trailing white space."""
         return self._end_of_turn
 
+    def with_tools(self, tools: Sequence[JsonObject]) -> FormatRendering:  # noqa: ARG002
+        """A format has no place for tools. Raises RenderingError."""
+        raise RenderingError(_NO_TOOLS.format(where="tools"))
+
     def text(self, messages: Sequence[Message]) -> str:
         """The whole conversation."""
         return self.answers(messages)[0]
@@ -55,6 +66,9 @@ class FormatRendering:
         return text + self._format.trailing_assistant
 
     def _write(self, messages: Sequence[Message], *, system_in_last_user: bool) -> tuple[str, list[Span]]:
+        for index, message in enumerate(messages):
+            if message.tool_calls or message.role == "tool":
+                raise RenderingError(_NO_TOOLS.format(where=f"messages[{index}]"))
         system = self._system(messages)
         turns = [message for message in messages if message.role != "system"]
         users = [index for index, turn in enumerate(turns) if turn.role == "user"]

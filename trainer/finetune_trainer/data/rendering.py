@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from finetune_trainer.data.objects import JsonObject
 from finetune_trainer.data.rows import Message
 
 Span = tuple[int, int]
@@ -25,6 +26,9 @@ class Rendering(Protocol):
     @property
     def end_of_turn(self) -> str:
         """The text that follows every answer, without trailing white space; may be empty."""
+
+    def with_tools(self, tools: Sequence[JsonObject]) -> Rendering:
+        """The same, where these tools are said to be there."""
 
     def text(self, messages: Sequence[Message]) -> str:
         """The whole conversation."""

@@ -1,27 +1,32 @@
-"""Reads and checks rows that are lines of JSON: conversations, and what they share with other rows.
+"""Reads and checks rows that are lines of JSON: conversations, texts, and what they share with other rows.
 
-A conversation is `{"messages": [{"role": ..., "content": ...}, ...]}`.
+A conversation is `{"messages": [{"role": ..., "content": ...}, ...]}`, or has another form of `forms`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Generic, TypeVar
 
+from finetune_api.row_forms import COMPLETION, CONVERSATIONS, INSTRUCTION, TEXT
+from finetune_trainer.data.forms import Fields, fields_of
+from finetune_trainer.data.objects import (
+    JsonObject,
+    RowError,
+    fault_of,
+    kind_of,
+    listed,
+    parse_object,
+    said_in,
+)
 from finetune_trainer.data.remarks import Remarks
+from finetune_trainer.data.tools import LANGUAGE_TASKS, said_of_tools, tools_of
 
 BLOCK_BYTES = 2**18
 """How much of a file is looked at together. On the way to tokens a text takes a hundred times its size."""
 ROLES = ("system", "user", "assistant")
-TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
-"""Keys of a message that a chat template may drop silently: the row would then teach something else."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a character outside Unicode's basic plane. JSON can contain it, but no tokenizer can read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,13 @@ class Message:
 
     role: str
     content: str
+    """Empty where an assistant only calls tools."""
     trained: bool = True
     """Whether an answer counts in the loss; not where its `weight` is 0, as in OpenAI's rows."""
+    tool_calls: tuple[JsonObject, ...] = ()
+    """Calls of the assistant, as `{"function": {"name": ..., "arguments": {...}}}`."""
+    of_tool: tuple[tuple[str, str], ...] = ()
+    """What else a tool's message says: its `name` and `tool_call_id`, where they are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +49,24 @@ class Row:
     """One conversation. Its system message, if it has one, comes first."""
 
     line: int
-    """The 1-based line of the file."""
+    """The 1-based line of the file, or the place that `places` made of it."""
     messages: tuple[Message, ...]
+    tools: tuple[JsonObject, ...] = ()
+    """Definitions of the tools that may be called."""
+    prompt: int | None = None
+    """How many messages are the prompt, where all that follows it counts; None where the answers count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A row that is text as it stands, without a chat template."""
+
+    line: int
+    """See `Row`."""
+    text: str
+    """All of it."""
+    prompt: str = ""
+    """What it begins with and what counts only where all tokens do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +92,15 @@ class ParsedLines(Generic[Parsed]):
     remarks: Remarks
 
 
-class RowError(Exception):
-    """A row is wrong. Each problem says where in it, what is wrong and what would be right."""
+@dataclass(frozen=True, slots=True)
+class ReadLine(Generic[Parsed]):
+    """The row in a line."""
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)
-        self.problems = problems
+    row: Parsed
+    ignored: Sequence[str] = ()
+    """Keys that change nothing."""
+    form: str = ""
+    """What is said of its form."""
 
 
 def blocks(stream: BinaryIO) -> Iterator[Lines]:
@@ -83,20 +112,19 @@ def blocks(stream: BinaryIO) -> Iterator[Lines]:
         first += len(lines)
 
 
-def parse_rows(lines: Lines, task: str) -> ParsedLines[Row]:
-    """The conversations in some lines. Blank lines are skipped; a system message is moved to the front.
+def parse_rows(lines: Lines, task: str, columns: Mapping[str, str] | None = None) -> ParsedLines[Row | Text]:
+    """The rows in some lines. Blank lines are skipped; a system message is moved to the front.
 
-    The latter is as in LLMForge. What is remarked are the keys that are ignored.
+    The latter is as in LLMForge. `columns` are the rows' own names of keys. What is remarked are the keys
+    that are ignored, and forms other than `messages`.
     """
-    return parse_lines(lines, partial(_row, task))
+    return parse_lines(lines, partial(_row, task, columns or {}))
 
 
-def parse_lines(
-    lines: Lines, read: Callable[[int, str], tuple[Parsed, Iterable[str]]]
-) -> ParsedLines[Parsed]:
+def parse_lines(lines: Lines, read: Callable[[int, str], ReadLine[Parsed]]) -> ParsedLines[Parsed]:
     """What `read` makes of the number and the text of each line that is not blank.
 
-    It returns a row and the keys that are ignored, which are remarked, or raises RowError.
+    It returns a row, what is to be remarked of it, or raises RowError.
     """
     rows: list[Parsed] = []
     problems: list[str] = []
@@ -106,7 +134,7 @@ def parse_lines(
             text = raw.decode("utf-8-sig")
             if not text.strip():
                 continue
-            row, unknown = read(number, text)
+            found = read(number, text)
         except UnicodeDecodeError as error:
             problems.append(
                 f"{number}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8 text"
@@ -114,40 +142,145 @@ def parse_lines(
         except RowError as bad:
             problems += [f"{number}: {problem}" for problem in bad.problems]
         else:
-            rows.append(row)
-            for key in unknown:
+            rows.append(found.row)
+            for key in found.ignored:
                 remarks.ignored(key, number)
+            if found.form:
+                remarks.has_form(found.form, number)
     return ParsedLines(rows, problems, remarks)
 
 
-def _row(task: str, number: int, text: str) -> tuple[Row, list[str]]:
-    messages, unknown = read_conversation(text, task)
-    return Row(number, messages), unknown
+def _row(task: str, columns: Mapping[str, str], number: int, text: str) -> ReadLine[Row | Text]:
+    fields = fields_of(parse_object(text, '{"messages": [...]}'), columns)
+    if fields.form is TEXT:
+        return ReadLine(_text(number, fields, task), fields.ignored, fields.form.words)
+    if fields.form is COMPLETION:
+        row, unknown = _completion(number, fields, task)
+    else:
+        messages, unknown = _conversation(fields, task)
+        row = Row(number, messages, tools_of(fields, task))
+    return ReadLine(row, [*fields.ignored, *unknown], fields.form.words)
 
 
-def read_conversation(text: str, task: str) -> tuple[tuple[Message, ...], list[str]]:
-    """The messages of a row, the system message first, and its keys that are ignored. Raises RowError."""
-    document = parse_object(text, '{"messages": [...]}', ["messages"])
-    unknown = [key for key in document if key != "messages"]
-    messages, unknown_in_messages = read_messages(document["messages"], "messages", task)
-    _check_roles(messages, task)
-    return tuple(messages), [*unknown, *unknown_in_messages]
+def read_conversation(
+    text: str, task: str, columns: Mapping[str, str] | None = None
+) -> ReadLine[tuple[Message, ...]]:
+    """The messages of a row, the system message first. Raises RowError, also for rows without messages."""
+    fields = fields_of(parse_object(text, '{"messages": [...]}'), columns or {})
+    if fields.form in (TEXT, COMPLETION):
+        raise RowError(f"{fields.columns[fields.form.needed[0]]}: the task {task} needs messages")
+    messages, unknown = _conversation(fields, task)
+    if fields.values.get("tools"):
+        unknown.append(fields.columns["tools"])
+    return ReadLine(messages, [*fields.ignored, *unknown], fields.form.words)
 
 
-def parse_object(text: str, form: str, keys: Sequence[str]) -> dict[str, object]:
-    """The object in a line, which has these keys; `form` shows what is wanted. Raises RowError."""
-    document = _parse(text)
-    if not isinstance(document, dict):
-        raise RowError(f"must be an object {form}, is {kind_of(document)}")
-    missing = [key for key in keys if key not in document]
-    if missing:
+def _conversation(fields: Fields, task: str) -> tuple[tuple[Message, ...], list[str]]:
+    """The messages of a row and their keys that are ignored."""
+    if fields.form is INSTRUCTION:
+        return _answered_instruction(fields), []
+    key = fields.form.needed[0]
+    where = fields.columns[key]
+    turns = listed(fields.values[key], where)
+    naming = _naming(turns) if fields.form is CONVERSATIONS else OPENAI
+    system = fields.values.get("system")
+    if system and fields.form is CONVERSATIONS:
+        said_in(system, fields.columns["system"])
+        if isinstance(turns, list):
+            turns = [{naming.role: "system", naming.content: system}, *turns]
+    messages, unknown = read_messages(turns, where, task, naming)
+    _check_roles(messages, task, where)
+    return tuple(messages), unknown
+
+
+def _answered_instruction(fields: Fields) -> tuple[Message, ...]:
+    """Alpaca's row as a conversation: what is asked is the instruction, and the input below it."""
+    problems = []
+    for key in ("instruction", "output", "input", "system"):
+        value = fields.values.get(key)
+        fault = fault_of(value, "row")
+        if fault is not None and (key in fields.form.needed or value not in (None, "")):
+            problems.append(f"{fields.columns.get(key, key)}: {fault}")
+    if fields.values.get("history"):
+        problems.append(f"{fields.columns['history']}: is not supported; give such rows as messages")
+    if problems:
+        raise RowError(*problems)
+    said = {key: str(value) for key, value in fields.values.items() if value}
+    asked = "\n\n".join(said[key] for key in ("instruction", "input") if key in said)
+    system = [Message("system", said["system"])] if "system" in said else []
+    return (*system, Message("user", asked), Message("assistant", said["output"]))
+
+
+def _text(number: int, fields: Fields, task: str) -> Text:
+    where = fields.columns["text"]
+    if task != "causal_lm":
         raise RowError(
-            *(f"{key}: is missing; the row has {', '.join(document) or 'no keys'}" for key in missing)
+            f"{where}: is plain text, in which no answer can be told; with spec.task causal_lm all tokens"
+            " count, or give rows with a prompt and a completion"
         )
-    return document
+    return Text(number, said_in(fields.values["text"], where))
 
 
-def read_messages(turns: object, where: str, task: str) -> tuple[list[Message], list[str]]:
+def _completion(number: int, fields: Fields, task: str) -> tuple[Row | Text, list[str]]:
+    """A prompt and what follows it: two texts, or two lists of messages."""
+    if task not in LANGUAGE_TASKS:
+        raise RowError(f"{fields.columns['prompt']}: the task {task} needs messages")
+    prompt, completion = (listed(fields.values[key], fields.columns[key]) for key in ("prompt", "completion"))
+    if isinstance(prompt, list) != isinstance(completion, list):
+        names = " and ".join(fields.columns[key] for key in ("prompt", "completion"))
+        raise RowError(
+            f"{names}: one is a text and the other a list; both must be texts, or lists of messages"
+        )
+    if isinstance(prompt, list):
+        unknown: dict[str, None] = {}
+        problems: list[str] = []
+        parts: list[list[Message]] = []
+        for key, turns in (("prompt", prompt), ("completion", completion)):
+            try:
+                messages, more = read_messages(turns, fields.columns[key], task)
+            except RowError as bad:
+                problems += bad.problems
+            else:
+                parts.append(messages)
+                unknown |= dict.fromkeys(more)
+        if problems:
+            raise RowError(*problems)
+        _check_roles([*parts[0], *parts[1]], task, fields.columns["completion"])
+        return Row(number, (*parts[0], *parts[1]), tools_of(fields, task), len(parts[0])), list(unknown)
+    texts = [said_in(fields.values[key], fields.columns[key]) for key in ("prompt", "completion")]
+    return Text(number, "".join(texts), texts[0]), []
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What the turns of a conversation call role and content, and roles."""
+
+    role: str
+    content: str
+    roles: Mapping[str, str]
+    """Names of roles beside our own, and ours."""
+    shown: str
+    """The roles, for people."""
+
+
+OPENAI = Naming("role", "content", {}, "system, user or assistant")
+SHAREGPT = Naming(
+    "from",
+    "value",
+    {"human": "user", "gpt": "assistant", "observation": "tool"},
+    "system, human or gpt",
+)
+
+
+def _naming(turns: object) -> Naming:
+    """ShareGPT's names, or OpenAI's where the first turn has these."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return OPENAI if isinstance(first, dict) and "role" in first and "from" not in first else SHAREGPT
+
+
+def read_messages(
+    turns: object, where: str, task: str, naming: Naming = OPENAI
+) -> tuple[list[Message], list[str]]:
     """A list of messages, the system message first, and their keys that are ignored. Raises RowError."""
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{where}: must be a list of at least one message, is {kind_of(turns)}")
@@ -156,11 +289,11 @@ def read_messages(turns: object, where: str, task: str) -> tuple[list[Message], 
     problems: list[str] = []
     for index, turn in enumerate(turns):
         try:
-            messages.append(_message(turn, task))
+            messages.append(_message(turn, task, naming))
         except RowError as bad:
             problems += [f"{where}[{index}]{problem}" for problem in bad.problems]
         else:
-            known = ("role", "content", *(["weight"] if _weighed(turn, task) else []))
+            known = _known_keys(turn, messages[-1], task, naming)
             unknown |= dict.fromkeys(f"{where}[].{key}" for key in turn if key not in known)
     if problems:
         raise RowError(*problems)
@@ -168,87 +301,60 @@ def read_messages(turns: object, where: str, task: str) -> tuple[list[Message], 
     return messages, list(unknown)
 
 
-def _weighed(turn: dict[str, object], task: str) -> bool:
+def _known_keys(turn: JsonObject, message: Message, task: str, naming: Naming) -> tuple[str, ...]:
+    weight = ("weight",) if _weighed(message.role, task) else ()
+    calls = ("tool_calls",) if turn.get("tool_calls") else ()
+    of_tool = tuple(key for key, _ in message.of_tool)
+    return (naming.role, naming.content, *weight, *calls, *of_tool)
+
+
+def _weighed(role: str, task: str) -> bool:
     """Whether a message's weight means something: in causal_lm all tokens count."""
-    return task == "instruction_tuning" and turn.get("role") == "assistant"
+    return task == "instruction_tuning" and role == "assistant"
 
 
-def _message(turn: object, task: str) -> Message:
+def _message(turn: object, task: str, naming: Naming) -> Message:
     if not isinstance(turn, dict):
-        raise RowError(f': must be an object {{"role": ..., "content": ...}}, is {kind_of(turn)}')
-    problems = [
-        f".{key}: tool calls are not supported; leave such rows out" for key in TOOL_KEYS if turn.get(key)
-    ]
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        problems.append(f".role: must be system, user or assistant, is {kind_of(role)}")
+        raise RowError(
+            f': must be an object {{"{naming.role}": ..., "{naming.content}": ...}}, is {kind_of(turn)}'
+        )
+    given, content = turn.get(naming.role), turn.get(naming.content)
+    role = naming.roles.get(given, given) if isinstance(given, str) else given
+    problems, calls, of_tool = said_of_tools(turn, role, task)
+    known = ROLES + (("tool",) if task in LANGUAGE_TASKS else ())
+    if role not in known:
+        shown = naming.shown.replace(" or ", ", ") + " or tool" if "tool" in known else naming.shown
+        problems.append(f".{naming.role}: must be {shown}, is {kind_of(given)}")
+    silent = content in (None, "") and (turn.get("tool_calls") or (role == "tool" and content == ""))
     if isinstance(content, list):
-        problems.append(".content: must be a text; lists of parts, such as images, are not supported")
-    elif not isinstance(content, str):
-        problems.append(f".content: must be a text, is {kind_of(content)}")
-    elif not content.strip():
-        problems.append(".content: is empty; give it a text or leave the message out")
-    elif _SURROGATE.search(content):
-        problems.append(r".content: holds a \ud800 to \udfff that is half of a character; repair the text")
-    weight = turn.get("weight", 1) if _weighed(turn, task) else 1
+        problems.append(
+            f".{naming.content}: must be a text; lists of parts, such as images, are not supported"
+        )
+    elif not silent and (fault := fault_of(content)) is not None:
+        problems.append(f".{naming.content}: {fault}")
+    weight = turn.get("weight", 1) if _weighed(str(role), task) else 1
     if isinstance(weight, bool) or weight not in (0, 1):
         problems.append(f".weight: must be 0 or 1, is {kind_of(weight)}; 0 leaves the answer out of the loss")
     if problems:
         raise RowError(*problems)
-    return Message(str(role), str(content), trained=weight != 0)
+    return Message(str(role), str(content or ""), weight != 0, calls, of_tool)
 
 
-def _check_roles(messages: list[Message], task: str) -> None:
+def _check_roles(messages: Sequence[Message], task: str, where: str = "messages") -> None:
     problems = []
     roles = [message.role for message in messages]
     if roles.count("system") > 1:
-        problems.append(f"messages: has {roles.count('system')} system messages; at most one is possible")
+        problems.append(f"{where}: has {roles.count('system')} system messages; at most one is possible")
     if "user" not in roles:
-        problems.append("messages: has no user message")
+        problems.append(f"{where}: has no user message")
     if task == "instruction_tuning" and "assistant" not in roles:
         problems.append(
-            "messages: has no assistant message, so there is nothing to train on; with spec.task causal_lm"
+            f"{where}: has no assistant message, so there is nothing to train on; with spec.task causal_lm"
             " all tokens count"
         )
     elif task == "classification" and "assistant" not in roles:
-        problems.append("messages: has no assistant message; the last one is the label")
+        problems.append(f"{where}: has no assistant message; the last one is the label")
     elif "assistant" in roles and not any(each.trained for each in messages if each.role == "assistant"):
-        problems.append("messages: every assistant message has weight 0, so there is nothing to train on")
+        problems.append(f"{where}: every assistant message has weight 0, so there is nothing to train on")
     if problems:
         raise RowError(*problems)
-
-
-def _parse(text: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise RowError(
-            f"is not JSON: {error.msg} at column {error.colno}; a line holds one whole object"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"cannot be read as JSON: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise RowError(*(f"{key}: is given twice in one object; keep one" for key in twice))
-    return found
-
-
-def kind_of(value: object) -> str:
-    """What a value of JSON is, in words."""
-    match value:
-        case None:
-            return "missing or null"
-        case []:
-            return "empty"
-        case dict():
-            return "an object"
-        case list():
-            return "a list"
-        case str():
-            return repr(value)[:80]
-        case _:
-            return json.dumps(value)[:80]

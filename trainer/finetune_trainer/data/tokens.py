@@ -207,12 +207,12 @@ class RowsInMemory:
 
 
 def truncate(
-    rows: TokenizedRows, context_length: int, source: str, writer: RowWriter
+    rows: TokenizedRows, context_length: int, place: Callable[[int], str], writer: RowWriter
 ) -> tuple[TokenizedRows, int]:
     """Cuts every row to its first `context_length` tokens, and returns how many rows were longer.
 
     Where there are any, what is left of all rows is given to `writer`. Raises FineTuneError (InvalidData)
-    with a problem `source:line: what` for every row in which no token is left that counts in the loss.
+    with a problem `place: what` for every row in which no token is left that counts.
     """
     longer = int((rows.lengths > context_length).sum())
     if longer:
@@ -224,9 +224,9 @@ def truncate(
     if without.size:
         whole = rows.predicted
         problems = [
-            f"{source}:{line}: {_nothing_to_train_on(int(length), context_length, cut_off=bool(predicted))}"
+            f"{place(line)}: {_nothing_to_train_on(length, context_length, cut_off=bool(predicted))}"
             for line, length, predicted in zip(
-                rows.lines[without], rows.lengths[without], whole[without], strict=True
+                rows.lines[without].tolist(), rows.lengths[without].tolist(), whole[without], strict=True
             )
         ]
         raise FineTuneError(FailureClass.INVALID_DATA, *problems)

@@ -109,7 +109,7 @@ def job_without_rows(spec: FineTuneJobSpec, *, on_gpu: bool, file: DeepSpeedConf
     config, dtype = load_config(spec), resolved_dtype(spec, on_gpu=on_gpu)
     sizes = shape(spec, config)
     longest = spec.context_length or min(sizes.context_length or SHORTEST_CONTEXT, LONGEST_TAKEN)
-    lengths = Lengths(longest, longest, padded=False, longest_validated=longest if spec.valid_path else 0)
+    lengths = Lengths(longest, longest, padded=False, longest_validated=longest if spec.validates else 0)
     return Job(spec, sizes, layer_memory(spec, config, dtype, on_gpu=on_gpu), lengths, dtype, on_gpu, file)
 
 

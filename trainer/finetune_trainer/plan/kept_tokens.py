@@ -17,11 +17,16 @@ from finetune_trainer.data.token_files import (
 )
 from finetune_trainer.data.tokens import FileTokens
 from finetune_trainer.plan.tokenization import Tokenization, Tokens
-from finetune_trainer.storage.open import Storage, digest
+from finetune_trainer.storage.inputs import digest
+from finetune_trainer.storage.open import Storage
 from finetune_trainer.storage.run_directory import RunDirectory
 
-FILES = ("train", "validation")
-"""The directories with the rows of each file, as in the user's cache."""
+
+def _names(tokenization: Tokenization) -> list[str]:
+    """The directories with the rows of each path, as in the user's cache."""
+    sources = len(tokenization.spec.sources)
+    train = ["train"] if sources == 1 else [f"train-{index}" for index in range(sources)]
+    return [*train, "validation"][: len(tokenization.paths)]
 
 
 class TokensToKeep:
@@ -42,7 +47,7 @@ class TokensToKeep:
             return
         tokenization, tokens = self._made
         with run.staging_prepared() as staging:
-            for name, file, content in zip(FILES, tokens.files, tokens.digests, strict=False):
+            for name, file, content in zip(_names(tokenization), tokens.files, tokens.digests, strict=True):
                 (staging / name).mkdir()
                 write_rows(file.rows, staging / name)
                 describe(staging / name, tokenization.key(content), file.remarks)
@@ -58,12 +63,13 @@ def tokens_of(tokenization: Tokenization, run: RunDirectory, say: Callable[[str]
     storage = run.prepared()
     if storage is None:
         return tokenization.tokenize()
+    names = _names(tokenization)
     digests: list[str] = []
     with suppress(FineTuneError):  # it is said, with all other problems, when the rows are tokenized
         digests = [digest(path) for path in tokenization.paths]
     kept = [
         described(storage.read_text(f"{name}/{DESCRIPTION}"), tokenization.key(content))
-        for name, content in zip(FILES, digests, strict=False)
+        for name, content in zip(names, digests, strict=False)
     ]
     descriptions = [description for description in kept if description is not None]
     if not kept or len(descriptions) < len(kept):
@@ -73,7 +79,7 @@ def tokens_of(tokenization: Tokenization, run: RunDirectory, say: Callable[[str]
         )
         return tokenization.tokenize()
     try:
-        files = _files(storage, descriptions)
+        files = _files(storage, names, descriptions)
     except (ValueError, OSError) as error:
         say(f"warning: {storage.path}: cannot be read ({error}); the rows are tokenized again")
         return tokenization.tokenize()
@@ -81,12 +87,12 @@ def tokens_of(tokenization: Tokenization, run: RunDirectory, say: Callable[[str]
     return tokenization.tokens(files, digests)
 
 
-def _files(storage: Storage, descriptions: list[Description]) -> list[FileTokens]:
+def _files(storage: Storage, names: list[str], descriptions: list[Description]) -> list[FileTokens]:
     with ExitStack() as copies:
         directory = copies.enter_context(storage.local_copy())
         files = [
             described_tokens(directory / name, description)
-            for name, description in zip(FILES, descriptions, strict=False)
+            for name, description in zip(names, descriptions, strict=True)
         ]
         atexit.register(copies.pop_all().close)  # they are mapped from there
     return files

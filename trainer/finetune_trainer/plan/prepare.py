@@ -27,6 +27,7 @@ from finetune_trainer.model.load import (
     shape,
 )
 from finetune_trainer.model.remarks import transformers_remarks
+from finetune_trainer.plan.mixture import mixture
 from finetune_trainer.plan.token_cache import writer_beside
 from finetune_trainer.plan.tokenization import Tokenization, Tokens, all_or_every_problem
 from finetune_trainer.report.trackers.tracker import check_tracker
@@ -94,8 +95,10 @@ def prepare(
 
     tokenization = Tokenization(spec, tokenizer, task, chat)
     tokens = tokenize(tokenization)
-    tokenized = [file.rows for file in tokens.files]
-    warnings = [*remarks, *model_shape.warnings, *tokens.warnings, *_inference_remarks(spec, tokenizer, chat)]
+    mixed = mixture(spec, [file.rows for file in tokens.files], tokenization.inputs, task.documents)
+    tokenized = [rows for rows, _ in mixed.rows]
+    warnings = [*remarks, *model_shape.warnings, *tokens.warnings, *mixed.remarks]
+    warnings += _inference_remarks(spec, tokenizer, chat)
     largest_token = max(pad_token_id(tokenizer), *(int(rows.input_ids.max(initial=0)) for rows in tokenized))
     if largest_token >= model_shape.vocabulary:
         what = (
@@ -113,7 +116,7 @@ def prepare(
         context_length = computed.context_length
     cut = all_or_every_problem(
         lambda file: task.rows(file[0], context_length, file[1], writer_beside(file[0])),
-        list(zip(tokenized, tokenization.paths, strict=True)),
+        list(mixed.rows),
     )
     train = cut[0][0]
     validation = cut[1][0] if len(cut) > 1 else None

@@ -13,15 +13,17 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api import row_forms
 from finetune_api.failure import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import data
 from finetune_trainer.data.chat import ChatFormat
+from finetune_trainer.data.places import Places
 from finetune_trainer.data.reading import read_tokens
 from finetune_trainer.data.token_files import RowsOnDisk
 from finetune_trainer.data.tokens import FileTokens, RowsInMemory
 from finetune_trainer.plan.token_cache import TokenCache
-from finetune_trainer.storage.open import digest, input_size
+from finetune_trainer.storage.inputs import Inputs, digest, input_size, inputs_at
 from finetune_trainer.tasks.task import Task
 
 _DATA = Path(data.__path__[0])
@@ -41,7 +43,7 @@ class Tokens:
     """All rows of a job as tokens, before truncation."""
 
     files: tuple[FileTokens, ...]
-    """Those of the training rows, and of the validation rows if there are any."""
+    """Those at each of the job's paths: the training rows, and the validation rows if these have one."""
     digests: tuple[str, ...]
     """The SHA-256 of each file, as it was when its rows were read."""
     warnings: tuple[str, ...]
@@ -59,8 +61,13 @@ class Tokenization:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files of training rows and, if there are any, validation rows."""
-        return (self.spec.train_path, *([self.spec.valid_path] if self.spec.valid_path else []))
+        """Where the training rows are and, if these have a path, the validation rows."""
+        return self.spec.data_paths
+
+    @cached_property
+    def inputs(self) -> tuple[Inputs, ...]:
+        """The files at each of `paths`."""
+        return tuple(map(inputs_at, self.paths))
 
     def tokenize(self) -> Tokens:
         """Reads, checks and tokenizes all rows; those of large files may be in the user's cache.
@@ -74,8 +81,8 @@ class Tokenization:
         """The tokens of all files."""
         remarks = [
             remark
-            for path, tokens in zip(self.paths, files, strict=True)
-            for remark in tokens.remarks.words(path, self.chat.source)
+            for inputs, tokens in zip(self.inputs, files, strict=True)
+            for remark in tokens.remarks.words(inputs.path, self.chat.source, Places(inputs).briefly)
         ]
         return Tokens(tuple(files), tuple(digests), (*self.chat.warnings, *remarks))
 
@@ -104,9 +111,17 @@ class Tokenization:
         decides = {
             "programs": {name: version(name) for name in _PROGRAMS},
             # In a checkout it changes without a new version.
-            "program": [file.read_text(encoding="utf-8") for file in sorted(_DATA.glob("*.py"))],
+            "program": [
+                file.read_text(encoding="utf-8")
+                for file in (*sorted(_DATA.glob("*.py")), Path(row_forms.__file__))
+            ],
             "format": self.spec.model_dump(
-                mode="json", include={"generation_config": True, "classifier_config": {"label_tokens"}}
+                mode="json",
+                include={
+                    "generation_config": True,
+                    "classifier_config": {"label_tokens"},
+                    "data_columns": True,
+                },
             ),
             "task": self.spec.trained_task,
             # Also its vocabulary: what stands at the path of a model may change.

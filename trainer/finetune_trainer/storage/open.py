@@ -6,7 +6,6 @@ They are local paths, `s3://` and `gs://`, and for inputs also `hf://`; in a clu
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 from urllib.parse import unquote
 
+from httpx import TransportError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -32,7 +33,7 @@ from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.mounts import mounted_here
 from finetune_trainer.storage.objects import ObjectStorage, connect
 
-_HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
+_HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
 class Storage(Protocol):
@@ -117,7 +118,7 @@ def open_storage(path: str) -> Storage:
     Raises FineTuneError: InvalidSpec when the path is none of these, StorageError when a bucket's region
     cannot be found.
     """
-    if _is_local(path):
+    if is_local(path):
         return LocalStorage(local_path(path).absolute())
     directory = mounted_here(path)
     if directory is not None:
@@ -138,9 +139,15 @@ def open_input(path: str) -> Iterator[BinaryIO]:
     InvalidSpec when the path itself is wrong, and StorageError for all else, also when reading fails
     later in the `with` block.
     """
+    with reading(path), _open(path) as stream:
+        yield stream
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Raises what reading an input meets as `open_input` does."""
     try:
-        with _open(path) as stream:
-            yield stream
+        yield
     except LocalEntryNotFoundError as error:
         answer = error.__cause__
         if isinstance(answer, HfHubHTTPError) and answer.response.status_code == HTTPStatus.FORBIDDEN:
@@ -168,12 +175,16 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         raise FineTuneError(
             FailureClass.INVALID_DATA, f"{path}: is a directory; give the path of a file"
         ) from error
+    except (OfflineModeIsEnabled, TransportError) as error:
+        raise FineTuneError(
+            FailureClass.STORAGE_ERROR, f"{path}: cannot reach the hub, and the file is not in its cache here"
+        ) from error
     except OSError as error:
         raise failure(path, error) from error
 
 
 def _open(path: str) -> BinaryIO:
-    if _is_local(path):
+    if is_local(path):
         return local_path(path).open("rb")
     file = mounted_here(path)
     if file is not None:
@@ -190,7 +201,8 @@ def _from_hub(path: str) -> Path:
     if parts is None:
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
-            f"{path}: must be hf://datasets/OWNER/NAME/FILE or hf://datasets/OWNER/NAME@REVISION/FILE",
+            f"{path}: must be hf://datasets/OWNER/NAME[:[CONFIG/]SPLIT] or"
+            " hf://datasets/OWNER/NAME[@REVISION]/FILE",
         )
     revision = unquote(parts["revision"]) if parts["revision"] else None
     try:
@@ -199,7 +211,8 @@ def _from_hub(path: str) -> Path:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error}") from error
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
+    """Whether it is a plain path or a `file://` URL."""
     return "://" not in path or path.startswith("file://")
 
 
@@ -216,12 +229,6 @@ def local_path(path: str) -> Path:
     return Path("/", unquote(inside))
 
 
-def input_size(path: str) -> int:
-    """The bytes of the file at a path that `open_input` takes; raises as that does."""
-    with open_input(path) as stream:
-        return size_of(stream)
-
-
 def size_of(stream: BinaryIO) -> int:
     """The bytes of a file that is open at its beginning; 0 for a pipe, whose end nobody knows."""
     if not stream.seekable():
@@ -229,12 +236,3 @@ def size_of(stream: BinaryIO) -> int:
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     return size
-
-
-def digest(path: str) -> str:
-    """The SHA-256 of the file at a path that `open_input` takes, as hexadecimal digits."""
-    content = hashlib.sha256()
-    with open_input(path) as stream:
-        while chunk := stream.read(2**20):
-            content.update(chunk)
-    return content.hexdigest()

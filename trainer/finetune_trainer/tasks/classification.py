@@ -21,9 +21,10 @@ from finetune_trainer.data.encoding import LabelEncoder, LineEncoder
 from finetune_trainer.data.label_tokens import label_tokens
 from finetune_trainer.data.labels import labels_of, remarks_on_labels, truncate_before
 from finetune_trainer.data.layout import Batch
+from finetune_trainer.data.places import Place
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores
-from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask, columns_of
 from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective
 
 ACCURACY = "accuracy"
@@ -79,13 +80,13 @@ class ClassificationTask(LanguageTask):
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return LabelEncoder(self._labels(chat.tokenizer), chat)
+        return LabelEncoder(self._labels(chat.tokenizer), chat, columns_of(self._spec))
 
     def rows(
         self,
         documents: TokenizedRows,
         context_length: int,
-        source: str,  # noqa: ARG002 - there is nothing to complain about
+        place: Place,  # noqa: ARG002 - there is nothing to complain about
         writer: RowWriter,
     ) -> tuple[TokenizedRows, int]:
         """See `finetune_trainer.tasks.task.Task`: a document is a row, and is cut at its beginning."""

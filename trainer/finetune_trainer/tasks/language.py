@@ -6,17 +6,23 @@ the assistant's turns.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import cast
 
 import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from finetune_api.failure import FineTuneError
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.data.chat import ChatFormat, Task, chat_format
+from finetune_trainer.data.chat import ChatFormat, Task, chat_format, text_format
 from finetune_trainer.data.encoding import ConversationEncoder, LineEncoder
 from finetune_trainer.data.layout import Batch
+from finetune_trainer.data.places import Place
+from finetune_trainer.data.reading import first_row
+from finetune_trainer.data.rows import Text
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows, truncate
+from finetune_trainer.data.tools import LANGUAGE_TASKS
 from finetune_trainer.tasks.head import Scores, cross_entropy, positions_at_once
 from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective, base_of
 
@@ -62,6 +68,11 @@ def _head(model: Model) -> torch.nn.Module:
     return cast("torch.nn.Module", base_of(model).get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
+def columns_of(spec: FineTuneJobSpec) -> dict[str, str]:
+    """The rows' own names of keys."""
+    return {} if spec.data_columns is None else spec.data_columns.model_dump(exclude_none=True)
+
+
 class LanguageTask:
     """Language modelling as a `finetune_trainer.tasks.task.Task`."""
 
@@ -80,17 +91,31 @@ class LanguageTask:
         Raises FineTuneError (InvalidSpec) when neither the tokenizer nor the spec can write conversations.
         """
         spec = self._spec
-        return chat_format(tokenizer, spec.generation_config, self._task, spec.model_id)
+        try:
+            return chat_format(tokenizer, spec.generation_config, self._task, spec.model_id)
+        except FineTuneError as error:
+            if not self._begins_with_a_text():
+                raise
+            return text_format(tokenizer, self._task, spec.model_id, "; ".join(error.problems))
+
+    def _begins_with_a_text(self) -> bool:
+        """Whether the first training row needs no chat template."""
+        spec = self._spec
+        if spec.trained_task not in LANGUAGE_TASKS:
+            return False
+        with suppress(FineTuneError):
+            return isinstance(first_row(spec.sources[0].path, spec.trained_task, columns_of(spec)), Text)
+        return False
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return ConversationEncoder(self._task, chat)
+        return ConversationEncoder(self._task, chat, columns_of(self._spec))
 
     def rows(
-        self, documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+        self, documents: TokenizedRows, context_length: int, place: Place, writer: RowWriter
     ) -> tuple[TokenizedRows, int]:
         """See `finetune_trainer.tasks.task.Task`: a document is a row."""
-        return truncate(documents, context_length, source, writer)
+        return truncate(documents, context_length, place, writer)
 
     def remarks(self, train: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:  # noqa: ARG002
         """See `finetune_trainer.tasks.task.Task`."""

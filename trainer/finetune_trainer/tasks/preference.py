@@ -14,9 +14,10 @@ from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LineEncoder, PairEncoder
 from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.pairs import truncate_pairs
+from finetune_trainer.data.places import Place
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores, cross_entropy, log_probabilities
-from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask, columns_of
 from finetune_trainer.tasks.objective import Loss, Model, Objective
 
 
@@ -75,13 +76,13 @@ class PreferenceTask(LanguageTask):
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return PairEncoder(chat)
+        return PairEncoder(chat, columns_of(self._spec))
 
     def rows(
-        self, documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+        self, documents: TokenizedRows, context_length: int, place: Place, writer: RowWriter
     ) -> tuple[TokenizedRows, int]:
         """See `finetune_trainer.tasks.task.Task`: pairs of documents."""
-        return truncate_pairs(documents, context_length, source, writer)
+        return truncate_pairs(documents, context_length, place, writer)
 
     def objective(
         self,

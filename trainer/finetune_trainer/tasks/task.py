@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.encoding import LineEncoder
+from finetune_trainer.data.places import Place
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.classification import ClassificationTask
 from finetune_trainer.tasks.head import Scores
@@ -39,12 +40,12 @@ class Task(Protocol):
         """What makes tokens of the lines of the task's files."""
 
     def rows(
-        self, documents: TokenizedRows, context_length: int, source: str, writer: RowWriter
+        self, documents: TokenizedRows, context_length: int, place: Place, writer: RowWriter
     ) -> tuple[TokenizedRows, int]:
         """Rows of what `encoder` has made of a file, none longer than `context_length` tokens.
 
         Returns also how many were longer. Where there are any, what is left of all is given to `writer`.
-        Raises FineTuneError (InvalidData) with a problem `source:line: what` for each that has nothing left
+        Raises FineTuneError (InvalidData) with a problem `place: what` for each that has nothing left
         to train on.
         """
 

@@ -209,6 +209,15 @@ def test_mlflow_is_told_the_fields_that_were_set_and_no_secret(database: Path, e
     }
 
 
+def test_no_secret_of_files_that_are_mixed_is_told(database: Path, experiment: str) -> None:
+    files: JsonValue = [{"path": "s3://key:word@bucket/a.jsonl", "weight": 2}, {"path": "b.jsonl"}]
+    with open_tracker(mlflow_spec(database, experiment, train_path=files), "job"):
+        pass
+
+    said = only_run(database, experiment).data.params["train_path"]
+    assert json.loads(said) == [{"path": "s3://bucket/a.jsonl", "weight": 2}, {"path": "b.jsonl"}]
+
+
 @pytest.mark.parametrize(("tag", "name"), [(None, "job"), ("our-model", "our-model")])
 def test_the_run_is_called_by_the_tag_or_else_by_the_job(
     database: Path, experiment: str, tag: str | None, name: str

@@ -37,4 +37,12 @@ def _set_fields(model: BaseModel, prefix: str) -> dict[str, JsonValue]:
 
 
 def _public(value: JsonValue) -> JsonValue:
-    return _CREDENTIALS.sub("", value) if isinstance(value, str) else value
+    match value:
+        case str():
+            return _CREDENTIALS.sub("", value)
+        case list():
+            return [_public(each) for each in value]
+        case dict():
+            return {key: _public(each) for key, each in value.items()}
+        case _:
+            return value
