@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
-from pydantic import TypeAdapter
 
 from finetune_cli.picture import BLUE, ORANGE, picture
-from finetune_trainer.report.metrics import EvaluationLine, StepLine
-
-_LINE: TypeAdapter[StepLine | EvaluationLine] = TypeAdapter(StepLine | EvaluationLine)
+from finetune_trainer.report.metrics import EvaluationLine, StepLine, lines_in
 
 
 def draw_losses(metrics: Path, path: Path) -> None:
     """Draws training and validation loss by optimizer step from a run's `metrics.jsonl`."""
-    lines = [_LINE.validate_json(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = list(lines_in(metrics.read_text(encoding="utf-8")))
     steps = [line for line in lines if isinstance(line, StepLine)]
     evaluations = [line for line in lines if isinstance(line, EvaluationLine)]
     with picture(path) as axes:

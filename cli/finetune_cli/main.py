@@ -33,6 +33,14 @@ class Server(StrEnum):
     RAYSERVICE = "rayservice"
 
 
+class RunOutput(StrEnum):
+    """The form of a run's end: a summary for people, or the job with its status for programs."""
+
+    TABLE = "table"
+    YAML = "yaml"
+    JSON = "json"
+
+
 PICTURES = (".png", ".svg", ".pdf")
 
 commands = typer.Typer(
@@ -108,7 +116,14 @@ def run(
     devices: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: Annotated[
+        RunOutput,
+        typer.Option(
+            "--output",
+            "-o",
+            help="What the end shows: a summary for people, or nothing but the job with its status.",
+        ),
+    ] = RunOutput.TABLE,
 ) -> None:
     """Train on this machine.
 
@@ -117,10 +132,10 @@ def run(
     """
     from finetune_api.manifest import read_manifest
     from finetune_cli.run import run_here
+    from finetune_cli.status_view import as_json, as_yaml
 
-    raise typer.Exit(
-        run_here(read_manifest(file), storage=storage, devices=devices, json_wanted=output is Output.JSON)
-    )
+    form = {RunOutput.TABLE: None, RunOutput.YAML: as_yaml, RunOutput.JSON: as_json}[output]
+    raise typer.Exit(run_here(read_manifest(file), storage=storage, devices=devices, form=form))
 
 
 @commands.command()
@@ -173,6 +188,22 @@ def plan(
         show_fitting(read_manifest(file))
         return
     show_plan(read_manifest(file), picture=plot, json_wanted=output is Output.JSON)
+
+
+@commands.command()
+def report(
+    run_directory: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, here or in s3://… or gs://….")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the page goes (default: report.html in the run directory)."),
+    ] = None,
+) -> None:
+    """Write a page about a run: losses, answers before and after, what was trained and how."""
+    from finetune_cli.report import write_report
+
+    write_report(run_directory, out)
 
 
 @commands.command()

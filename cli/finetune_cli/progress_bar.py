@@ -13,9 +13,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord
+from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord, Sample
 from finetune_cli.plain_text import one_line
-from finetune_cli.progress_words import details, running_epoch, sizes, validated
+from finetune_cli.progress_words import answered, details, running_epoch, sizes, validated
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
@@ -35,6 +35,7 @@ class TerminalProgress:
         self._line = StatusLine(doing)
         self._live = Live(self._line, console=console, transient=True, refresh_per_second=8)
         self._evaluation: Evaluation | None = None
+        self._samples: list[Sample] = []
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
@@ -58,11 +59,15 @@ class TerminalProgress:
         self._line.doing = "loading the model"
 
     def progress(self, record: ProgressRecord) -> None:
-        """Moves the bar, and prints a line for a new validation."""
+        """Moves the bar, and prints a line for a new validation, and the answers of new samples."""
         self._line.record = record
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
             self._console.print(validated(record))
+        if record.samples != self._samples:
+            self._samples = record.samples
+            for line in answered(record.samples, self._console.width):
+                self._console.print(line)
 
 
 class StatusLine:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
-from finetune_api.status import Evaluation, ProgressRecord
+from finetune_api.status import Evaluation, ProgressRecord, Sample
 from finetune_cli.plain_text import one_line
-from finetune_cli.progress_words import details, running_epoch, sizes, validated
+from finetune_cli.progress_words import answered, details, running_epoch, sizes, validated
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
@@ -26,6 +26,7 @@ class LineProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._evaluation: Evaluation | None = None
+        self._samples: list[Sample] = []
         self._shown_at = -SECONDS_BETWEEN_STEPS
         self._shown_step: int | None = None
 
@@ -49,13 +50,17 @@ class LineProgress:
         self._console.print(sizes(prepared.plan))
 
     def progress(self, record: ProgressRecord) -> None:
-        """Prints a line for a new validation, and when the last one is some time ago, one for a step.
+        """Prints a line for a new validation, new answers, and now and then a line for a step.
 
         Before the first step it is one for what is done meanwhile.
         """
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
             self._console.print(validated(record))
+        if record.samples != self._samples:
+            self._samples = record.samples
+            for line in answered(record.samples, self._console.width):
+                self._console.print(line)
         plan, progress, now = record.plan, record.progress, time.monotonic()
         if record.doing is not None and now - self._shown_at >= SECONDS_BETWEEN_STEPS:
             self._shown_at = now

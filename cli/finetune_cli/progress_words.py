@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord
+from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord, Sample
+from finetune_cli.plain_text import one_line
+
+SHOWN_SAMPLES = 3
+"""Questions whose answers are shown while a run goes on."""
 
 
 def sizes(plan: Plan) -> str:
@@ -41,6 +46,32 @@ def validated(record: ProgressRecord) -> str | None:
     )
     where = f", saved as {saved.name}" if saved else ""
     return f"{_model(record.evaluation)}: {measured(record.evaluation)}{where}"
+
+
+def answered(samples: Sequence[Sample], width: int) -> Iterator[str]:
+    """The first questions and the newest answer to each, a line for both, cut to `width` characters."""
+    for sample in samples[:SHOWN_SAMPLES]:
+        newest = sample.base_answer if sample.answer is None else sample.answer
+        yield shortened(f"  asked     {_said(sample.prompt)}", width)
+        yield shortened(f"  answered  {_said(newest)}", width)
+
+
+def compared(sample: Sample) -> Iterator[str]:
+    """A question, and what the base model and the tuned one answer, a line for each."""
+    yield f"  asked  {_said(sample.prompt)}"
+    if sample.base_answer is not None:
+        yield f"  base   {_said(sample.base_answer)}"
+    if sample.answer is not None:
+        yield f"  tuned  {_said(sample.answer)}"
+
+
+def shortened(line: str, width: int) -> str:
+    """The line, cut to `width` characters."""
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def _said(text: str | None) -> str:
+    return one_line(" ".join((text or "").split())) or "(nothing)"
 
 
 def measured(evaluation: Evaluation) -> str:

@@ -1,6 +1,8 @@
-"""`finetune run`: trains on this machine, shows how it goes, and at the end the status."""
+"""`finetune run`: trains on this machine, shows how it goes, and at the end a summary or the status."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import typer
 from rich.console import Console
@@ -10,24 +12,31 @@ from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_cli.plain_text import console, say_problems
 from finetune_cli.progress_bar import TerminalProgress
 from finetune_cli.progress_lines import LineProgress
-from finetune_cli.status_view import as_json, as_yaml, show_summary
+from finetune_cli.status_view import show_next, show_summary
 
 
-def run_here(manifest: Manifest, *, storage: str | None, devices: int | None, json_wanted: bool) -> int:
-    """Trains and returns the exit code.
+def run_here(
+    manifest: Manifest,
+    *,
+    storage: str | None,
+    devices: int | None,
+    form: Callable[[Manifest, FineTuneJobStatus], str] | None,
+) -> int:
+    """Trains and returns the exit code. `form` gives what goes to standard output, None a summary for people.
 
     Raises FineTuneError, with nothing written, for what is wrong before training.
     """
-    people = console(stderr=json_wanted)
+    people = console(stderr=form is not None)
     with progress_on(people) as progress:
         from finetune_trainer.local import DEFAULT_STORAGE, run_locally
 
         ended = run_locally(manifest, storage=storage or DEFAULT_STORAGE, devices=devices, observer=progress)
-    if json_wanted:
-        typer.echo(as_json(manifest, ended.status))
+    if form is not None:
+        typer.echo(form(manifest, ended.status).rstrip("\n"))
     else:
-        people.print(f"\n{as_yaml(manifest, ended.status)}")
-        show_summary(people, ended.status, ended.run_directory)
+        people.print()
+        show_summary(people, ended.status, ended.run_directory, report=ended.report)
+        show_next(people, ended.status, ended.run_directory, adapter=manifest.spec.lora_config is not None)
     if ended.status.failure is not None:
         say_problems(ended.status.failure.message.splitlines())
     return exit_code(ended.status)

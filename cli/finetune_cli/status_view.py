@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 
 import yaml
@@ -14,7 +15,7 @@ from rich.text import Text
 from finetune_api.manifest import Manifest
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
 from finetune_cli.plain_text import one_line
-from finetune_cli.progress_words import clock, measured
+from finetune_cli.progress_words import SHOWN_SAMPLES, clock, compared, measured, shortened
 
 PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.SUSPENDED: "bold yellow"}
 
@@ -37,10 +38,12 @@ def as_yaml(manifest: Manifest, status: FineTuneJobStatus) -> str:
     return yaml.safe_dump(document(manifest, status), sort_keys=False, allow_unicode=True, width=120)
 
 
-def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str) -> None:
-    """The end of a run in a few lines: phase, losses, checkpoints, where they are.
+def show_summary(
+    console: Console, status: FineTuneJobStatus, run_directory: str, *, report: str | None = None
+) -> None:
+    """The end of a run in a few lines: phase, losses, checkpoints, answers, where they are.
 
-    Why it failed is not repeated here.
+    `report` is the path of its page, if there is one. Why it failed is not repeated here.
     """
     reason = "" if status.phase is Phase.FAILED else f": {status.message}"
     console.print(
@@ -50,9 +53,25 @@ def show_summary(console: Console, status: FineTuneJobStatus, run_directory: str
     )
     for name, value in _facts(status, run_directory):
         console.print(f"  {name:16} {one_line(value)}")
+    if report is not None:
+        console.print(f"  {'report':16} {one_line(report)}")
     if status.checkpoints:
         console.print()
         console.print(_checkpoints(status.checkpoints))
+    for sample in status.samples[:SHOWN_SAMPLES]:
+        console.print()
+        for line in compared(sample):
+            console.print(shortened(line, console.width))
+
+
+def show_next(console: Console, status: FineTuneJobStatus, run_directory: str, *, adapter: bool) -> None:
+    """What to do with a run that has succeeded; `adapter` says whether its checkpoints are adapters."""
+    if status.phase is not Phase.SUCCEEDED or status.best_checkpoint is None:
+        return
+    console.print("\nnext:")
+    console.print(f"  finetune chat {shlex.quote(run_directory)}")
+    if adapter:
+        console.print(f"  finetune merge {shlex.quote(status.best_checkpoint.path)} merged")
 
 
 def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str, str]]:

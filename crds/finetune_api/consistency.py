@@ -77,6 +77,9 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             yield f"train_path[{index}].rows", "is one way to say how many rows and weight another; keep one"
     if spec.data_columns is not None:
         yield from _columns(spec.data_columns, spec.trained_task)
+    # Not a rule, since CEL does not see a field that is a list or a number.
+    if isinstance(spec.sample_prompts, int) and spec.valid_path is None and spec.eval_path is None:
+        yield "sample_prompts", "asks for validation rows, and there is no spec.valid_path; list the prompts"
     if spec.lora_config is not None:
         yield from _lora(spec.lora_config)
         if spec.quantization is not None:
@@ -141,6 +144,8 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
             yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"
     if spec.eval_first and not spec.validates:
         yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
+    if spec.sample_prompts is None and spec.sample_max_tokens is not None:
+        yield "spec.sample_max_tokens has no effect: there are no sample_prompts to answer"
     if spec.export_dtype != "auto" and spec.lora_config is not None:
         yield "spec.export_dtype has no effect: adapters are saved in fp32, as they are trained"
     if spec.lora_config is None:

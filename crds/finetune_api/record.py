@@ -7,7 +7,7 @@ from finetune_api.status import FineTuneJobStatus, ProgressRecord
 
 
 def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJobStatus:
-    """The status with the plan, progress, evaluation, checkpoints and warnings of the record.
+    """The status with the plan, progress, evaluation, samples, checkpoints and warnings of the record.
 
     What the record does not have yet stays as an earlier attempt left it. Phase, message and failure are not
     changed: whether a failure ends the job is not the trainer's to decide.
@@ -22,6 +22,7 @@ def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJo
             "plan": record.plan or status.plan,
             "progress": record.progress or status.progress,
             "evaluation": record.evaluation or status.evaluation,
+            "samples": record.samples or status.samples,
             "checkpoints": checkpoints,
             "warnings": record.warnings or status.warnings,
             "best_checkpoint": chosen,

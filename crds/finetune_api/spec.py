@@ -63,6 +63,15 @@ def _different(labels: list[str]) -> list[str]:
     return labels
 
 
+MOST_PROMPTS = 16
+"""That are asked for samples of answers."""
+Prompts = Annotated[list[LongText], Field(min_length=1, max_length=MOST_PROMPTS)]
+PromptCount = Annotated[Integer, Field(ge=1, le=MOST_PROMPTS)]
+SamplePrompts = Annotated[
+    Annotated[Prompts, Tag("list")] | Annotated[PromptCount, Tag("number")],
+    one_of("a list of texts, or a number of validation rows"),
+]
+
 Label = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S(.*\S)?$")]
 
 
@@ -302,6 +311,11 @@ class FineTuneJobSpec(SpecModel):
     """Checkpoints that stay: those with the lowest validation loss."""
     eval_first: Flag = False
     """Validate once before training."""
+    sample_prompts: SamplePrompts | None = None
+    """Questions that the model answers before training and with each checkpoint: at most 16 texts, or of so
+    many validation rows, the first ones, what stands before the last answer."""
+    sample_max_tokens: Annotated[Integer, Field(ge=1, le=1024)] | None = None
+    """Longest of these answers in tokens; default: 64."""
 
     # How the model is trained
     lora_config: LoraConfig | None = None
@@ -387,6 +401,11 @@ class FineTuneJobSpec(SpecModel):
         return (*(source.path for source in self.sources), *([self.valid_path] if self.valid_path else []))
 
     @property
+    def columns(self) -> dict[str, str]:
+        """The rows' own names of keys, by the names of `data_columns`."""
+        return {} if self.data_columns is None else self.data_columns.model_dump(exclude_none=True)
+
+    @property
     def validates(self) -> bool:
         """Whether there are validation rows."""
         return self.valid_path is not None or self.valid_fraction is not None
@@ -422,6 +441,11 @@ class FineTuneJobSpec(SpecModel):
     def minimum_steps(self) -> int | None:
         """`min_update_steps` in either spelling."""
         return self.min_update_steps if self.min_update_steps is not None else self.min_num_update_steps
+
+    @property
+    def longest_sample(self) -> int:
+        """The tokens that an answer to `sample_prompts` has at most."""
+        return self.sample_max_tokens or 64
 
     @property
     def checkpoint_interval(self) -> int | None:

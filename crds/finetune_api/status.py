@@ -21,6 +21,9 @@ from finetune_api.fields import VALIDATIONS
 MOST_EPOCHS = 100_000
 MOST_KEPT_CHECKPOINTS = 1000
 MOST_METRICS = 32
+MOST_SAMPLES = 4
+LONGEST_SAMPLE = 200
+"""Characters of a question or an answer in a status; metrics.jsonl has all of it."""
 
 _METRIC_NAME = "[a-zA-Z][A-Za-z0-9_/.-]{0,62}"
 _METRIC_NAMES = "names are a letter and at most 62 of letters, digits, `_`, `/`, `.` and `-`"
@@ -49,6 +52,7 @@ def _instant(time: datetime) -> datetime:
 
 Text = Annotated[str, Field(max_length=1024)]
 LongText = Annotated[str, Field(max_length=32768)]
+SampleText = Annotated[str, Field(max_length=LONGEST_SAMPLE)]
 Name = Annotated[str, Field(max_length=253)]
 Path = Annotated[str, Field(max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -235,6 +239,21 @@ Checkpoints = Annotated[list[Checkpoint], Field(max_length=MOST_KEPT_CHECKPOINTS
 """The ones that are kept, and the newest."""
 
 
+class Sample(StatusModel):
+    """A question of `sample_prompts` and what the model answers, shortened; metrics.jsonl has all of it."""
+
+    prompt: SampleText
+    """What was asked last."""
+    base_answer: SampleText | None = None
+    """The answer before training."""
+    answer: SampleText | None = None
+    """The newest answer since."""
+
+
+Samples = Annotated[list[Sample], Field(max_length=MOST_SAMPLES, exclude_if=lambda samples: not samples)]
+"""Of the first prompts. Left out of what is written when there are none."""
+
+
 class Failure(StatusModel):
     """Why the job failed."""
 
@@ -281,6 +300,8 @@ class FineTuneJobStatus(StatusModel):
     """How far training is."""
     evaluation: Evaluation | None = None
     """The last validation."""
+    samples: Samples = []
+    """Answers to `sample_prompts`, before training and now."""
     checkpoints: Checkpoints = []
     """Complete checkpoints that are in storage."""
     best_checkpoint: Checkpoint | None = None
@@ -316,6 +337,7 @@ class ProgressRecord(StatusModel):
     plan: Plan | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None
+    samples: Samples = []
     checkpoints: Checkpoints = []
     warnings: Warnings = []
     failure: Failure | None = None

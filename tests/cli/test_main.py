@@ -114,6 +114,7 @@ def test_what_needs_no_training_loads_no_package_of_the_trainer(
         ["merge", "epoch-0", "merged"],
         ["push", "epoch-0", "owner/name"],
         ["serve", "epoch-0", "--as", "vllm"],
+        ["report", "run"],
     ],
 )
 def test_without_the_trainers_packages_it_says_how_to_install_them(
@@ -139,7 +140,8 @@ def test_without_the_trainers_packages_it_says_how_to_install_them(
         (["traine"], "No such command 'traine'"),
         (["run"], "Missing argument 'FILE'"),
         (["run", "job.yaml", "--devices", "0"], "'--devices'"),
-        (["run", "job.yaml", "-o", "yaml"], "'table', 'json'"),
+        (["run", "job.yaml", "-o", "xml"], "'table', 'yaml', 'json'"),
+        (["report"], "Missing argument 'RUN'"),
         (["validate"], "Missing argument 'FILE'"),
         (["plan", "job.yaml", "--plot", "rate.gif"], "rate.gif must end in .png, .svg or .pdf"),
         (["merge", "epoch-0"], "Missing argument 'OUT'"),

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from tests.cli.test_progress_words import NOW, PLAN, progress
 
-from finetune_api.status import Evaluation, ProgressRecord
+from finetune_api.status import Evaluation, ProgressRecord, Sample
 from finetune_cli import progress_lines
 from finetune_cli.progress_lines import LineProgress
 
@@ -77,6 +77,20 @@ def test_every_validation_gets_one_line(lines: LineProgress, written: io.StringI
     assert said == [
         "after epoch 1: validation loss 2.000, perplexity 7.389",
         "after epoch 2: validation loss 1.500, perplexity 4.482",
+    ]
+
+
+def test_new_answers_get_lines_once(lines: LineProgress, written: io.StringIO) -> None:
+    before = [Sample(prompt="What?", base_answer="No.")]
+    after = [Sample(prompt="What?", base_answer="No.", answer="Yes.")]
+    for step, samples in ((75, before), (76, before), (150, after), (151, after)):
+        lines.progress(record(step).model_copy(update={"samples": samples}))
+
+    assert [line for line in written.getvalue().splitlines() if not line.startswith("epoch")] == [
+        "  asked     What?",
+        "  answered  No.",
+        "  asked     What?",
+        "  answered  Yes.",
     ]
 
 

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
-from finetune_cli.progress_words import clock, details, parameters, running_epoch, sizes, validated
+from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord, Sample
+from finetune_cli.progress_words import answered, clock, details, parameters, running_epoch, sizes, validated
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -118,3 +118,21 @@ def test_a_validation_of_pairs_has_metrics_and_no_perplexity() -> None:
     assert validated(ProgressRecord(evaluation=evaluation)) == (
         "after epoch 2: validation loss 0.500, rewards/accuracies 0.75, rewards/margins 1.25"
     )
+
+
+def test_of_samples_the_newest_answers_are_shown_a_line_each() -> None:
+    samples = [
+        Sample(prompt="What?", base_answer="No.", answer=None),
+        Sample(prompt="And\nwhy?", base_answer="No.", answer="Because.\x07"),
+        Sample(prompt="p" * 99, base_answer="No.", answer="a" * 99),
+        Sample(prompt="fourth", answer="not shown"),
+    ]
+
+    assert list(answered(samples, 40)) == [
+        "  asked     What?",
+        "  answered  No.",
+        "  asked     And why?",
+        "  answered  Because.\\x07",
+        f"  asked     {'p' * 27}…",
+        f"  answered  {'a' * 27}…",
+    ]

@@ -17,14 +17,16 @@ from tests.cli.interrupting import check_that_ctrl_c_before_the_first_step_ends_
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 
 from finetune_api.failure import FailureClass
+from finetune_api.manifest import read_manifest
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_trainer.local import local_run_directory
 
 STEPS = 120
 
 
 @dataclass(frozen=True)
 class Story:
-    """What the four commands showed."""
+    """What the five commands showed."""
 
     directory: Path
     interrupted: Ended
@@ -32,6 +34,7 @@ class Story:
     terminated: Ended
     finished: Ended
     again: Ended
+    as_yaml: Ended
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Story:
         terminated=terminated(directory, *arguments),
         finished=process(*arguments, "-o", "json", cwd=directory),
         again=process(*arguments, cwd=directory),
+        as_yaml=process(*arguments, "-o", "yaml", cwd=directory),
     )
 
 
@@ -65,11 +69,6 @@ def run_directory(story: Story) -> Path:
 
 def status_of(ended: Ended) -> FineTuneJobStatus:
     return FineTuneJobStatus.model_validate(json_of(ended)["status"])
-
-
-def yaml_of(ended: Ended) -> object:
-    """The FineTuneJob in what a command wrote for people, up to the empty line that ends it."""
-    return yaml.safe_load(ended.out[ended.out.index("apiVersion:") :].partition("\n\n")[0])
 
 
 def test_on_a_terminal_a_bar_shows_epoch_steps_loss_and_time_left(story: Story) -> None:
@@ -94,7 +93,6 @@ def test_ctrl_c_leaves_a_snapshot_says_how_to_go_on_and_is_exit_code_130(story: 
     assert any(
         re.fullmatch(r"Suspended: stopped after step \d+ of 120; run again to resume", line) for line in shown
     )
-    assert "  phase: Suspended" in shown
     assert not any("Traceback" in line for line in shown)
 
 
@@ -171,11 +169,11 @@ def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_t
 
 
 def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) -> None:
-    before, again = json_of(story.finished), yaml_of(story.again)
-    assert isinstance(again, dict)
+    before, again = json_of(story.finished), yaml.safe_load(story.as_yaml.out)
 
     assert (story.again.code, story.again.err) == (0, "")
     assert "this run has already finished; delete it to train again" in story.again.out
+    assert story.as_yaml.code == 0
     assert (
         FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
     )
@@ -184,12 +182,19 @@ def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) ->
     }
 
 
-def test_people_get_a_summary_after_the_status(story: Story) -> None:
+def test_people_get_a_summary_and_what_to_do_next(story: Story) -> None:
     summary = story.again.out[story.again.out.index("Succeeded: ") :]
     lines = [" ".join(line.split()) for line in summary.splitlines()]
 
     assert "epochs completed 40/40" in lines
     assert f"run directory {run_directory(story)}" in lines
+    assert f"report {run_directory(story)}/report.html" in lines
+    assert lines[-3:] == [
+        "next:",
+        f"finetune chat {run_directory(story)}",
+        f"finetune merge {status_of(story.finished).model_path} merged",
+    ]
+    assert "apiVersion" not in story.again.out
     assert "checkpoint after epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
         marks = ", ".join(
@@ -201,8 +206,44 @@ def test_people_get_a_summary_after_the_status(story: Story) -> None:
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
 
 
+def test_the_report_is_made_anew_from_the_run_directory(story: Story) -> None:
+    run = run_directory(story)
+    before = (run / "report.html").read_text()
+    elsewhere = process("report", run, "--out", "page.html", cwd=story.directory)
+    (run / "report.html").unlink()
+    there = process("report", run, cwd=story.directory)
+
+    assert (elsewhere.code, elsewhere.out) == (0, "report: page.html\n")
+    assert (there.code, there.out) == (0, f"report: {run}/report.html\n")
+    assert (story.directory / "page.html").read_text() == (run / "report.html").read_text() == before
+    assert 'class="state finished"' in before
+    nothing = process("report", story.directory, cwd=story.directory)
+    assert (nothing.code, nothing.err) == (
+        1,
+        f"error: {story.directory}: holds no run; give a run directory\n",
+    )
+
+
 def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
     check_that_ctrl_c_before_the_first_step_ends_at_once(tmp_path, tiny_model)
+
+
+def test_answers_are_shown_as_they_come_and_before_and_after(tmp_path: Path, tiny_model: Path) -> None:
+    job = small_job(tmp_path, tiny_model, sample_prompts=1, sample_max_tokens=4, checkpoint_every_n_epochs=2)
+    manifest = read_manifest(job)
+    run = Path(local_run_directory(manifest, str(tmp_path / "runs"), None).path)
+    (run / "report.html").mkdir(parents=True)
+    ended = process("run", job, "--storage", "runs", cwd=tmp_path)
+    lines = ended.out.splitlines()
+    question = json.loads((tmp_path / "valid.jsonl").read_text().splitlines()[0])["messages"][-2]["content"]
+
+    assert ended.code == 0, "a report that cannot be written is no failure"
+    assert any(line.startswith("warning: the report of the run is not written: ") for line in lines)
+    asked = [index for index, line in enumerate(lines) if line.startswith("  asked ")]
+    assert len(asked) == 3, "before training, with the checkpoint, and at the end"
+    assert lines[asked[0]].split(maxsplit=1)[1][:40] == " ".join(question.split())[:40]
+    assert all(lines[index + 1].startswith("  answered  ") for index in asked[:2])
+    assert [line[:9] for line in lines[asked[2] + 1 : asked[2] + 3]] == ["  base   ", "  tuned  "]
 
 
 def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path, tiny_model: Path) -> None:
@@ -224,3 +265,6 @@ def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path,
         FailureClass.DIVERGED,
     )
     assert status.checkpoints == []
+    page = (only_run(tmp_path / "finetune-runs") / "report.html").read_text()
+    assert 'class="state failed"' in page
+    assert "the loss of step 1 is nan" in page

@@ -12,9 +12,9 @@ from tests.cli.test_progress_words import NOW, PLAN, progress
 
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import Manifest, read_manifest
-from finetune_api.status import Checkpoint, Evaluation, Failure, FineTuneJobStatus, Phase
+from finetune_api.status import Checkpoint, Evaluation, Failure, FineTuneJobStatus, Phase, Sample
 from finetune_cli.run import exit_code
-from finetune_cli.status_view import as_json, as_yaml, show_summary
+from finetune_cli.status_view import as_json, as_yaml, show_next, show_summary
 
 SAVED = Checkpoint(
     name="epoch-2",
@@ -93,6 +93,49 @@ def test_the_summary_of_a_job_that_succeeded() -> None:
         "checkpoint after epoch step validation loss perplexity",
         "epoch-2 3 225 2.000 7.389 best, latest",
     ]
+
+
+def test_the_summary_has_the_report_and_answers_before_and_after() -> None:
+    samples = [
+        Sample(prompt="What?\nWhy?", base_answer="[b]No[/b].", answer=""),
+        Sample(prompt="w" * 200, answer="Yes\x1b[31m."),
+    ]
+    shown = io.StringIO()
+    console = Console(file=shown, width=60, markup=False)
+    show_summary(console, ENDED.model_copy(update={"samples": samples}), "/runs", report="/runs/report.html")
+    lines = shown.getvalue().splitlines()
+
+    assert "  report           /runs/report.html" in lines
+    assert lines[-7:] == [
+        "",
+        "  asked  What? Why?",
+        "  base   [b]No[/b].",
+        "  tuned  (nothing)",
+        "",
+        f"  asked  {'w' * 50}…",
+        "  tuned  Yes\\x1b[31m.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "commands"),
+    [
+        (True, ["finetune chat '/my runs'", "finetune merge /runs/epoch-2 merged"]),
+        (False, ["finetune chat '/my runs'"]),
+    ],
+)
+def test_after_a_run_comes_what_to_do_next(adapter: bool, commands: list[str]) -> None:
+    shown = io.StringIO()
+    show_next(Console(file=shown, width=80), ENDED, "/my runs", adapter=adapter)
+
+    assert [line.strip() for line in shown.getvalue().splitlines()] == ["", "next:", *commands]
+
+
+def test_after_a_run_that_failed_there_is_nothing_to_do_next() -> None:
+    shown = io.StringIO()
+    show_next(Console(file=shown), FineTuneJobStatus(phase=Phase.FAILED), "/runs", adapter=True)
+
+    assert shown.getvalue() == ""
 
 
 def test_the_summary_of_a_job_that_failed_leaves_the_reason_to_standard_error() -> None:

@@ -51,6 +51,8 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
         "quantization: nf4\nlora_config: {init_lora_weights: gaussian, use_dora: true}",
         "parallelism: fsdp\ncpu_offload: true",
         "parallelism: ddp\ncpu_offload: false",
+        "sample_prompts: 2\nvalid_path: v",
+        "sample_prompts: 2\neval_path: v",
         "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://bucket/adapter",
         "logger: {provider: wandb, provider_config: {project: p, tags: [a]}}",
         "logger: {provider: mlflow, provider_config: {tracking_uri: file:///runs}}",
@@ -165,6 +167,10 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
             "spec.min_num_update_steps has no effect: num_epochs is set, and decides how long the run is",
         ),
         ("eval_first: true", "spec.eval_first has no effect: there is no valid_path to evaluate on"),
+        (
+            "sample_max_tokens: 8",
+            "spec.sample_max_tokens has no effect: there are no sample_prompts to answer",
+        ),
     ],
 )
 def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instead(

@@ -228,6 +228,7 @@ def test_the_operator_is_told_what_cel_cannot_name() -> None:
         "initial_base_model_ckpt_path",
         "initial_adapter_model_ckpt_path",
         "train_path",
+        "sample_prompts",
     ]
 
 
@@ -331,6 +332,10 @@ LEFT_TO_THE_OPERATOR = {
     "train_path: [{path: a, weight: 0}]",
     "train_path: [{path: a, rows: 0}]",
     "train_path: [{path: a, share: 2}]",
+    "sample_prompts: What?",
+    "sample_prompts: 17",
+    "sample_prompts: []",
+    "sample_prompts: [a, 5]",
     "lora_config: {target_modules: 5}",
     "lora_config: {target_modules: [q_proj, 5]}",
     "lora_config: {target_modules: ''}",

@@ -16,6 +16,7 @@ from finetune_api.status import (
     Plan,
     Progress,
     ProgressRecord,
+    Sample,
 )
 
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -133,3 +134,11 @@ def test_without_a_loss_nothing_is_written_of_it() -> None:
 
     assert "warnings" not in status.model_dump(mode="json", by_alias=True)
     assert "warnings" not in ProgressRecord().model_dump_json(by_alias=True)
+
+
+def test_samples_of_an_earlier_attempt_stay_until_there_are_others() -> None:
+    before, after = (Sample(prompt="What?", base_answer="No.", answer=answer) for answer in (None, "Yes."))
+    status = with_record(FineTuneJobStatus(), ProgressRecord(samples=[before]))
+
+    assert with_record(status, ProgressRecord()).samples == [before]
+    assert with_record(status, ProgressRecord(samples=[after])).samples == [after]

@@ -23,6 +23,7 @@ from finetune_api.status import (
     Plan,
     Progress,
     ProgressRecord,
+    Sample,
     Workers,
 )
 
@@ -94,6 +95,7 @@ FULL = FineTuneJobStatus(
         last_update_time=NOON,
     ),
     evaluation=Evaluation(epoch=2, loss=2.36, perplexity=10.59, metrics={"accuracy": 0.75}),
+    samples=[Sample(prompt="What?", base_answer="No.", answer="Yes.")],
     checkpoints=[CHECKPOINT],
     best_checkpoint=CHECKPOINT,
     latest_checkpoint=CHECKPOINT,
@@ -157,7 +159,7 @@ def test_an_empty_status_says_nothing() -> None:
 def test_the_fields_are_those_of_the_contract() -> None:
     fields = """
         observedGeneration phase conditions message rayJobName rayClusterName dashboardURL workers
-        acceleratorType attempts interruptions plan progress evaluation checkpoints bestCheckpoint
+        acceleratorType attempts interruptions plan progress evaluation samples checkpoints bestCheckpoint
         latestCheckpoint warnings runDirectory modelPath failure startTime completionTime deviceSeconds
     """
 
@@ -295,6 +297,26 @@ def test_the_kept_checkpoints_and_the_newest_fit_into_a_status() -> None:
     assert len(FineTuneJobStatus(checkpoints=[CHECKPOINT] * 1001).checkpoints) == 1001
     with pytest.raises(ValidationError, match="1001"):
         FineTuneJobStatus(checkpoints=[CHECKPOINT] * 1002)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [{"prompt": "What?", "answer": "Yes."}] * 5,
+        [{"prompt": "What?", "answer": "y" * 201}],
+        [{"prompt": "What?", "answer": "Yes.", "secret": "hunter2"}],
+        [{"answer": "Yes."}],
+    ],
+    ids=["five", "long", "another field", "no question"],
+)
+def test_samples_are_few_and_short(samples: list[dict[str, str]]) -> None:
+    with pytest.raises(ValidationError):
+        ProgressRecord.model_validate({"samples": samples})
+
+
+def test_a_record_without_samples_is_written_as_it_was_before_there_were_any() -> None:
+    assert "samples" not in json.loads(ProgressRecord().model_dump_json(by_alias=True))
+    assert "samples" not in json.loads(FineTuneJobStatus().model_dump_json(by_alias=True))
 
 
 def test_a_progress_record_has_a_version_and_holds_what_training_knows() -> None:

@@ -63,6 +63,14 @@ WRONG_FIELDS = [
     ("padding: true", "spec.padding: must be 'longest' or 'max_length', is true"),
     ("dtype: fp16", "spec.dtype: must be 'auto', 'bf16' or 'fp32', is 'fp16'"),
     ("parallelism: zero3", "spec.parallelism: must be 'auto', 'ddp' or 'fsdp', is 'zero3'"),
+    (
+        "sample_prompts: What?",
+        "spec.sample_prompts: must be a list of texts, or a number of validation rows, is 'What?'",
+    ),
+    ("sample_prompts: 17", "spec.sample_prompts: must be at most 16, is 17"),
+    ("sample_prompts: []", "spec.sample_prompts: must have at least 1 entries, has 0"),
+    ("sample_prompts: [a, 5]", "spec.sample_prompts[1]: must be a text, is 5; put it in quotes"),
+    ("sample_max_tokens: 1025", "spec.sample_max_tokens: must be at most 1024, is 1025"),
     ("eval_first: 1", "spec.eval_first: must be true or false, is 1"),
     ('flash_attention_2: "true"', "spec.flash_attention_2: must be true or false, is 'true'"),
     ("custom_model_tag: 5", "spec.custom_model_tag: must be a text, is 5; put it in quotes"),
@@ -279,6 +287,10 @@ WRONG_FIELDS = [
 """Mistakes in one field: YAML, and the one line that names the field and says what would be right."""
 
 CONTRADICTIONS = [
+    (
+        "sample_prompts: 2",
+        "spec.sample_prompts: asks for validation rows, and there is no spec.valid_path; list the prompts",
+    ),
     (
         "eval_path: a\nvalid_path: a",
         "spec.eval_path: means the same as spec.valid_path, which is set as well; keep one of them",

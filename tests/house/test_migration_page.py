@@ -27,6 +27,8 @@ OURS = {
     "parallelism",
     "quantization",
     "run_policy",
+    "sample_max_tokens",
+    "sample_prompts",
     "seed",
     "storage",
     "suspend",

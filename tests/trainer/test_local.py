@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from finetune_api.manifest import Manifest, read_manifest
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Phase, ProgressRecord
-from finetune_trainer.local import OTHER_ROWS, LocalRun, local_run_directory, run_locally
+from finetune_trainer.local import OTHER_ROWS, LocalRun, local_run_directory, run_locally, run_uid
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
@@ -105,3 +106,9 @@ def test_a_run_that_kept_nothing_of_its_rows_is_shown_without_a_word(
         (run / "inputs.json").write_text(kept)
 
     assert len(again(job, tmp_path)[1]) == 1
+
+
+def test_asking_changes_nothing_of_what_is_trained(job: Manifest) -> None:
+    asking = job.spec.model_copy(update={"sample_prompts": ["What?"], "sample_max_tokens": 8})
+
+    assert run_uid(FineTuneJobSpec.model_validate(asking.model_dump(exclude_unset=True))) == run_uid(job.spec)

@@ -20,14 +20,20 @@ from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_atte
 from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.sharding import Device, Resources, choose_sharding, is_open
 from finetune_trainer.report.trackers.tracker import check_tracker
+from finetune_trainer.report.versions import versions
 from finetune_trainer.stop_signals import stop_signals
 from finetune_trainer.storage.inputs import digest
-from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.storage.run_directory import AttemptNote, RunDirectory
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.workers import Ended, Workers
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
+
+
+NO_SAMPLES = (
+    "spec.sample_prompts has no effect: each device holds a part of the model, and none can answer alone"
+)
 
 
 class Observer(Protocol):
@@ -98,7 +104,7 @@ def attempt(
                     *manifest.warnings,
                     *asked_sharding(spec, file).remarks,
                     *unread,
-                    *_remarks(spec, on_gpu=on_gpu),
+                    *_remarks(spec, sharding, on_gpu=on_gpu),
                     *of_kernels,
                     *prepared.warnings,
                     *check_prepared(prepared, file, sharding, resources),
@@ -118,8 +124,17 @@ def attempt(
                         observer.say(f"resuming from {run.checkpoint_path(start.resume_from)}")
                     job = TrainingJob(manifest.metadata.name, start, prepared)
                     began = datetime.now(UTC)
+                    note = AttemptNote(
+                        plan=prepared.plan,
+                        devices=spec.num_devices,
+                        versions=versions(),
+                        warnings=list(dict.fromkeys(remarks)),
+                        began=began,
+                    )
+                    run.note_attempt(note)
                     ended = replace(group.train(job, reported, signals.requested), began=began)
                     warn(ended.record or ProgressRecord())
+                    _reported(run, note, ended, observer.say)
                     return ended
         except KeyboardInterrupt:
             if signals.can_save:
@@ -154,6 +169,18 @@ def _unheard(warnings: list[str], warned: set[str]) -> Iterator[str]:
             yield warning
 
 
-def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:
+def _remarks(spec: FineTuneJobSpec, sharding: Sharding, *, on_gpu: bool) -> list[str]:
     unmet = spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=on_gpu)
-    return [NO_FLASH_ATTENTION] if unmet else []
+    unasked = spec.sample_prompts is not None and sharding.kind == "fsdp"
+    return [*([NO_FLASH_ATTENTION] if unmet else []), *([NO_SAMPLES] if unasked else [])]
+
+
+def _reported(run: RunDirectory, note: AttemptNote, ended: Ended, say: Callable[[str], None]) -> None:
+    """Notes how the attempt ended, and writes the run's page; what goes wrong there is only told."""
+    try:
+        from finetune_trainer.report.page import page_of
+
+        run.note_attempt(note.model_copy(update={"ended": datetime.now(UTC), "failure": ended.failure}))
+        run.write_report(page_of(run))
+    except Exception as error:  # noqa: BLE001 - the run is over, and what it has made is there
+        say(f"warning: the report of the run is not written: {error}")

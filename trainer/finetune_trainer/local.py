@@ -37,6 +37,8 @@ NOT_TRAINING = (
     "storage",
     "cluster",
     "logger",
+    "sample_prompts",
+    "sample_max_tokens",
     "custom_model_tag",
     "parallelism",
     "cpu_offload",
@@ -56,6 +58,8 @@ class LocalRun:
 
     status: FineTuneJobStatus
     run_directory: str
+    report: str | None = None
+    """The path of the run's page, if there is one."""
 
 
 def run_uid(spec: FineTuneJobSpec) -> str:
@@ -100,7 +104,8 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
         observer.say(f"{run.path}: this run has already finished; delete it to train again")
         for path in _changed(run):
             observer.say(f"warning: {path} {OTHER_ROWS}")
-        return LocalRun(_status(Ended(result, Outcome.FINISHED), "training had finished before"), run.path)
+        status = _status(Ended(result, Outcome.FINISHED), "training had finished before")
+        return LocalRun(status, run.path, run.report())
 
     without_bitsandbytes(manifest.spec)
     from finetune_trainer.plan.machine import fit_to_machine, this_machine
@@ -126,7 +131,7 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
     now = datetime.now(UTC)
     held = round((now - ended.began).total_seconds() * spec.num_devices, 1)
     times = {"start_time": ended.began, "completion_time": now, "device_seconds": held}
-    return LocalRun(status.model_copy(update=times), run.path)
+    return LocalRun(status.model_copy(update=times), run.path, run.report())
 
 
 def _workers(machine: Machine, spec: FineTuneJobSpec) -> Workers:

@@ -118,6 +118,15 @@ def test_metrics_that_are_none_are_refused(metrics: JsonValue, words: str) -> No
     assert re.fullmatch(words, refused(json.dumps({"evaluation": evaluation})))
 
 
+def test_samples_that_are_too_many_or_too_long_are_refused() -> None:
+    sample = {"prompt": "What?", "baseAnswer": "No.", "answer": "Yes."}
+    record = read_record(record_text({"samples": [sample]}), RUN, RUN_NAME)
+    assert [each.answer for each in record.samples] == ["Yes."]
+    assert refused(record_text({"samples": [sample] * 5})).startswith("samples: List should have at most 4")
+    long = refused(record_text({"samples": [{**sample, "answer": "y" * 201}]}))
+    assert long == "samples.0.answer: String should have at most 200 characters"
+
+
 def test_record_that_is_too_large_is_refused_unread() -> None:
     assert (
         refused("é" * (LARGEST_RECORD // 2 + 1))

@@ -71,10 +71,23 @@ def _answer_with(generation: GenerationConfig, tokens: Sequence[int]) -> None:
     With `output_scores` it gives scores whose softmax are the probabilities of the tokens.
     """
     generation.max_new_tokens = 1
+    _without_chance(generation)
+    generation.sequence_bias = [[[token], ANSWER_BIAS] for token in tokens]
+
+
+def greedy(generation: GenerationConfig, most: int) -> GenerationConfig:
+    """The same, where each token is the likeliest, and an answer has at most so many."""
+    without_chance = copy.deepcopy(generation)
+    _without_chance(without_chance)
+    without_chance.num_beams = 1
+    without_chance.max_new_tokens = min(most, without_chance.max_new_tokens or most)
+    return without_chance
+
+
+def _without_chance(generation: GenerationConfig) -> None:
     generation.do_sample = False
     for name, (unset, *_) in _SAMPLING.items():
         setattr(generation, name, unset)
-    generation.sequence_bias = [[[token], ANSWER_BIAS] for token in tokens]
 
 
 def generation_config(

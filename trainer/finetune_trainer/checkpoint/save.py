@@ -9,6 +9,7 @@ import peft
 import torch
 import torch.distributed as dist
 
+from finetune_trainer.checkpoint.card import write_card
 from finetune_trainer.checkpoint.inference import Inference
 from finetune_trainer.checkpoint.state import Collected, Position, save_parts, save_state
 from finetune_trainer.checkpoint.streamed import adapter_weights, write_gathered
@@ -26,18 +27,23 @@ def write_checkpoint(
     position: Position,
     collected: Collected,
     reference: Reference | None,
+    card: str,
 ) -> None:
     """Writes the files of a checkpoint or snapshot into an empty directory. The caller commits them.
 
-    `dtype` is the precision of a full model's weights (see `save_weights`). What was collected in parts, all
-    ranks must write together: each its parts of the state, and rank 0 all else.
+    `dtype` is the precision of a full model's weights (see `save_weights`), `card` the text of README.md.
+    What was collected in parts, all ranks must write together: each its parts of the state, and rank 0 all
+    else.
     """
     exact = isinstance(model, peft.PeftModel) or dtype == torch.float32
     if collected.in_parts:
         _write_together(directory, model, dtype, inference, position, collected, reference, exact=exact)
+        if dist.get_rank() == 0:
+            write_card(directory, card)
         return
     save_weights(model, directory, dtype, collected.weights)
     inference.save(directory)
+    write_card(directory, card)
     save_state(directory, position, collected, reference, weights=not exact)
 
 

@@ -152,6 +152,15 @@ class ChatFormat:
             return Encoded(ids, [True] * len(ids))
         return Encoded(ids, _after(self._ids(row.prompt), ids))
 
+    @property
+    def only_texts(self) -> bool:
+        """Whether no conversations can be written, and rows are texts."""
+        return isinstance(self._rendering, NoRendering)
+
+    def text_ids(self, text: str) -> list[int]:
+        """The tokens of a text that goes on, with those that the tokenizer puts before it."""
+        return self._ids(text)
+
     def _ids(self, text: str) -> list[int]:
         return cast("list[int]", self._tokenizer(text, verbose=False)["input_ids"])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
+from typing import TypeVar
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.data.encoding import LineEncoder
@@ -15,6 +16,8 @@ from finetune_trainer.data.rows import Lines, Row, Text, parse_rows
 from finetune_trainer.data.tokens import FileTokens, RowWriter
 from finetune_trainer.storage.inputs import Inputs, digest_of, inputs_at, size_of_inputs
 from finetune_trainer.storage.open import open_input
+
+Placed = TypeVar("Placed", bound=Row | Text)
 
 
 class _Files:
@@ -92,6 +95,21 @@ def first_row(path: str, task: str, columns: Mapping[str, str] | None = None) ->
         for lines in parts:
             return next(iter(parse_rows(lines, task, columns).rows), None)
     return None
+
+
+def first_rows(path: str, count: int, parse: Callable[[Lines], Iterable[Placed]]) -> list[tuple[str, Placed]]:
+    """The first rows that `parse` finds, each with its place; no more is read than they need.
+
+    Raises as `inputs_at`.
+    """
+    files = _Files(inputs_at(path))
+    found: list[tuple[str, Placed]] = []
+    with closing(files.lines()) as parts:
+        for lines in parts:
+            found += [(files.places(row.line), row) for row in parse(lines)]
+            if len(found) >= count:
+                break
+    return found[:count]
 
 
 def _no_rows(path: str) -> FineTuneError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import cast
@@ -83,11 +85,31 @@ def attend_within_rows(model: PreTrainedModel) -> None:
     """Makes the model ready for rows that are laid end to end."""
     if model.config._attn_implementation == FLASH_ATTENTION:
         return
-    model.set_attn_implementation(WITHIN_ROWS)
+    _attend_by(model, WITHIN_ROWS)
+
+
+@contextmanager
+def attending_as_loaded(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Inside the block attention is by `implementation`, the model's when it was loaded, which knows caches.
+
+    What computes it within rows needs their bounds, and generation has none.
+    """
+    if model.config._attn_implementation != WITHIN_ROWS:
+        yield
+        return
+    _attend_by(model, implementation)
+    try:
+        yield
+    finally:
+        _attend_by(model, WITHIN_ROWS)
+
+
+def _attend_by(model: PreTrainedModel, implementation: str) -> None:
+    model.set_attn_implementation(implementation)
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):  # of its own, in layers that PEFT has replicated
-            config._attn_implementation = WITHIN_ROWS
+            config._attn_implementation = implementation
 
 
 def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from finetune_api.status import Plan, StatusModel
 from finetune_trainer.checkpoint.inference import end_tokens, inference
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.packing import PackedRows, pack
+from finetune_trainer.data.questions import Question, questions
 from finetune_trainer.data.tokens import TokenizedRows, rows_also_in, trained_tokens
 from finetune_trainer.model.load import (
     Shape,
@@ -60,6 +61,8 @@ class Prepared:
     validation: TokenizedRows | None
     token_statistics: TokenStatistics
     warnings: tuple[str, ...]
+    questions: tuple[Question, ...] = ()
+    """What the model is asked now and then."""
 
     @property
     def fingerprint(self) -> str:
@@ -130,6 +133,7 @@ def prepare(
         train = pack(train, context_length, writer_beside(train))
         computed = numbers(spec, rows=len(train), longest_row=longest, model_context_length=most)
 
+    asked, unasked = questions(spec, chat, most)
     return Prepared(
         spec=spec,
         numbers=computed,
@@ -138,7 +142,8 @@ def prepare(
         train=train,
         validation=validation,
         token_statistics=statistics_of(tokenized[0], train),
-        warnings=(*computed.warnings, *warnings),
+        warnings=(*computed.warnings, *warnings, *unasked),
+        questions=tuple(asked),
     )
 
 

@@ -1,14 +1,16 @@
-"""The lines of `metrics.jsonl`: one for each optimizer step, and one for each validation.
+"""The lines of `metrics.jsonl`: one for each optimizer step, for each validation, and for sample answers.
 
 `step` is the number of optimizer steps done so far. Times are in UTC.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from finetune_api.status import Metrics, StatusModel
 
@@ -46,6 +48,66 @@ class EvaluationLine(StatusModel):
     time: datetime
     metrics: Metrics = Field(default_factory=dict)
     """Further metrics of the task by name, means over the same tokens as the loss."""
+
+
+class Answer(StatusModel):
+    """A question and what the model answers."""
+
+    prompt: str
+    """What was asked last, as it was written."""
+    answer: str
+    expected: Annotated[str | None, Field(exclude_if=lambda expected: expected is None)] = None
+    """What the validation row answers; left out where there is none."""
+
+
+class SampleLine(StatusModel):
+    """Answers of the model as it is to `sample_prompts`."""
+
+    step: int
+    epoch: float
+    samples: list[Answer]
+    left_out: Annotated[int, Field(exclude_if=lambda count: not count)] = 0
+    """Questions for which there was no time; left out of what is written when there are none."""
+    seconds: float
+    """What the answers took."""
+    checkpoint: str | None
+    """The name of the checkpoint that holds the model; None before training."""
+    time: datetime
+
+
+Line = StepLine | EvaluationLine | SampleLine
+_LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How the model answers now."""
+
+    answers: list[Answer]
+    left_out: int
+    """How many questions got none."""
+    seconds: float
+    problem: str | None = None
+    """Why, where that was not the time."""
+
+
+def lines_in(text: str) -> Iterator[Line]:
+    """The lines of a `metrics.jsonl`. What is none, as where a write was cut off, is left out."""
+    return _parsed(text.splitlines())
+
+
+def sample_lines_in(text: str) -> Iterator[SampleLine]:
+    """Those with answers."""
+    lines = (line for line in text.splitlines() if '"samples":' in line)
+    return (line for line in _parsed(lines) if isinstance(line, SampleLine))
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[Line]:
+    for line in lines:
+        try:
+            yield _LINE.validate_json(line)
+        except ValidationError:
+            continue
 
 
 def numbers_of(line: StepLine | EvaluationLine) -> dict[str, float]:

@@ -14,7 +14,8 @@ from finetune_api.numbers import Numbers
 from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
 from finetune_trainer.report.background import Background, LineWriter
-from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.comparison import Comparison, shortened
+from finetune_trainer.report.metrics import Answers, EvaluationLine, SampleLine, StepLine, sample_lines_in
 from finetune_trainer.report.pace import Pace
 from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -41,6 +42,9 @@ class Reporter(Protocol):
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
         """The model was validated after `step` steps. `checkpoint` is the one about to be saved, if any."""
+
+    def answered(self, step: int, answers: Answers | None, checkpoint: str | None) -> None:
+        """The model was asked after `step` steps, unless there is nothing to ask. As for `evaluated`."""
 
     def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
         """Waits for what is being saved: of copies in memory there is one at most."""
@@ -78,6 +82,9 @@ class SilentReporter:
         """Does nothing."""
 
     def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
+        """Does nothing."""
+
+    def answered(self, step: int, answers: Answers | None, checkpoint: str | None) -> None:
         """Does nothing."""
 
     def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
@@ -156,6 +163,10 @@ class RankZeroReporter:
         self._last_step: StepLine | None = None
         self._last: ProgressRecord | None = None
         self._finished = False
+        self._samples = Comparison()
+        for line in sample_lines_in(run.metrics()):
+            self._samples.add(line)
+        self._unanswered: str | None = None
         self._lines = LineWriter(run.append_metrics)
         self._saving: Background[list[Checkpoint]] | None = None
         self._deleting: Background[None] | None = None
@@ -196,6 +207,23 @@ class RankZeroReporter:
                 metrics=evaluation.metrics,
             )
         )
+
+    def answered(self, step: int, answers: Answers | None, checkpoint: str | None) -> None:
+        """Writes a line to metrics.jsonl, and takes note of what was not answered."""
+        if answers is None:
+            return
+        line = SampleLine(
+            step=step,
+            epoch=round(step / self._numbers.steps_per_epoch, 4),
+            samples=answers.answers,
+            left_out=answers.left_out,
+            seconds=round(answers.seconds, 3),
+            checkpoint=checkpoint,
+            time=datetime.now(UTC),
+        )
+        self._lines.put(line)
+        self._samples.add(line)
+        self._unanswered = _unanswered(line, answers.problem)
 
     def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
         """Waits for what is being saved or deleted. Raises FineTuneError when that has failed."""
@@ -308,7 +336,8 @@ class RankZeroReporter:
         self._report(record)
 
     def _warnings(self) -> list[str]:
-        return [each for each in (self._tracker.lost, self._run.late_metrics) if each is not None]
+        late = (self._tracker.lost, self._run.late_metrics, self._unanswered)
+        return [each for each in late if each is not None]
 
     def _record(self, name: str, step: int, evaluation: Evaluation | None) -> Checkpoint:
         return Checkpoint(
@@ -340,6 +369,7 @@ class RankZeroReporter:
             plan=self._plan,
             progress=progress,
             evaluation=evaluation,
+            samples=self._samples.shown(),
             checkpoints=flagged(self._checkpoints),
             warnings=self._warnings(),
         )
@@ -347,3 +377,13 @@ class RankZeroReporter:
     def _write(self, line: StepLine | EvaluationLine) -> None:
         self._lines.put(line)
         self._tracker.log(line)
+
+
+def _unanswered(line: SampleLine, problem: str | None) -> str | None:
+    """For people, that questions got no answer, and why; None where all did."""
+    if not line.left_out:
+        return None
+    asked = line.left_out + len(line.samples)
+    why = problem or "answers may take a tenth of the time of training"
+    text = f"sample_prompts: {line.left_out} of {asked} were not answered after step {line.step}: {why}"
+    return shortened(text, 1024)

@@ -7,8 +7,10 @@
         epoch-0/ …          a checkpoint: model, tokenizer, state/ to resume from, complete.json written last
         snapshot-1234/      the same files, to resume from between checkpoints; at most one
         checkpoints.json    the complete checkpoints, the best and the latest marked
-        metrics.jsonl       a line for each optimizer step and each validation
+        metrics.jsonl       a line for each optimizer step, each validation and its sample answers
+        attempt.json        the newest attempt: its plan, packages and warnings, and how it ended
         result.json         the last progress record of a run that has finished
+        report.html         all of it for people, as one page
 
 A checkpoint counts only if it has a complete.json that agrees with its files. A complete checkpoint is never
 written to again, and nothing is deleted before what replaces it is complete.
@@ -21,13 +23,14 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.retention import flagged
-from finetune_api.status import Checkpoint, ProgressRecord
+from finetune_api.status import Checkpoint, Failure, Plan, ProgressRecord, StatusModel
 from finetune_trainer.storage.open import Storage, open_storage
 
 JOB = "job.yaml"
@@ -35,7 +38,9 @@ INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints.json"
 METRICS = "metrics.jsonl"
 PREPARED = "prepared"
+ATTEMPT = "attempt.json"
 RESULT = "result.json"
+REPORT = "report.html"
 COMPLETE = "complete.json"
 
 _TRIAL = ".trial"
@@ -61,6 +66,22 @@ class PreparedFiles(BaseModel):
 
     files: dict[str, int]
     """All other files, with their sizes in bytes."""
+
+
+class AttemptNote(StatusModel):
+    """The content of attempt.json."""
+
+    plan: Plan
+    devices: int
+    """How many train."""
+    versions: dict[str, str]
+    """Those of the packages that decide what is computed, by name."""
+    warnings: list[str]
+    """What people were told before training."""
+    began: datetime
+    ended: datetime | None = None
+    """None while it goes on, or where its process was killed."""
+    failure: Failure | None = None
 
 
 class RunDirectory:
@@ -122,6 +143,34 @@ class RunDirectory:
             return _DIGESTS.validate_json(self._storage.read_text(INPUTS) or "{}")
         except ValidationError:
             return {}
+
+    def job(self) -> str | None:
+        """The manifest, with a first line that says whose run this is; None where there is no run.
+
+        A directory of people's own files may have a job.yaml too, but not the index of checkpoints.
+        """
+        return None if self._storage.read_text(CHECKPOINTS) is None else self._storage.read_text(JOB)
+
+    def note_attempt(self, note: AttemptNote) -> None:
+        """Keeps what is known of the newest attempt, for `attempt`."""
+        text = note.model_dump_json(by_alias=True, exclude_none=True, indent=2)
+        self._storage.write_text(ATTEMPT, text + "\n")
+
+    def attempt(self) -> AttemptNote | None:
+        """What `note_attempt` has kept; None where there is nothing that can be read."""
+        try:
+            return AttemptNote.model_validate_json(self._storage.read_text(ATTEMPT) or "")
+        except ValidationError:
+            return None
+
+    def write_report(self, page: str) -> str:
+        """Writes the page for people. Returns its path."""
+        self._storage.write_text(REPORT, page)
+        return self._storage.child(REPORT).path
+
+    def report(self) -> str | None:
+        """The path of that page; None where there is none."""
+        return self._storage.child(REPORT).path if REPORT in self._storage.files() else None
 
     def staging_prepared(self) -> AbstractContextManager[Path]:
         """A new empty directory on this machine for the files that are prepared.
@@ -240,6 +289,10 @@ class RunDirectory:
         Locally it is stored at once, in an object store within a minute and at every commit.
         """
         self._storage.append_text(METRICS, line.model_dump_json(by_alias=True) + "\n")
+
+    def metrics(self) -> str:
+        """The text of metrics.jsonl as it is stored; empty where there is none."""
+        return self._storage.read_text(METRICS) or ""
 
     def flush_metrics(self) -> None:
         """Stores all lines that were added so far."""

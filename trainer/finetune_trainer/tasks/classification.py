@@ -24,7 +24,7 @@ from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.places import Place
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores
-from finetune_trainer.tasks.language import LanguageObjective, LanguageTask, columns_of
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
 from finetune_trainer.tasks.objective import Judge, Loss, Model, Objective
 
 ACCURACY = "accuracy"
@@ -80,7 +80,7 @@ class ClassificationTask(LanguageTask):
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return LabelEncoder(self._labels(chat.tokenizer), chat, columns_of(self._spec))
+        return LabelEncoder(self._labels(chat.tokenizer), chat, self._spec.columns)
 
     def rows(
         self,

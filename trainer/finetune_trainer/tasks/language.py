@@ -68,11 +68,6 @@ def _head(model: Model) -> torch.nn.Module:
     return cast("torch.nn.Module", base_of(model).get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
-def columns_of(spec: FineTuneJobSpec) -> dict[str, str]:
-    """The rows' own names of keys."""
-    return {} if spec.data_columns is None else spec.data_columns.model_dump(exclude_none=True)
-
-
 class LanguageTask:
     """Language modelling as a `finetune_trainer.tasks.task.Task`."""
 
@@ -104,12 +99,12 @@ class LanguageTask:
         if spec.trained_task not in LANGUAGE_TASKS:
             return False
         with suppress(FineTuneError):
-            return isinstance(first_row(spec.sources[0].path, spec.trained_task, columns_of(spec)), Text)
+            return isinstance(first_row(spec.sources[0].path, spec.trained_task, spec.columns), Text)
         return False
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return ConversationEncoder(self._task, chat, columns_of(self._spec))
+        return ConversationEncoder(self._task, chat, self._spec.columns)
 
     def rows(
         self, documents: TokenizedRows, context_length: int, place: Place, writer: RowWriter

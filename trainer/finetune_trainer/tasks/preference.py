@@ -17,7 +17,7 @@ from finetune_trainer.data.pairs import truncate_pairs
 from finetune_trainer.data.places import Place
 from finetune_trainer.data.tokens import RowWriter, TokenizedRows
 from finetune_trainer.tasks.head import Scores, cross_entropy, log_probabilities
-from finetune_trainer.tasks.language import LanguageObjective, LanguageTask, columns_of
+from finetune_trainer.tasks.language import LanguageObjective, LanguageTask
 from finetune_trainer.tasks.objective import Loss, Model, Objective
 
 
@@ -76,7 +76,7 @@ class PreferenceTask(LanguageTask):
 
     def encoder(self, chat: ChatFormat) -> LineEncoder:
         """What makes tokens of lines."""
-        return PairEncoder(chat, columns_of(self._spec))
+        return PairEncoder(chat, self._spec.columns)
 
     def rows(
         self, documents: TokenizedRows, context_length: int, place: Place, writer: RowWriter

@@ -22,6 +22,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, checkpoint_name
 from finetune_api.status import Evaluation, ProgressRecord
 from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, frozen_weights
+from finetune_trainer.checkpoint.card import model_card
 from finetune_trainer.checkpoint.save import write_checkpoint, write_description
 from finetune_trainer.checkpoint.state import Collected
 from finetune_trainer.data.batches import Indices, row_order, step_rows
@@ -39,6 +40,7 @@ from finetune_trainer.training.forward import Forward
 from finetune_trainer.training.job import Outcome, TrainingJob, Worker
 from finetune_trainer.training.optimizer import set_learning_rate
 from finetune_trainer.training.reference import compared, reference_of
+from finetune_trainer.training.samples import sampler_of
 from finetune_trainer.training.setup import Loaded, load, set_up
 from finetune_trainer.training.step import backward
 
@@ -78,6 +80,7 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     frozen = frozen_weights(model)
     step, evaluation = position.step, position.evaluation
     judge = task_of(spec).judge(inference.tokenizer)
+    sampler = sampler_of(job, loaded, forward)
     saved_at = time.monotonic()
 
     with _reporter(job, worker, parallel, step) as reporter:
@@ -86,6 +89,9 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
             _doing(job, worker, "validating the model before training")
             evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
             reporter.evaluated(step, evaluation, checkpoint=None)
+        if step == 0 and sampler.questions:
+            _doing(job, worker, "asking the model before training")
+            reporter.answered(step, sampler.ask(), checkpoint=None)
         reporter.progress(step, evaluation)
 
         for rows in itertools.islice(_steps(job.prepared), step, None):
@@ -105,6 +111,8 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
             if checkpoint and validation_rows is not None:
                 evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
                 reporter.evaluated(step, evaluation, checkpoint)
+            if checkpoint and request is not StepRequest.STOP:
+                reporter.answered(step, sampler.ask(), checkpoint)
             if checkpoint or request:
                 position = position.model_copy(update={"step": step, "evaluation": evaluation})
                 reporter.ready_to_save(step, evaluation)
@@ -115,11 +123,13 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
                     collected = copy
                 else:
                     at_once = True
+                measured = evaluation if checkpoint and validation_rows is not None else None
+                card = model_card(spec, job.prepared.plan, numbers, step, measured)
                 reporter.save(
                     checkpoint,
                     step,
                     evaluation if validation_rows is not None else None,
-                    partial(write, position=position, collected=collected),
+                    partial(write, position=position, collected=collected, card=card),
                     at_once=at_once,
                 )
                 saved_at = time.monotonic()

@@ -41,6 +41,8 @@ class Loaded:
     dtype: torch.dtype
     """The precision of the weights in a full model's checkpoints."""
     inference: Inference
+    attention: str
+    """The implementation with which the model was loaded; that of training may be another."""
     saved: SavedState | None
     """None once it was restored: it may be twice as large as the model, and is of no more use."""
 
@@ -67,7 +69,8 @@ def load(start: Start, device: torch.device) -> Loaded:
     chat = task_of(start.spec).chat(tokenizer)
     ready, _ = inference(tokenizer, chat, model.generation_config)
     model.generation_config = ready.generation
-    return Loaded(model, saved_dtype(start.spec), ready, saved)
+    attention = str(base_of(model).config._attn_implementation)
+    return Loaded(model, saved_dtype(start.spec), ready, attention, saved)
 
 
 def _compile_layers(model: Model, asked: TorchCompile) -> None:

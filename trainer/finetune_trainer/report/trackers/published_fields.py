@@ -36,13 +36,18 @@ def _set_fields(model: BaseModel, prefix: str) -> dict[str, JsonValue]:
     return fields
 
 
+def without_credentials(text: str) -> str:
+    """The text without what stands before the `@` of a URL."""
+    return _CREDENTIALS.sub("", text)
+
+
 def _public(value: JsonValue) -> JsonValue:
     match value:
         case str():
-            return _CREDENTIALS.sub("", value)
+            return without_credentials(value)
         case list():
-            return [_public(each) for each in value]
+            return [_public(part) for part in value]
         case dict():
-            return {key: _public(each) for key, each in value.items()}
+            return {key: _public(part) for key, part in value.items()}
         case _:
             return value

@@ -1,0 +1,41 @@
+"""Answers of the base model beside those of the model as it is, as a progress record has them."""
+
+from __future__ import annotations
+
+from finetune_api.status import LONGEST_SAMPLE, MOST_SAMPLES, Sample
+from finetune_trainer.report.metrics import Answer, SampleLine
+
+
+class Comparison:
+    """The answers to each question: before training, and the newest."""
+
+    def __init__(self) -> None:
+        self._base: dict[str, Answer] = {}
+        self._tuned: dict[str, Answer] = {}
+
+    def add(self, line: SampleLine) -> None:
+        """Adds answers, which are newer than those that are there."""
+        answers = self._tuned if line.step else self._base
+        answers.update({answer.prompt: answer for answer in line.samples})
+
+    @property
+    def pairs(self) -> list[tuple[Answer | None, Answer | None]]:
+        """For each question the base model's answer and the newest, in the order in which they were asked."""
+        prompts = dict.fromkeys([*self._base, *self._tuned])
+        return [(self._base.get(prompt), self._tuned.get(prompt)) for prompt in prompts]
+
+    def shown(self) -> list[Sample]:
+        """Those of the first questions, shortened."""
+        return [
+            Sample(
+                prompt=shortened(next(each.prompt for each in (base, tuned) if each is not None)),
+                base_answer=None if base is None else shortened(base.answer),
+                answer=None if tuned is None else shortened(tuned.answer),
+            )
+            for base, tuned in self.pairs[:MOST_SAMPLES]
+        ]
+
+
+def shortened(text: str, most: int = LONGEST_SAMPLE) -> str:
+    """The beginning of a text, with an ellipsis where something is left out."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
