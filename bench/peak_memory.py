@@ -270,7 +270,8 @@ def ready(
     tokenizer = load_tokenizer(spec)
     described, _ = inference(tokenizer, task_of(spec).chat(tokenizer), load_generation_config(spec))
     job = TrainingJob("bench", Start(spec, dtype, "", None), prepared)
-    forward, optimizer, *_ = set_up(job, Loaded(model, torch.float32, described, None), OneDevice(device))
+    loaded = Loaded(model, torch.float32, described, "sdpa", None)
+    forward, optimizer, *_ = set_up(job, loaded, OneDevice(device))
     return forward, optimizer
 
 

@@ -6,16 +6,20 @@ Ctrl-C.
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune_api.failure import FineTuneError
 from finetune_cli.quiet import quieten_libraries
+
+if TYPE_CHECKING:
+    from finetune_api.changed_fields import ChangedField
 
 
 class Output(StrEnum):
@@ -58,6 +62,33 @@ OutputOption = Annotated[
     typer.Option("--output", "-o", help="Form of standard output: tables for people, or nothing but JSON."),
 ]
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="spec.FIELD=VALUE",
+        help="A field of the spec instead of the file's, such as spec.lora_config.r=16. May be given often.",
+    ),
+]
+RunOutputOption = Annotated[
+    RunOutput,
+    typer.Option(
+        "--output",
+        "-o",
+        help="What the end shows: a summary for people, or nothing but the job with its status.",
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where runs are kept: a directory (default: ./finetune-runs), s3://… or gs://….",
+    ),
+]
+DevicesOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")
+]
+
 
 def app() -> None:
     """Runs the command line; errors that a user can put right go to standard error, without a traceback."""
@@ -77,6 +108,25 @@ def app() -> None:
         missing = f"this command needs {error.name}, which is not installed"
         say_problems([f"{missing}: pip install 'finetune-operator[trainer]'"])
         sys.exit(1)
+
+
+def changed_fields(texts: list[str] | None) -> list[ChangedField]:
+    """What `--set` changes; a text of another form is a mistake of the command line."""
+    if not texts:
+        return []
+    from finetune_api.changed_fields import changed_field
+
+    try:
+        return [changed_field(text) for text in texts]
+    except FineTuneError as error:
+        raise typer.BadParameter("; ".join(error.problems), param_hint="'--set'") from error
+
+
+def more_epochs(text: str) -> str:
+    """Refuses what is no number of further epochs."""
+    if not re.fullmatch(r"\+[1-9][0-9]{0,5}", text):
+        raise typer.BadParameter(f"must be +N, the number of epochs more, is {text}")
+    return text
 
 
 def picture_path(path: Path | None) -> Path | None:
@@ -106,36 +156,72 @@ def root(
 @commands.command()
 def run(
     file: Job,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where runs are kept: a directory (default: ./finetune-runs), s3://… or gs://….",
-        ),
-    ] = None,
-    devices: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")
-    ] = None,
-    output: Annotated[
-        RunOutput,
-        typer.Option(
-            "--output",
-            "-o",
-            help="What the end shows: a summary for people, or nothing but the job with its status.",
-        ),
-    ] = RunOutput.TABLE,
+    storage: StorageOption = None,
+    devices: DevicesOption = None,
+    changes: Changes = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Delete the run that is there once all is checked, and train anew."),
+    ] = False,
+    output: RunOutputOption = RunOutput.TABLE,
 ) -> None:
     """Train on this machine.
 
     A run that was interrupted resumes from its newest checkpoint or snapshot.
     Ctrl-C saves a snapshot and stops.
     """
+    changed = changed_fields(changes)
     from finetune_api.manifest import read_manifest
     from finetune_cli.run import run_here
-    from finetune_cli.status_view import as_json, as_yaml
+    from finetune_cli.status_view import FORMS
 
-    form = {RunOutput.TABLE: None, RunOutput.YAML: as_yaml, RunOutput.JSON: as_json}[output]
-    raise typer.Exit(run_here(read_manifest(file), storage=storage, devices=devices, form=form))
+    raise typer.Exit(
+        run_here(
+            read_manifest(file, changed),
+            storage=storage,
+            devices=devices,
+            restart=restart,
+            form=FORMS[output],
+        )
+    )
+
+
+@commands.command()
+def extend(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="The directory of a finished run, here or in s3://… or gs://…."),
+    ],
+    epochs: Annotated[
+        str, typer.Option(metavar="+N", callback=more_epochs, help="For how many epochs more it is trained.")
+    ],
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where the new run is kept; default: beside the old one."),
+    ] = None,
+    devices: DevicesOption = None,
+    changes: Changes = None,
+    output: RunOutputOption = RunOutput.TABLE,
+) -> None:
+    """Train a finished run for some epochs more.
+
+    That is a new run, which goes on from the newest checkpoint of the old one.
+    The learning rate is that of a run that was as long from the beginning.
+    """
+    changed = changed_fields(changes)
+    from finetune_cli.extend import extend_run
+    from finetune_cli.status_view import FORMS
+
+    raise typer.Exit(
+        extend_run(
+            path,
+            epochs=int(epochs),
+            changes=changed,
+            storage=storage,
+            devices=devices,
+            form=FORMS[output],
+        )
+    )
 
 
 @commands.command()
@@ -143,11 +229,13 @@ def validate(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE", help="FineTuneJobs or LLMForge training YAMLs.")
     ],
+    changes: Changes = None,
 ) -> None:
     """Show every mistake of one or more files, each with its field."""
+    changed = changed_fields(changes)
     from finetune_cli.validate import validate_files
 
-    raise typer.Exit(validate_files(files))
+    raise typer.Exit(validate_files(files, changed))
 
 
 @commands.command()
@@ -179,15 +267,17 @@ def plan(
         bool,
         typer.Option("--fit", help="Write the manifest of the nearest settings that fit the device instead."),
     ] = False,
+    changes: Changes = None,
 ) -> None:
     """Show what would be trained: rows, tokens, steps, epochs, memory; nothing is trained."""
+    changed = changed_fields(changes)
     from finetune_api.manifest import read_manifest
     from finetune_cli.plan import show_fitting, show_plan
 
     if fit:
-        show_fitting(read_manifest(file))
+        show_fitting(read_manifest(file, changed))
         return
-    show_plan(read_manifest(file), picture=plot, json_wanted=output is Output.JSON)
+    show_plan(read_manifest(file, changed), picture=plot, json_wanted=output is Output.JSON)
 
 
 @commands.command()

@@ -11,7 +11,7 @@ import typer
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
-from finetune_cli.plain_text import console, say_warnings
+from finetune_cli.plain_text import console, one_line, say_warnings
 
 
 def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) -> None:
@@ -25,14 +25,21 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
 
         without_bitsandbytes(manifest.spec)
         from finetune_cli.plan_view import job_plan, show_tables
+        from finetune_trainer.plan.earlier_run import earlier_run
         from finetune_trainer.plan.prepare import prepare
 
-        plan = job_plan(manifest, prepare(manifest.spec, planning=True))
+        earlier = earlier_run(manifest.spec)
+        prepared = prepare(manifest.spec, planning=True)
+        if earlier is not None:
+            earlier.check(prepared)
+        plan = job_plan(manifest, prepared)
         if picture is not None:
             from finetune_cli.learning_rate_plot import draw_learning_rate
 
             draw_learning_rate(plan.numbers, picture)
     say_warnings(plan.warnings)
+    if earlier is not None:
+        people.print(one_line(earlier.words(plan.numbers)))
     if json_wanted:
         typer.echo(plan.model_dump_json(by_alias=True, indent=2))
     else:

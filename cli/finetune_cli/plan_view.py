@@ -138,11 +138,21 @@ def _plan_table(plan: JobPlan) -> Table:
         ("steps", f"{sizes.total_steps:,}"),
         ("learning rate", _schedule(numbers)),
         ("activations", ACTIVATIONS[sizes.gradient_checkpointing]),
-        ("checkpoints", f"after epoch {_few([index + 1 for index in sizes.checkpoint_epochs])}"),
+        ("checkpoints", _checkpoints(plan)),
         ("trained parameters", f"{sizes.trainable_parameters:,} of {sizes.total_parameters:,}"),
     ):
         table.add_row(name, value)
     return table
+
+
+def _checkpoints(plan: JobPlan) -> str:
+    sizes, numbers = plan.plan, plan.numbers
+    epochs, steps = [index + 1 for index in sizes.checkpoint_epochs], sizes.total_steps
+    partial = steps < sizes.total_epochs * sizes.steps_per_epoch
+    after = [f"after epoch {_few(epochs[:-1] if partial else epochs)}"] if epochs[1:] or not partial else []
+    after += [f"after step {steps:,}"] if partial else []
+    validated = sizes.validation_rows and numbers.eval_steps is not None
+    return " and ".join(after) + (f"; validation every {numbers.eval_steps:,} steps too" if validated else "")
 
 
 def _packed(plan: JobPlan) -> str:

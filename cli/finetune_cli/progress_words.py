@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from finetune_api.status import Evaluation, Plan, Progress, ProgressRecord, Sample
+from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord, Sample
 from finetune_cli.plain_text import one_line
 
 SHOWN_SAMPLES = 3
@@ -16,7 +16,8 @@ def sizes(plan: Plan) -> str:
     """What is about to be trained, on one line."""
     return (
         f"{plan.rows:,} rows with {plan.tokens:,} tokens, {plan.total_epochs:,} x {plan.steps_per_epoch:,}"
-        f" steps, {parameters(plan.trainable_parameters)} of {parameters(plan.total_parameters)} parameters"
+        f" steps{plan.cut_short}, {parameters(plan.trainable_parameters)} of"
+        f" {parameters(plan.total_parameters)} parameters"
     )
 
 
@@ -41,11 +42,17 @@ def validated(record: ProgressRecord) -> str | None:
     """The last validation, and the checkpoint with that model if it was saved; None before the first one."""
     if record.evaluation is None:
         return None
-    saved = next(
-        (checkpoint for checkpoint in record.checkpoints if checkpoint.epoch == record.evaluation.epoch), None
-    )
+    evaluation, plan = record.evaluation, record.plan
+    saved = next((each for each in record.checkpoints if epochs_of(each, plan, 4) == evaluation.epoch), None)
     where = f", saved as {saved.name}" if saved else ""
-    return f"{_model(record.evaluation)}: {measured(record.evaluation)}{where}"
+    return f"{_model(evaluation)}: {measured(evaluation)}{where}"
+
+
+def epochs_of(checkpoint: Checkpoint, plan: Plan | None, digits: int) -> float:
+    """Epochs that were trained when a checkpoint was saved: a decimal where it is in the middle of one."""
+    if plan is None:
+        return checkpoint.epoch
+    return round(checkpoint.step / plan.steps_per_epoch, digits)
 
 
 def answered(samples: Sequence[Sample], width: int) -> Iterator[str]:

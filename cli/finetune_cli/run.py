@@ -20,9 +20,12 @@ def run_here(
     *,
     storage: str | None,
     devices: int | None,
+    restart: bool = False,
     form: Callable[[Manifest, FineTuneJobStatus], str] | None,
 ) -> int:
-    """Trains and returns the exit code. `form` gives what goes to standard output, None a summary for people.
+    """Trains and returns the exit code; with `restart` a run that is there is deleted, and trained anew.
+
+    `form` gives what goes to standard output, None a summary for people.
 
     Raises FineTuneError, with nothing written, for what is wrong before training.
     """
@@ -30,7 +33,13 @@ def run_here(
     with progress_on(people) as progress:
         from finetune_trainer.local import DEFAULT_STORAGE, run_locally
 
-        ended = run_locally(manifest, storage=storage or DEFAULT_STORAGE, devices=devices, observer=progress)
+        ended = run_locally(
+            manifest,
+            storage=storage or DEFAULT_STORAGE,
+            devices=devices,
+            restart=restart,
+            observer=progress,
+        )
     if form is not None:
         typer.echo(form(manifest, ended.status).rstrip("\n"))
     else:

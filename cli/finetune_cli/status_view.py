@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import yaml
 from pydantic import JsonValue
@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.manifest import Manifest
-from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
+from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase, Plan
 from finetune_cli.plain_text import one_line
-from finetune_cli.progress_words import SHOWN_SAMPLES, clock, compared, measured, shortened
+from finetune_cli.progress_words import SHOWN_SAMPLES, clock, compared, epochs_of, measured, shortened
 
 PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.SUSPENDED: "bold yellow"}
 
@@ -38,6 +38,14 @@ def as_yaml(manifest: Manifest, status: FineTuneJobStatus) -> str:
     return yaml.safe_dump(document(manifest, status), sort_keys=False, allow_unicode=True, width=120)
 
 
+FORMS: dict[str, Callable[[Manifest, FineTuneJobStatus], str] | None] = {
+    "table": None,
+    "yaml": as_yaml,
+    "json": as_json,
+}
+"""What writes the end of a run to standard output; None where it is a summary for people."""
+
+
 def show_summary(
     console: Console, status: FineTuneJobStatus, run_directory: str, *, report: str | None = None
 ) -> None:
@@ -57,7 +65,7 @@ def show_summary(
         console.print(f"  {'report':16} {one_line(report)}")
     if status.checkpoints:
         console.print()
-        console.print(_checkpoints(status.checkpoints))
+        console.print(_checkpoints(status.checkpoints, status.plan))
     for sample in status.samples[:SHOWN_SAMPLES]:
         console.print()
         for line in compared(sample):
@@ -91,7 +99,7 @@ def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str,
         yield "best checkpoint", status.best_checkpoint.path
 
 
-def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
+def _checkpoints(checkpoints: list[Checkpoint], plan: Plan | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("checkpoint", no_wrap=True)
     compared = any(each.eval_loss is not None and each.perplexity is None for each in checkpoints)
@@ -104,6 +112,7 @@ def _checkpoints(checkpoints: list[Checkpoint]) -> Table:
         flags = ", ".join(
             flag for flag, given in (("best", checkpoint.best), ("latest", checkpoint.latest)) if given
         )
-        numbers = [str(checkpoint.epoch), str(checkpoint.step), loss, *([] if compared else [perplexity])]
+        epochs = f"{epochs_of(checkpoint, plan, 2):g}"
+        numbers = [epochs, str(checkpoint.step), loss, *([] if compared else [perplexity])]
         table.add_row(checkpoint.name, *numbers, flags)
     return table

@@ -139,11 +139,10 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
             if not is_accelerator and key not in understood:
                 known = f"{ACCELERATOR_TYPE}TYPE, {ACCELERATOR_SHAPE}NxTYPE, {', '.join(understood)}"
                 yield f"spec.{group}[{key}] has no effect: what is understood there is {known}"
-    for field in ("min_update_steps", "min_num_update_steps"):
-        if spec.num_epochs is not None and getattr(spec, field) is not None:
-            yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"
-    if spec.eval_first and not spec.validates:
-        yield "spec.eval_first has no effect: there is no valid_path to evaluate on"
+    yield from _another_length(spec)
+    for field in ("eval_first", "eval_steps"):
+        if getattr(spec, field) and not spec.validates:
+            yield f"spec.{field} has no effect: there is no valid_path to evaluate on"
     if spec.sample_prompts is None and spec.sample_max_tokens is not None:
         yield "spec.sample_max_tokens has no effect: there are no sample_prompts to answer"
     if spec.export_dtype != "auto" and spec.lora_config is not None:
@@ -153,6 +152,14 @@ def warnings(spec: FineTuneJobSpec, devices: Devices = KNOWN) -> Iterator[str]:
             "spec.lora_config is absent: every parameter of the model is trained;"
             " add `lora_config: {}` for LoRA"
         )
+
+
+def _another_length(spec: FineTuneJobSpec) -> Iterator[str]:
+    for field in ("min_update_steps", "min_num_update_steps"):
+        if spec.num_epochs is not None and getattr(spec, field) is not None:
+            yield f"spec.{field} has no effect: num_epochs is set, and decides how long the run is"
+    if spec.num_epochs is not None and spec.max_steps is not None:
+        yield "spec.num_epochs has no effect: max_steps is set, and decides how long the run is"
 
 
 def _without_effect(where: str, block: BaseModel, fields: Mapping[str, str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from finetune_api.changed_fields import ChangedField, with_changes
 from finetune_api.consistency import contradictions, decides_nothing, early_names, warnings
 from finetune_api.explain import explain
 from finetune_api.failure import FailureClass, FineTuneError
@@ -143,10 +144,11 @@ class Manifest(BaseModel):
         return dump(self.document)
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, changes: Sequence[ChangedField] = ()) -> Manifest:
     """Reads a FineTuneJob or a bare LLMForge YAML; the latter gets its name from the file's.
 
-    Raises FineTuneError (InvalidSpec) with every mistake: of YAML with its line, of the spec with its field.
+    `changes` are made before anything is checked. Raises FineTuneError (InvalidSpec) with every mistake: of
+    YAML with its line, of the spec with its field.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -154,14 +156,23 @@ def read_manifest(path: Path) -> Manifest:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FineTuneError(FailureClass.INVALID_SPEC, f"{path}: is not UTF-8 text") from error
-    document, remarks = parse(text, str(path), decides_nothing)
+    return parse_manifest(text, str(path), changes, name=_name_from(path))
+
+
+def parse_manifest(text: str, source: str, changes: Sequence[ChangedField] = (), *, name: str) -> Manifest:
+    """The same for the text of a manifest; `name` is what a bare YAML is called."""
+    document, remarks = parse(text, source, decides_nothing)
     if not document.keys() & {"apiVersion", "kind", "metadata", "spec"}:
+        document = with_changes(document, changes)
         spec = read_spec(document)
         return Manifest(
-            metadata=Metadata(name=_name_from(path)),
+            metadata=Metadata(name=name),
             spec=spec,
             warnings=(*remarks, *early_names(document), *warnings(spec)),
         )
+    written = document.get("spec")
+    if isinstance(written, dict):
+        document = {**document, "spec": with_changes(written, changes)}
     return _read_object(document, remarks)
 
 

@@ -50,14 +50,30 @@ class Numbers(BaseModel):
     steps_per_epoch: int
     """ceil(micro_batches_per_epoch / gradient_accumulation_steps); the last, partial one counts."""
     total_epochs: int
+    """Epochs that the run has begun when it ends; with max_steps the last one may be partial."""
     total_steps: int
     learning_rate: float
     """The peak."""
     lr_scheduler_type: Scheduler
     num_warmup_steps: int
     checkpoint_epochs: tuple[int, ...]
-    """0-based indices of the epochs after which validation and checkpoint come."""
+    """0-based indices of the epochs after which validation and checkpoint come; after the last, partial or
+    not, they always do."""
+    eval_steps: int | None = None
+    """Validation comes after every so many steps too."""
     warnings: tuple[str, ...] = ()
+
+    def checkpoint_after(self, step: int) -> str | None:
+        """The name of the checkpoint to save after so many steps; None when none is due."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        if step == self.total_steps:
+            return checkpoint_name(self.total_epochs - 1)
+        return checkpoint_name(epochs - 1) if rest == 0 and epochs - 1 in self.checkpoint_epochs else None
+
+    def validates_after(self, step: int) -> bool:
+        """Whether validation comes after so many steps, where there are rows for it."""
+        every = self.eval_steps is not None and step % self.eval_steps == 0
+        return every or self.checkpoint_after(step) is not None
 
     def learning_rate_at(self, update: int) -> float:
         """The learning rate of update `update` (0-based).
@@ -103,13 +119,17 @@ def numbers(
     batch = spec.train_batch_size_per_device or default_batch_size(context_length)
     micro_batches = math.ceil(math.ceil(rows / spec.num_devices) / batch)
     steps_per_epoch = math.ceil(micro_batches / spec.gradient_accumulation_steps)
-    epochs = spec.num_epochs or math.ceil((spec.minimum_steps or DEFAULT_MINIMUM_STEPS) / steps_per_epoch)
+    asked_steps = spec.max_steps or spec.minimum_steps or DEFAULT_MINIMUM_STEPS
+    # As in transformers, max_steps goes before epochs.
+    by_epochs = spec.num_epochs if spec.max_steps is None else None
+    epochs = by_epochs or math.ceil(asked_steps / steps_per_epoch)
     if epochs > MOST_EPOCHS:
+        field = "min_update_steps" if spec.max_steps is None else "max_steps"
         problems.append(
-            f"spec.min_update_steps: {spec.minimum_steps} steps are {epochs} epochs of {steps_per_epoch}; "
+            f"spec.{field}: {asked_steps} steps are {epochs} epochs of {steps_per_epoch}; "
             f"at most {MOST_EPOCHS} epochs are possible"
         )
-    total_steps = steps_per_epoch * epochs
+    total_steps = spec.max_steps or steps_per_epoch * epochs
     if spec.num_devices > rows:
         warnings.append(
             f"spec.num_devices is {spec.num_devices}, and there are {rows} rows: some devices have nothing"
@@ -146,6 +166,7 @@ def numbers(
         lr_scheduler_type=spec.lr_scheduler_type,
         num_warmup_steps=warmup,
         checkpoint_epochs=checkpoint_epochs(epochs, spec.checkpoint_interval, spec.max_num_checkpoints),
+        eval_steps=spec.eval_steps,
         warnings=tuple(warnings),
     )
 
@@ -176,7 +197,7 @@ def checkpoint_epochs(total_epochs: int, every: int | None, at_most: int | None)
 
 
 def checkpoint_name(epoch_index: int) -> str:
-    """LLMForge's name for the checkpoint after the epoch with this 0-based index: `epoch-4`."""
+    """LLMForge's name for the checkpoint after the epoch with this 0-based index, or in it: `epoch-4`."""
     return f"epoch-{epoch_index}"
 
 

@@ -59,11 +59,22 @@ def run_directory_name(namespace: str, name: str, uid: str) -> str:
 
 def child(path: str, name: str) -> str:
     """The path of `name` inside the directory `path`; a bucket's options, `?region=...`, stay at the end."""
-    directory, mark, options = path.partition("?") if scheme(path) in ("s3", "gs") else (path, "", "")
+    directory, mark, options = _split(path)
     return f"{directory.rstrip('/')}/{name}{mark}{options}"
 
 
 def parent(path: str, name: str) -> str:
     """The opposite of `child`: the directory that has `name` in it."""
-    directory, mark, options = path.partition("?") if scheme(path) in ("s3", "gs") else (path, "", "")
+    directory, mark, options = _split(path)
     return f"{directory.removesuffix(f'/{name}')}{mark}{options}"
+
+
+def storage_of(run_directory: str) -> str:
+    """The storage of a run directory, whose path is absolute: what `run_directory_name` is relative to."""
+    directory, mark, options = _split(run_directory)
+    return f"{directory.rstrip('/').rsplit('/', 2)[0] or '/'}{mark}{options}"
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    """A path, and the options of a bucket that stand at its end."""
+    return path.partition("?") if scheme(path) in ("s3", "gs") else (path, "", "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.retention import best
-from finetune_api.status import FineTuneJobStatus, ProgressRecord
+from finetune_api.status import FineTuneJobStatus, Plan, Progress, ProgressRecord
 
 
 def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJobStatus:
@@ -23,6 +23,7 @@ def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJo
             "progress": record.progress or status.progress,
             "evaluation": record.evaluation or status.evaluation,
             "samples": record.samples or status.samples,
+            "stopped_early": record.stopped_early or status.stopped_early,
             "checkpoints": checkpoints,
             "warnings": record.warnings or status.warnings,
             "best_checkpoint": chosen,
@@ -30,3 +31,11 @@ def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJo
             "model_path": chosen.path if chosen else None,
         }
     )
+
+
+def trained(plan: Plan | None, progress: Progress | None, patience: int | None) -> str:
+    """What a run that is over has trained, in words; `patience` is that of a run that was stopped early."""
+    if patience is None or progress is None:
+        return f"trained {plan.total_steps if plan else 0} steps"
+    count = "the last checkpoint" if patience == 1 else f"the last {patience} checkpoints"
+    return f"stopped early after epoch {progress.epoch:g}: {count} had no lower validation loss than before"

@@ -157,6 +157,23 @@ RULES = (
         cel="!self.packing || self.padding != 'max_length'",
     ),
     Rule(
+        field="max_steps",
+        problem="says how long the run is, and so does spec.min_update_steps; keep one of them",
+        broken=lambda spec: spec.max_steps is not None and spec.minimum_steps is not None,
+        cel="!has(self.max_steps) || !has(self.min_update_steps) && !has(self.min_num_update_steps)",
+    ),
+    Rule(
+        field="early_stopping_patience",
+        problem="needs spec.valid_path or spec.valid_fraction: it is the validation loss that decides",
+        broken=lambda spec: (
+            spec.early_stopping_patience is not None and not spec.validates and spec.eval_path is None
+        ),
+        cel=(
+            "!has(self.early_stopping_patience) || has(self.valid_path) || has(self.valid_fraction)"
+            " || has(self.eval_path)"
+        ),
+    ),
+    Rule(
         field="cpu_offload",
         problem="needs spec.parallelism: fsdp or auto, is true with ddp; keep one of them",
         broken=lambda spec: spec.cpu_offload is True and spec.parallelism == "ddp",

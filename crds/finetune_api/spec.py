@@ -27,6 +27,7 @@ from finetune_api.fields import (
     Number,
     ShortText,
     SpecModel,
+    StoragePath,
     TextList,
     UnbuiltBlock,
     UnreadBlock,
@@ -228,6 +229,9 @@ class FineTuneJobSpec(SpecModel):
     """Take the base model's weights from here."""
     initial_adapter_model_ckpt_path: CheckpointPath | None = None
     """Start from this adapter; lora_config must fit it."""
+    resume_from: StoragePath | None = None
+    """Go on from a run's directory, or from one of its checkpoints, with optimizer, random state and order of
+    rows; num_epochs and max_steps count from the beginning of that run."""
 
     # The data
     train_path: TrainPath
@@ -285,6 +289,8 @@ class FineTuneJobSpec(SpecModel):
     """Optimizer steps that a run without num_epochs has at least; default: 100."""
     min_num_update_steps: Annotated[Steps, Field(ge=1)] | None = None
     """The other spelling of min_update_steps."""
+    max_steps: Annotated[Steps, Field(ge=1)] | None = None
+    """Optimizer steps after which the run ends, also in the middle of an epoch, whatever num_epochs is."""
 
     # The optimizer
     learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -311,6 +317,10 @@ class FineTuneJobSpec(SpecModel):
     """Checkpoints that stay: those with the lowest validation loss."""
     eval_first: Flag = False
     """Validate once before training."""
+    eval_steps: Annotated[Steps, Field(ge=1)] | None = None
+    """Validate after every so many steps too, without a checkpoint."""
+    early_stopping_patience: Epochs | None = None
+    """End the run when so many checkpoints in a row have no lower validation loss than one before them."""
     sample_prompts: SamplePrompts | None = None
     """Questions that the model answers before training and with each checkpoint: at most 16 texts, or of so
     many validation rows, the first ones, what stands before the last answer."""

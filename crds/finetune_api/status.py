@@ -154,11 +154,11 @@ class Plan(StatusModel):
     steps_per_epoch: Count
     """Optimizer steps in an epoch."""
     total_epochs: Count
-    """Epochs of the run."""
+    """Epochs of the run; with `max_steps` the last one may be partial."""
     total_steps: Count
     """Optimizer steps of the run."""
     checkpoint_epochs: Annotated[list[Count], Field(max_length=MOST_EPOCHS)]
-    """0-based indices of the epochs after which validation and checkpoint come."""
+    """0-based indices of the epochs after which validation and checkpoint come; the last may be partial."""
     trainable_parameters: Count
     """Parameters that training changes."""
     total_parameters: Count
@@ -167,6 +167,18 @@ class Plan(StatusModel):
     """Whether activations are recomputed instead of kept; set once the devices are known."""
     host_memory: Count | None = None
     """Bytes that training on a GPU takes of its host for each device, by estimate."""
+
+    @property
+    def in_epochs(self) -> str:
+        """`3 epochs of 20 steps`, and where the last one is partial the number of steps."""
+        whole = f"{self.total_epochs} epochs of {self.steps_per_epoch} steps"
+        return f"{whole}{self.cut_short}"
+
+    @property
+    def cut_short(self) -> str:
+        """`, of which 50 are trained` where the run ends in the middle of an epoch; else empty."""
+        partial = self.total_steps < self.total_epochs * self.steps_per_epoch
+        return f", of which {self.total_steps} are trained" if partial else ""
 
 
 class Progress(StatusModel):
@@ -213,7 +225,7 @@ class Checkpoint(StatusModel):
     """A complete checkpoint in storage."""
 
     name: Annotated[str, Field(max_length=15, pattern=r"^epoch-\d{1,9}$")]
-    """`epoch-4` after the fifth epoch, as LLMForge counts."""
+    """`epoch-4` after the fifth epoch, as LLMForge counts, or where `max_steps` ends the run in it."""
     path: Path
     """Where it is."""
     epoch: Count
@@ -308,6 +320,8 @@ class FineTuneJobStatus(StatusModel):
     """The one with the lowest validation loss; without `valid_path` the newest."""
     latest_checkpoint: Checkpoint | None = None
     """The newest one."""
+    stopped_early: bool | None = None
+    """True of a run that ended before its last step, by `early_stopping_patience`."""
     warnings: Warnings = []
     """What was lost without harm to the training, such as numbers that an experiment tracker did not get."""
     run_directory: Path | None = None
@@ -343,5 +357,7 @@ class ProgressRecord(StatusModel):
     failure: Failure | None = None
     finished: bool = False
     """Whether the run is over, and all that was to be saved is saved."""
+    stopped_early: Annotated[bool, Field(exclude_if=lambda early: not early)] = False
+    """Whether that was before its last step, by `early_stopping_patience`. Left out when not."""
     interrupted: bool = False
     """Whether the attempt was ended from outside, and all that it had trained is saved."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import yaml
@@ -82,20 +83,42 @@ def parse(
     Raises FineTuneError (InvalidSpec), with the line, for what is not YAML, not one map, or has keys that
     contradict each other.
     """
-    try:
+    with _explained(text, source):
         root = _only_map(text)
         problems, remarks = _keys(root, source, decides_nothing)
         if not problems:
             return cast("dict[str, JsonValue]", _value(root)), remarks
-    except yaml.MarkedYAMLError as error:
-        problems = [_explain(error, text, source)]
-    except yaml.YAMLError as error:
-        problems = [f"{source}: {str(error).splitlines()[0]}"]
-    except ValueError as error:
-        problems = [f"{source}: {error}"]
-    except RecursionError:
-        problems = [f"{source}: is nested too deeply"]
     raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
+
+
+def parse_value(text: str, source: str) -> JsonValue:
+    """The value that a text holds, of any kind; None for an empty one.
+
+    Raises FineTuneError (InvalidSpec) for what is not YAML, or has a key twice with different values.
+    """
+    with _explained(text, source):
+        root = yaml.compose(text, Loader=_Loader)
+        problems, _ = ([], []) if root is None else _keys(root, source, lambda _: False)
+        if not problems:
+            return None if root is None else cast("JsonValue", _value(root))
+    raise FineTuneError(FailureClass.INVALID_SPEC, *problems)
+
+
+@contextmanager
+def _explained(text: str, source: str) -> Iterator[None]:
+    """Raises what PyYAML finds wrong in a text as FineTuneError (InvalidSpec)."""
+    try:
+        yield
+        return
+    except yaml.MarkedYAMLError as error:
+        problem = _explain(error, text, source)
+    except yaml.YAMLError as error:
+        problem = f"{source}: {str(error).splitlines()[0]}"
+    except ValueError as error:
+        problem = f"{source}: {error}"
+    except RecursionError:
+        problem = f"{source}: is nested too deeply"
+    raise FineTuneError(FailureClass.INVALID_SPEC, problem)
 
 
 def _only_map(text: str) -> MappingNode:
@@ -138,9 +161,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
     return f"{where}: {error.problem or error.context}{hint}"
 
 
-def _keys(
-    root: MappingNode, source: str, decides_nothing: Callable[[Place], bool]
-) -> tuple[list[str], list[str]]:
+def _keys(root: Node, source: str, decides_nothing: Callable[[Place], bool]) -> tuple[list[str], list[str]]:
     """Problems and remarks about keys.
 
     One given twice is a remark where it has one value or decides nothing, else a problem.
@@ -168,7 +189,7 @@ def _keys(
     return problems, remarks
 
 
-def _maps(root: MappingNode, decides_nothing: Callable[[Place], bool]) -> Iterator[tuple[Place, MappingNode]]:
+def _maps(root: Node, decides_nothing: Callable[[Place], bool]) -> Iterator[tuple[Place, MappingNode]]:
     """All maps in a document with their places, each once: an anchor may be used often, even inside itself.
 
     One that is used at a place that decides nothing and at another comes for both.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.cli.command_line import FINETUNE, Command, process, small_job
 
-COMMANDS = ["run", "validate", "convert", "plan", "crd", "merge", "push", "serve"]
+COMMANDS = ["run", "extend", "validate", "convert", "plan", "crd", "merge", "push", "serve"]
 TRAINING_PACKAGES = ["matplotlib", "numpy", "peft", "pyarrow", "ray", "torch", "transformers"]
 
 IMPORTED = """
@@ -85,6 +85,7 @@ def test_kubectl_finds_it_as_a_plugin() -> None:
         ["convert", "job.yaml"],
         ["run", "wrong.yaml"],
         ["plan", "wrong.yaml"],
+        ["validate", "job.yaml", "--set", "spec.seed=1"],
     ],
 )
 def test_what_needs_no_training_loads_no_package_of_the_trainer(
@@ -111,6 +112,7 @@ def test_what_needs_no_training_loads_no_package_of_the_trainer(
     [
         ["run", "job.yaml"],
         ["plan", "job.yaml"],
+        ["extend", "runs", "--epochs", "+2"],
         ["merge", "epoch-0", "merged"],
         ["push", "epoch-0", "owner/name"],
         ["serve", "epoch-0", "--as", "vllm"],
@@ -142,6 +144,11 @@ def test_without_the_trainers_packages_it_says_how_to_install_them(
         (["run", "job.yaml", "--devices", "0"], "'--devices'"),
         (["run", "job.yaml", "-o", "xml"], "'table', 'yaml', 'json'"),
         (["report"], "Missing argument 'RUN'"),
+        (["run", "job.yaml", "--set", "seed=1"], "must be spec.FIELD=VALUE, is 'seed=1'; did you"),
+        (["validate", "job.yaml", "--set", "spec.seed"], "must be spec.FIELD=VALUE, is 'spec.seed'"),
+        (["plan", "job.yaml", "--set", "spec.lora_config={"], "spec.lora_config:1:2: expected"),
+        (["extend", "runs"], "Missing option '--epochs'"),
+        (["extend", "runs", "--epochs", "2"], "must be +N, the number of epochs more, is 2"),
         (["validate"], "Missing argument 'FILE'"),
         (["plan", "job.yaml", "--plot", "rate.gif"], "rate.gif must end in .png, .svg or .pdf"),
         (["merge", "epoch-0"], "Missing argument 'OUT'"),

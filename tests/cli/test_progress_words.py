@@ -43,6 +43,33 @@ def test_the_sizes_of_a_job_are_one_line() -> None:
     assert sizes(PLAN) == "1,200 rows with 65,000 tokens, 3 x 75 steps, 4.9M of 139.4M parameters"
 
 
+def test_a_run_that_ends_in_an_epoch_says_how_many_steps_are_trained() -> None:
+    cut = PLAN.model_copy(update={"total_steps": 200})
+
+    assert sizes(cut).startswith(
+        "1,200 rows with 65,000 tokens, 3 x 75 steps, of which 200 are trained, 4.9M"
+    )
+    assert cut.in_epochs == "3 epochs of 75 steps, of which 200 are trained"
+    assert PLAN.in_epochs == "3 epochs of 75 steps"
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_is_that_of_its_validation() -> None:
+    record = ProgressRecord(
+        plan=PLAN,
+        evaluation=Evaluation(epoch=2.6667, loss=2.0, perplexity=7.389),
+        checkpoints=[
+            Checkpoint(name="epoch-1", path="/r/epoch-1", epoch=2, step=150, time=NOW),
+            Checkpoint(name="epoch-2", path="/r/epoch-2", epoch=2, step=200, time=NOW),
+        ],
+    )
+
+    shown = validated(record)
+
+    assert shown is not None
+    assert shown.startswith("after epoch 2.6667: ")
+    assert shown.endswith(", saved as epoch-2")
+
+
 @pytest.mark.parametrize(
     ("completed", "shown"), [(0, "1/3"), (0.99, "1/3"), (1, "2/3"), (2.5, "3/3"), (3, "3/3")]
 )

@@ -172,7 +172,7 @@ def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) ->
     before, again = json_of(story.finished), yaml.safe_load(story.as_yaml.out)
 
     assert (story.again.code, story.again.err) == (0, "")
-    assert "this run has already finished; delete it to train again" in story.again.out
+    assert "this run has already finished; --restart deletes it and trains again" in story.again.out
     assert story.as_yaml.code == 0
     assert (
         FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints

@@ -44,6 +44,8 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
     "text",
     [
         "min_num_update_steps: 5",
+        "max_steps: 5\nnum_epochs: 3",
+        "early_stopping_patience: 2\neval_path: v",
         "no_gradient_checkpoint: false",
         "checkpoint_every_n_epochs: 1\nmax_num_checkpoints: 3",
         "task: instruction_tuning",
@@ -166,11 +168,16 @@ def test_a_type_and_a_shape_name_the_accelerator(resources: str, types: list[str
             "num_epochs: 3\nmin_num_update_steps: 100",
             "spec.min_num_update_steps has no effect: num_epochs is set, and decides how long the run is",
         ),
+        (
+            "num_epochs: 3\nmax_steps: 100",
+            "spec.num_epochs has no effect: max_steps is set, and decides how long the run is",
+        ),
         ("eval_first: true", "spec.eval_first has no effect: there is no valid_path to evaluate on"),
         (
             "sample_max_tokens: 8",
             "spec.sample_max_tokens has no effect: there are no sample_prompts to answer",
         ),
+        ("eval_steps: 10", "spec.eval_steps has no effect: there is no valid_path to evaluate on"),
     ],
 )
 def test_a_field_that_changes_nothing_is_a_warning_that_says_what_happens_instead(

@@ -312,6 +312,7 @@ LEFT_TO_RULES = {
     "model_id: configmap://name/key",
     "valid_path: pvc://Claim/v.jsonl",
     "valid_path: configmap://rows",
+    "resume_from: hf://owner/name",
     "storage: {path: hf://owner/name}",
     "deepspeed: {config_path: 'pvc://Claim/z.json'}",
     "cluster: {worker: {resources: {requests: {memory: 16 GB}}}}",

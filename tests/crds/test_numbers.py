@@ -329,6 +329,75 @@ def test_each_way_to_say_how_often_counts(text: str) -> None:
     assert numbers_of(f"num_epochs: 4\n{text}").checkpoint_epochs == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("max_steps", "epochs", "saved"),
+    [
+        (1, 1, {1: "epoch-0"}),
+        (8, 1, {8: "epoch-0"}),
+        (9, 2, {8: "epoch-0", 9: "epoch-1"}),
+        (20, 3, {8: "epoch-0", 16: "epoch-1", 20: "epoch-2"}),
+        (24, 3, {8: "epoch-0", 16: "epoch-1", 24: "epoch-2"}),
+    ],
+)
+def test_a_run_of_so_many_steps_ends_in_an_epoch_and_its_last_checkpoint_is_called_after_it(
+    max_steps: int, epochs: int, saved: dict[int, str]
+) -> None:
+    run = numbers_of(f"max_steps: {max_steps}\nnum_warmup_steps: 0\ntrain_batch_size_per_device: 125")
+
+    assert (run.steps_per_epoch, run.total_epochs, run.total_steps) == (8, epochs, max_steps)
+    assert {step: run.checkpoint_after(step) for step in range(1, max_steps + 1)} == {
+        step: saved.get(step) for step in range(1, max_steps + 1)
+    }
+
+
+@pytest.mark.parametrize("epochs", [1, 50])
+def test_steps_go_before_epochs_as_in_transformers(epochs: int) -> None:
+    run = numbers_of(f"max_steps: 20\nnum_epochs: {epochs}\ntrain_batch_size_per_device: 125")
+
+    assert (run.total_epochs, run.total_steps) == (3, 20)
+    assert run.checkpoint_epochs == (0, 1, 2)
+
+
+def test_the_schedule_of_a_run_that_ends_in_an_epoch_is_as_long_as_the_run() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    theirs = get_scheduler("cosine", optimizer, num_warmup_steps=3, num_training_steps=20)
+    rates = []
+    for _ in range(20):
+        rates.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    run = numbers_of(
+        "max_steps: 20\nlearning_rate: 2e-4\nnum_warmup_steps: 3\ntrain_batch_size_per_device: 125"
+    )
+
+    assert [run.learning_rate_at(update) for update in range(20)] == rates
+
+
+def test_validation_comes_every_n_steps_and_with_every_checkpoint() -> None:
+    text = "num_epochs: 3\nnum_warmup_steps: 0\ntrain_batch_size_per_device: 125\neval_steps: 3"
+    run = numbers_of(text)
+
+    assert [step for step in range(1, 25) if run.validates_after(step)] == [
+        3,
+        6,
+        8,
+        9,
+        12,
+        15,
+        16,
+        18,
+        21,
+        24,
+    ]
+    assert run == numbers_of(text.replace("eval_steps: 3", "")).model_copy(update={"eval_steps": 3})
+
+
+def test_steps_that_are_more_epochs_than_a_status_can_hold_are_refused() -> None:
+    assert problems_of("train_batch_size_per_device: 1000\nnum_warmup_steps: 0\nmax_steps: 100001") == (
+        "spec.max_steps: 100001 steps are 100001 epochs of 1; at most 100000 epochs are possible",
+    )
+
+
 def test_a_checkpoint_has_the_name_that_llmforge_gives_it() -> None:
     assert [checkpoint_name(epoch) for epoch in checkpoint_epochs(5, 5, None)] == ["epoch-4"]
 

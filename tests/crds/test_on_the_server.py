@@ -619,6 +619,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "model_id": ("m", "n"),
     "initial_base_model_ckpt_path": ("a", {"repo_id": "o/n"}),
     "initial_adapter_model_ckpt_path": ("a", "b"),
+    "resume_from": ("a", "b"),
     "train_path": ("t.jsonl", [{"path": "t.jsonl", "weight": 2}]),
     "valid_path": ("v.jsonl", "w.jsonl"),
     "eval_path": ("v.jsonl", "w.jsonl"),
@@ -638,6 +639,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "num_epochs": (1, 2),
     "min_update_steps": (1, 2),
     "min_num_update_steps": (1, 2),
+    "max_steps": (1, 2),
     "learning_rate": (1e-4, 1e-5),
     "lr_scheduler_type": ("linear", "constant"),
     "num_warmup_steps": (0, 1),
@@ -651,6 +653,8 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "eval_first": (True, False),
     "sample_prompts": (["a"], ["b"]),
     "sample_max_tokens": (32, 128),
+    "eval_steps": (1, 2),
+    "early_stopping_patience": (1, 2),
     "lora_config": ({"r": 8}, {"r": 16}),
     "dtype": ("bf16", "fp32"),
     "export_dtype": ("bf16", "fp32"),
@@ -680,7 +684,10 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
 """A value that each field may have on creation, and another."""
 
 REQUIRED = {name for name, field in FineTuneJobSpec.model_fields.items() if field.is_required()}
-BESIDES: dict[str, Object] = {"quantization": {"lora_config": {}}}
+BESIDES: dict[str, Object] = {
+    "quantization": {"lora_config": {}},
+    "early_stopping_patience": {"valid_path": "v.jsonl"},
+}
 """What a field needs besides."""
 NEVER_THERE = set(UNBUILT_TASK_BLOCKS)
 """What cannot be asked for at all, and so cannot be removed."""

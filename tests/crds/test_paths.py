@@ -6,7 +6,15 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from finetune_api.paths import child, claim_of, config_map_of, mounted, parent, run_directory_name
+from finetune_api.paths import (
+    child,
+    claim_of,
+    config_map_of,
+    mounted,
+    parent,
+    run_directory_name,
+    storage_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +29,7 @@ from finetune_api.paths import child, claim_of, config_map_of, mounted, parent, 
 )
 def test_what_is_in_a_directory_keeps_a_buckets_options_at_its_end(directory: str, inside: str) -> None:
     assert child(directory, "team/a") == inside
-    assert parent(inside, "team/a") == directory.rstrip("/")
+    assert parent(inside, "team/a") == storage_of(inside) == directory.rstrip("/")
 
 
 @pytest.mark.parametrize(

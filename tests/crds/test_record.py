@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from finetune_api.failure import FailureClass
-from finetune_api.record import with_record
+from finetune_api.record import trained, with_record
 from finetune_api.retention import flagged
 from finetune_api.status import (
     Checkpoint,
@@ -142,3 +142,22 @@ def test_samples_of_an_earlier_attempt_stay_until_there_are_others() -> None:
 
     assert with_record(status, ProgressRecord()).samples == [before]
     assert with_record(status, ProgressRecord(samples=[after])).samples == [after]
+
+
+def test_that_a_run_was_stopped_early_is_in_its_status_and_else_nothing_of_it() -> None:
+    record = ProgressRecord(plan=PLAN, progress=progress(4), checkpoints=checkpoints(1.0, 1.5))
+    early = record.model_copy(update={"stopped_early": True})
+
+    assert with_record(FineTuneJobStatus(), early).stopped_early is True
+    assert with_record(FineTuneJobStatus(), record).stopped_early is None
+    assert "stopped" not in record.model_dump_json(by_alias=True)
+
+
+def test_what_a_run_has_trained_is_said_with_why_it_ended() -> None:
+    assert trained(PLAN, progress(6), None) == "trained 6 steps"
+    assert trained(PLAN, progress(4), 1) == (
+        "stopped early after epoch 2: the last checkpoint had no lower validation loss than before"
+    )
+    assert trained(PLAN, progress(4), 3) == (
+        "stopped early after epoch 2: the last 3 checkpoints had no lower validation loss than before"
+    )

@@ -160,7 +160,8 @@ def test_the_fields_are_those_of_the_contract() -> None:
     fields = """
         observedGeneration phase conditions message rayJobName rayClusterName dashboardURL workers
         acceleratorType attempts interruptions plan progress evaluation samples checkpoints bestCheckpoint
-        latestCheckpoint warnings runDirectory modelPath failure startTime completionTime deviceSeconds
+        latestCheckpoint stoppedEarly warnings runDirectory modelPath failure startTime completionTime
+        deviceSeconds
     """
 
     assert {field.alias for field in FineTuneJobStatus.model_fields.values()} == set(fields.split())

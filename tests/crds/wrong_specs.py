@@ -36,6 +36,14 @@ WRONG_FIELDS = [
     ("num_epochs: -3", "spec.num_epochs: must be at least 1, is -3"),
     ("num_epochs: .inf", "spec.num_epochs: must be a number, is inf"),
     ("min_update_steps: 0", "spec.min_update_steps: must be at least 1, is 0"),
+    ("max_steps: 0", "spec.max_steps: must be at least 1, is 0"),
+    ("max_steps: 1e10", "spec.max_steps: must be at most 1000000000, is 10000000000.0"),
+    ("eval_steps: 0", "spec.eval_steps: must be at least 1, is 0"),
+    ("eval_steps: 0.1", "spec.eval_steps: must be a whole number, is 0.1"),
+    (
+        "valid_path: v\nearly_stopping_patience: 0",
+        "spec.early_stopping_patience: must be at least 1, is 0",
+    ),
     ("num_warmup_steps: -1", "spec.num_warmup_steps: must be at least 0, is -1"),
     ("context_length: 4", "spec.context_length: must be at least 8, is 4"),
     ("context_length: auto", "spec.context_length: must be a whole number, is 'auto'"),
@@ -103,6 +111,8 @@ WRONG_FIELDS = [
     ("valid_path: pvc://Claim/v.jsonl", f"spec.valid_path: {DATA_PATH}, is 'pvc://Claim/v.jsonl'"),
     ("valid_path: configmap://rows", f"spec.valid_path: {DATA_PATH}, is 'configmap://rows'"),
     ("valid_path: " + "v" * 4097, "spec.valid_path: must have at most 4096 characters"),
+    ("resume_from: hf://owner/name", f"spec.resume_from: {STORAGE_PATH}, is 'hf://owner/name'"),
+    ('resume_from: ""', "spec.resume_from: must not be empty"),
     ("storage: {path: hf://owner/name}", f"spec.storage.path: {STORAGE_PATH}, is 'hf://owner/name'"),
     ("storage: s3://bucket", "spec.storage: must be a map of fields, is 's3://bucket'"),
     (
@@ -304,6 +314,17 @@ CONTRADICTIONS = [
         (
             "spec.min_num_update_steps: means the same as spec.min_update_steps, which is set as well; keep"
             " one of them"
+        ),
+    ),
+    (
+        "max_steps: 50\nmin_num_update_steps: 5",
+        ("spec.max_steps: says how long the run is, and so does spec.min_update_steps; keep one of them"),
+    ),
+    (
+        "early_stopping_patience: 2",
+        (
+            "spec.early_stopping_patience: needs spec.valid_path or spec.valid_fraction: it is the validation"
+            " loss that decides"
         ),
     ),
     (

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import JsonValue
+from tests.cli.command_line import small_job
+from tests.trainer.training_jobs import column
 
+from finetune_api.failure import FineTuneError
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Phase, ProgressRecord
 from finetune_trainer.local import OTHER_ROWS, LocalRun, local_run_directory, run_locally, run_uid
+from finetune_trainer.storage.lock import locked
 
 if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
@@ -65,7 +70,7 @@ def test_a_finished_run_is_shown_again(job: Manifest, tmp_path: Path) -> None:
     ended, lines = again(job, tmp_path)
 
     assert ended.status.phase is Phase.SUCCEEDED
-    assert lines == [f"{run}: this run has already finished; delete it to train again"]
+    assert lines == [f"{run}: this run has already finished; --restart deletes it and trains again"]
 
 
 @pytest.mark.parametrize("name", ["train", "validation"])
@@ -79,7 +84,7 @@ def test_a_finished_run_whose_rows_have_changed_says_so_and_how_to_train_anew(
 
     assert ended.status.phase is Phase.SUCCEEDED
     assert lines[1:] == [f"warning: {tmp_path}/{name}.jsonl {OTHER_ROWS}"]
-    assert "delete the run's directory" in OTHER_ROWS
+    assert "use --restart" in OTHER_ROWS
 
 
 def test_rows_that_are_written_anew_without_a_change_are_the_same(job: Manifest, tmp_path: Path) -> None:
@@ -112,3 +117,93 @@ def test_asking_changes_nothing_of_what_is_trained(job: Manifest) -> None:
     asking = job.spec.model_copy(update={"sample_prompts": ["What?"], "sample_max_tokens": 8})
 
     assert run_uid(FineTuneJobSpec.model_validate(asking.model_dump(exclude_unset=True))) == run_uid(job.spec)
+
+
+# --restart
+
+
+def test_a_finished_run_is_deleted_and_trained_anew_when_that_is_asked_for(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    job = read_manifest(small_job(tmp_path, tiny_model, **paths(tmp_path)))
+    first = trained(job, tmp_path)
+    (first / "epoch-1/left-behind").write_text("of the earlier run")
+    (first / "epoch-0/complete.json").unlink()
+    weights = (first / "epoch-1/adapter_model.safetensors").read_bytes()
+
+    again = trained(job, tmp_path, restart=True)
+
+    assert again == first
+    assert not (again / "epoch-1/left-behind").exists()
+    assert (again / "epoch-1/adapter_model.safetensors").read_bytes() == weights
+    assert len(column(again, "loss")) == 6
+
+
+def test_a_run_that_was_interrupted_is_trained_anew_too(tmp_path: Path, tiny_model: Path) -> None:
+    job = read_manifest(small_job(tmp_path, tiny_model, **paths(tmp_path)))
+    first = trained(job, tmp_path)
+    (first / "result.json").unlink()
+    listener = Steps()
+
+    run_locally(job, storage=str(tmp_path / "runs"), devices=None, observer=listener, restart=True)
+
+    assert listener.steps[:2] == [0, 1]
+    assert not any("resuming" in line for line in listener.lines)
+
+
+def test_what_is_wrong_does_not_cost_the_run_that_is_there(tmp_path: Path, tiny_model: Path) -> None:
+    job = read_manifest(small_job(tmp_path, tiny_model, **paths(tmp_path)))
+    run = trained(job, tmp_path)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    (tmp_path / "train.jsonl").write_text("no row\n")
+
+    with pytest.raises(FineTuneError, match=r"train\.jsonl:1"):
+        trained(job, tmp_path, restart=True)
+
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_that_another_process_trains_is_not_deleted(tmp_path: Path, tiny_model: Path) -> None:
+    job = read_manifest(small_job(tmp_path, tiny_model, **paths(tmp_path)))
+    run = trained(job, tmp_path)
+
+    with (
+        locked(local_run_directory(job, str(tmp_path / "runs"), None)),
+        pytest.raises(FineTuneError, match="another process is training there"),
+    ):
+        trained(job, tmp_path, restart=True)
+
+    assert (run / "epoch-1/adapter_model.safetensors").is_file()
+
+
+def test_where_no_run_is_there_to_delete_one_is_trained(tmp_path: Path, tiny_model: Path) -> None:
+    job = read_manifest(small_job(tmp_path, tiny_model, **paths(tmp_path)))
+
+    assert len(column(trained(job, tmp_path, restart=True), "loss")) == 6
+
+
+class Steps(Listener):
+    """Keeps the steps that it is told of too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def prepared(self, prepared: Prepared) -> None:
+        pass
+
+    def progress(self, record: ProgressRecord) -> None:
+        if record.progress is not None:
+            self.steps.append(record.progress.step)
+
+
+def paths(directory: Path) -> dict[str, JsonValue]:
+    return {"train_path": f"{directory}/train.jsonl", "valid_path": f"{directory}/valid.jsonl"}
+
+
+def trained(job: Manifest, directory: Path, *, restart: bool = False) -> Path:
+    """The run directory of a job that is trained to its end."""
+    storage = str(directory / "runs")
+    ended = run_locally(job, storage=storage, devices=None, observer=Steps(), restart=restart)
+    assert ended.status.phase is Phase.SUCCEEDED, ended.status.message
+    return Path(ended.run_directory)

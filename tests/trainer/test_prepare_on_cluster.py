@@ -285,3 +285,26 @@ def test_started_by_hand_it_says_who_starts_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv(ASSIGNMENT, raising=False)
     with pytest.raises(SystemExit, match="FINETUNE_ASSIGNMENT is not set: the operator starts this program"):
         main()
+
+
+def test_a_job_that_names_an_earlier_run_is_compared_with_it_before_a_device_is_held(
+    both: Both, tmp_path: Path, tiny_model: Path, server: RecordsServer
+) -> None:
+    earlier = str(both.plain.run)
+    longer = job_in(tmp_path / "longer", tiny_model, server, num_epochs=3, resume_from=earlier)
+    other = job_in(tmp_path / "other", tiny_model, server, num_epochs=3, resume_from=earlier, seed=7)
+
+    assert other.prepare() == FAILED
+    failure = other.records[-1].failure
+    assert failure is not None
+    assert failure.failure_class is FailureClass.INVALID_SPEC
+    assert failure.message.startswith(f"spec.seed: is 7, and 42 in {earlier}; ")
+    assert not other.run.exists()
+
+    assert longer.prepare() == longer.train() == FINISHED
+    assert f"going on from {earlier}/epoch-1, after step 6: " in longer.out
+    steps = [json.loads(line) for line in (longer.run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == list(range(1, 10))
+    last = longer.records[-1]
+    assert last.finished
+    assert {Path(each.path).parent for each in last.checkpoints} == {longer.run}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +28,7 @@ from finetune_trainer.training.job import Outcome, Start, TrainingJob
 from finetune_trainer.workers.workers import Ended, Workers
 
 if TYPE_CHECKING:
+    from finetune_trainer.plan.earlier_run import EarlierRun
     from finetune_trainer.plan.prepare import Prepared
 
 
@@ -49,6 +50,68 @@ class Observer(Protocol):
         """The newest record; until the first step is asked for it has no progress."""
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What an attempt goes on from: what its run has saved, or what an earlier run has, or nothing."""
+
+    own: str | None
+    """The name of the run's newest checkpoint or snapshot."""
+    earlier: EarlierRun | None
+    """Where the run has none, the one that the spec names."""
+
+    @classmethod
+    def of(cls, run: RunDirectory, spec: FineTuneJobSpec, *, restart: bool = False) -> Beginning:
+        """Finds it; with `restart` nothing of the run itself counts. Raises what `earlier_run` raises."""
+        own = None if restart else run.newest()
+        if own is not None or spec.resume_from is None:
+            return cls(own, None)
+        from finetune_trainer.plan.earlier_run import earlier_run  # which imports what takes seconds
+
+        return cls(None, earlier_run(spec))
+
+    @property
+    def name(self) -> str | None:
+        """The name of the checkpoint or snapshot that the workers read; None begins anew."""
+        return self.own if self.earlier is None else self.earlier.name
+
+    @property
+    def resume_in(self) -> str | None:
+        """The run directory that has it, where that is another one."""
+        return None if self.earlier is None else self.earlier.run.path
+
+    def check(self, prepared: Prepared) -> None:
+        """Checks an earlier run; see `EarlierRun.check`."""
+        if self.earlier is not None:
+            self.earlier.check(prepared)
+
+    def take_up(
+        self, run: RunDirectory, manifest: Manifest, prepared: Prepared, *, restart: bool = False
+    ) -> None:
+        """Makes the run directory that of this job, ready to go on; with `restart` it is emptied before.
+
+        Raises FineTuneError (StorageError) when another process has trained there meanwhile.
+        """
+        claim(run, manifest)
+        if restart:
+            run.clear()
+            claim(run, manifest)
+        if run.newest() != self.own:
+            changed = f"{run.path}: another process has trained there meanwhile; run again"
+            raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
+        if self.own is None:
+            spec = prepared.spec
+            run.note_inputs({path: digest(path) for path in spec.data_paths})
+        if self.earlier is not None:
+            self.earlier.begin(run, prepared.numbers)
+
+    def words(self, run: RunDirectory, prepared: Prepared) -> Iterator[str]:
+        """What the run goes on from, in words."""
+        if self.own is not None:
+            yield f"resuming from {run.checkpoint_path(self.own)}"
+        if self.earlier is not None:
+            yield self.earlier.words(prepared.numbers)
+
+
 def attempt(
     manifest: Manifest,
     spec: FineTuneJobSpec,
@@ -59,8 +122,12 @@ def attempt(
     resources: Resources,
     locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
     sharding: Sharding | None = None,
+    restart: bool = False,
 ) -> Ended:
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
+
+    With `restart` what is there, finished or not, is deleted when all is found to be right, and the run
+    begins anew.
 
     `manifest` is kept in the run directory, `spec` is what is trained here with `resources`, and `locked`
     keeps others away from the run. `sharding` is by default what the spec asks for, and where that is left
@@ -83,10 +150,12 @@ def attempt(
 
         try:
             check_tracker(spec, run)
-            observer.progress(ProgressRecord(checkpoints=run.checkpoints()))
+            observer.progress(ProgressRecord(checkpoints=[] if restart else run.checkpoints()))
+            beginning = Beginning.of(run, spec, restart=restart)
             file, unread = deepspeed_here(spec)
             sharding = sharding_of(spec, file, resources.device) if sharding is None else sharding
-            start = Start(spec, resolved_dtype(spec, on_gpu=on_gpu), run.path, run.newest(), sharding)
+            dtype = resolved_dtype(spec, on_gpu=on_gpu)
+            start = Start(spec, dtype, run.path, beginning.name, sharding, beginning.resume_in)
             with workers.started(start) as group:
                 # They import what takes seconds, which the workers do meanwhile.
                 from finetune_trainer.model.load import check_in_parts, check_kernels
@@ -98,6 +167,7 @@ def attempt(
                     check_in_parts(spec)
                 of_kernels = check_kernels(spec, on_gpu=on_gpu)
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
+                beginning.check(prepared)
                 prepared = with_checkpointing(prepared, file, sharding, resources)
                 prepared = with_host_memory(prepared, sharding, on_gpu=on_gpu)
                 remarks = (
@@ -112,16 +182,11 @@ def attempt(
                 for remark in dict.fromkeys(remarks):
                     observer.say(f"warning: {remark}")
                 with locked(run) if locked is not None else nullcontext():
-                    claim(run, manifest)
-                    if run.newest() != start.resume_from:
-                        changed = f"{run.path}: another process has trained there meanwhile; run again"
-                        raise FineTuneError(FailureClass.STORAGE_ERROR, changed)
-                    if start.resume_from is None:
-                        run.note_inputs({path: digest(path) for path in spec.data_paths})
+                    beginning.take_up(run, manifest, prepared, restart=restart)
                     observer.prepared(prepared)
                     observer.progress(ProgressRecord(plan=prepared.plan, checkpoints=run.checkpoints()))
-                    if start.resume_from is not None:
-                        observer.say(f"resuming from {run.checkpoint_path(start.resume_from)}")
+                    for line in beginning.words(run, prepared):
+                        observer.say(line)
                     job = TrainingJob(manifest.metadata.name, start, prepared)
                     began = datetime.now(UTC)
                     note = AttemptNote(

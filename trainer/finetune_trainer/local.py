@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from finetune_api.failure import FineTuneError
-from finetune_api.manifest import Manifest
+from pydantic import JsonValue
+
+from finetune_api.changed_fields import ChangedField
+from finetune_api.failure import FailureClass, FineTuneError
+from finetune_api.manifest import Manifest, parse_manifest
 from finetune_api.paths import run_directory_name
-from finetune_api.record import with_record
+from finetune_api.record import trained, with_record
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
 from finetune_trainer.attempt import Observer, attempt
 from finetune_trainer.storage.inputs import digest
 from finetune_trainer.storage.lock import locked
 from finetune_trainer.storage.open import open_storage
-from finetune_trainer.storage.run_directory import RunDirectory
+from finetune_trainer.storage.run_directory import JOB, RunDirectory
 from finetune_trainer.training.job import Outcome
 from finetune_trainer.workers.environment import without_bitsandbytes
 from finetune_trainer.workers.workers import NOT_SAVED, Ended, Workers
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORAGE = "./finetune-runs"
 DEFAULT_NAMESPACE = "default"
+DEFAULT_NAME = "finetune"
 
 NOT_TRAINING = (
     "suspend",
@@ -48,7 +53,7 @@ NOT_TRAINING = (
 
 OTHER_ROWS = (
     "has changed since this run began, and what is shown was trained on the earlier rows; to train on these,"
-    " delete the run's directory, or give the job another name or another --storage"
+    " use --restart, or give the job another name or another --storage"
 )
 
 
@@ -77,6 +82,35 @@ def local_run_directory(manifest: Manifest, storage: str, devices: int | None) -
     )
 
 
+def extended(path: str, epochs: int, changes: Sequence[ChangedField] = ()) -> Manifest:
+    """The job that goes on from a finished run at this path for so many epochs more, from where it ended.
+
+    `changes` are made to it besides. Raises FineTuneError (InvalidSpec) when there is no run there, or it has
+    not finished.
+    """
+    run = RunDirectory.open(path)
+    text, result = run.job(), run.result()
+    if text is None:
+        what = "is not the directory of a run: it has no job.yaml"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{run.path}: {what}")
+    if result is None or result.plan is None or result.progress is None:
+        what = "has not finished; `finetune run` with its manifest resumes it"
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{run.path}: {what}")
+    source = run.checkpoint_path(JOB)
+    spec = parse_manifest(text, source, name=DEFAULT_NAME).spec
+    step, of_an_epoch = result.progress.step, result.plan.steps_per_epoch
+    length: dict[str, JsonValue] = {"num_epochs": step // of_an_epoch + epochs}
+    if spec.max_steps is not None:
+        length = {"max_steps": step + epochs * of_an_epoch}
+    fields = {"resume_from": run.path, "min_update_steps": None, "min_num_update_steps": None, **length}
+    return parse_manifest(
+        text,
+        source,
+        [*(ChangedField((name,), value) for name, value in fields.items()), *changes],
+        name=DEFAULT_NAME,
+    )
+
+
 def _changed(run: RunDirectory) -> list[str]:
     """The files of rows that are not what they were when the run began; one that is gone is none of them."""
     changed = []
@@ -91,17 +125,21 @@ def _asked(spec: FineTuneJobSpec, devices: int | None) -> FineTuneJobSpec:
     return spec if devices is None else spec.model_copy(update={"num_devices": devices})
 
 
-def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observer: Observer) -> LocalRun:
+def run_locally(
+    manifest: Manifest, *, storage: str, devices: int | None, observer: Observer, restart: bool = False
+) -> LocalRun:
     """Trains on this machine; resumes an earlier run, and only shows one that has finished.
+
+    With `restart` it deletes that run, of which all else is checked before, and trains anew.
 
     Raises FineTuneError, with nothing written, for what is wrong before training; what goes wrong in
     training is in the status. Ctrl-C and SIGTERM end the run at its next step with a snapshot, and running
     again resumes from it; a second one ends it at once.
     """
     run = local_run_directory(manifest, storage, devices)
-    result = run.result()
+    result = None if restart else run.result()
     if result is not None:
-        observer.say(f"{run.path}: this run has already finished; delete it to train again")
+        observer.say(f"{run.path}: this run has already finished; --restart deletes it and trains again")
         for path in _changed(run):
             observer.say(f"warning: {path} {OTHER_ROWS}")
         status = _status(Ended(result, Outcome.FINISHED), "training had finished before")
@@ -124,8 +162,9 @@ def run_locally(manifest: Manifest, *, storage: str, devices: int | None, observ
         observer,
         resources=machine.resources,
         locked=locked,
+        restart=restart,
     )
-    status = _status(ended, _message(ended))
+    status = _status(ended, _message(ended, spec.early_stopping_patience))
     if ended.began is None:
         return LocalRun(status, run.path)
     now = datetime.now(UTC)
@@ -157,8 +196,8 @@ def _workers(machine: Machine, spec: FineTuneJobSpec) -> Workers:
     )
 
 
-def _message(ended: Ended) -> str:
-    """How a run ended, for people."""
+def _message(ended: Ended, patience: int | None) -> str:
+    """How a run ended, for people; `patience` is that with which it may have been stopped early."""
     record = ended.record or ProgressRecord()
     if ended.failure is not None:
         return ended.failure.message
@@ -170,7 +209,7 @@ def _message(ended: Ended) -> str:
         if not ended.saved:
             return f"{stopped}; {NOT_SAVED}; run again to resume from the newest checkpoint"
         return f"{stopped}; run again to resume"
-    return f"trained {record.plan.total_steps if record.plan else 0} steps"
+    return trained(record.plan, record.progress, patience if record.stopped_early else None)
 
 
 def _status(ended: Ended, message: str) -> FineTuneJobStatus:

@@ -123,10 +123,7 @@ class AttemptReports:
     def prepared(self, prepared: Prepared) -> None:
         """A line about what is going to be trained."""
         plan = prepared.plan
-        self.say(
-            f"prepared {plan.rows} rows with {plan.tokens} tokens: {plan.total_epochs} epochs of"
-            f" {plan.steps_per_epoch} steps"
-        )
+        self.say(f"prepared {plan.rows} rows with {plan.tokens} tokens: {plan.in_epochs}")
 
     def progress(self, record: ProgressRecord) -> None:
         """A record; a line for every epoch, and where the last line is some time ago, for a step.

@@ -15,7 +15,7 @@ from finetune_api.assignment import Assignment
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE
 from finetune_api.status import ProgressRecord
-from finetune_trainer.attempt import claim, sharding_of
+from finetune_trainer.attempt import Beginning, claim, sharding_of
 from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, reported, resources_of, run_of
 from finetune_trainer.report.config_map import ConfigMap
 from finetune_trainer.report.trackers.tracker import check_tracker
@@ -44,6 +44,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     run = run_of(assignment, manifest, namespace)
     check_tracker(manifest.spec, run)
     reports.progress(ProgressRecord(checkpoints=run.checkpoints()))
+    beginning = Beginning.of(run, manifest.spec)
 
     from finetune_trainer.model.load import check_kernels
     from finetune_trainer.plan.deepspeed_file import deepspeed_here
@@ -54,6 +55,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     of_kernels = check_kernels(manifest.spec, on_gpu=assignment.on_gpu)
     tokens = TokensToKeep()
     prepared = prepare(manifest.spec, tokens.tokenize)
+    beginning.check(prepared)
     resources = resources_of(assignment, manifest)
     file, _ = deepspeed_here(manifest.spec)
     sharding = sharding_of(manifest.spec, file, resources.device)

@@ -384,7 +384,7 @@ def _with_account(template: JsonObject, service_account: str, *, token: bool) ->
 def _mounted(source: PodSource) -> tuple[list[str], list[str]]:
     """The names of the claims and of the config maps in a spec's paths, each once."""
     spec = source.spec
-    paths = [source.storage, spec.model_id, *spec.data_paths]
+    paths = [source.storage, spec.model_id, *spec.data_paths, spec.resume_from]
     paths += [
         path
         for path in (spec.initial_base_model_ckpt_path, spec.initial_adapter_model_ckpt_path)

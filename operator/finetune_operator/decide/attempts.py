@@ -175,7 +175,8 @@ def unfinished(situation: Situation) -> str | None:
     if record is None or record.plan is None or record.progress is None:
         return "the RayJob succeeded, but the trainer left no record of it; was its own program run?"
     step, steps = record.progress.step, record.plan.total_steps
-    if step < steps or not record.checkpoints:
+    early = record.stopped_early and situation.spec.early_stopping_patience is not None
+    if (step < steps and not early) or not record.checkpoints:
         where = f"step {step} of {steps}, {len(record.checkpoints)} checkpoints"
         directory = situation.job.status.run_directory
         return f"the RayJob succeeded, but its record says otherwise ({where}) in {directory}"

@@ -107,7 +107,7 @@ def _checkpoints(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
             yield Event(
                 "Normal",
                 "CheckpointSaved",
-                f"{checkpoint.name} after epoch {checkpoint.epoch}{_loss(checkpoint)}",
+                f"{checkpoint.name} after {_where(checkpoint, after.plan)}{_loss(checkpoint)}",
             )
     best, old = after.best_checkpoint, before.best_checkpoint
     if best is not None and old is not None and best.name != old.name and best.eval_loss is not None:
@@ -135,10 +135,13 @@ def _ignored_changes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Ite
 
 
 def _prepared(plan: Plan) -> str:
-    return (
-        f"{plan.rows} rows with {plan.tokens} tokens: {plan.total_epochs} epochs of {plan.steps_per_epoch}"
-        " steps"
-    )
+    return f"{plan.rows} rows with {plan.tokens} tokens: {plan.in_epochs}"
+
+
+def _where(checkpoint: Checkpoint, plan: Plan | None) -> str:
+    if plan is not None and checkpoint.step % max(1, plan.steps_per_epoch):
+        return f"step {checkpoint.step}"
+    return f"epoch {checkpoint.epoch}"
 
 
 def _loss(checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from finetune_api.record import trained
 from finetune_api.status import Failure, FineTuneJobStatus, Phase, Workers
 from finetune_operator.children.placement import Placement
 from finetune_operator.decide.acceptance import acceptance
@@ -263,8 +264,9 @@ def succeeded(situation: Situation, status: FineTuneJobStatus, ended: datetime) 
     measured = (
         f" (validation loss {best.eval_loss:.4f})" if best is not None and best.eval_loss is not None else ""
     )
-    steps = status.plan.total_steps if status.plan else 0
-    message = f"trained {steps} steps; the best checkpoint is {best.name if best else ''}{measured}"
+    patience = situation.spec.early_stopping_patience if status.stopped_early else None
+    ran = trained(status.plan, status.progress, patience)
+    message = f"{ran}; the best checkpoint is {best.name if best else ''}{measured}"
     findings: dict[ConditionType, Finding] = {
         "Accepted": acceptance(situation),
         "ClusterReady": Finding("False", "Ended", "the cluster is given back"),

@@ -514,6 +514,7 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
         **EVERYTHING,
         "initial_base_model_ckpt_path": "pvc://models/base",
         "initial_adapter_model_ckpt_path": "pvc://adapters/a",
+        "resume_from": "pvc://old/runs/team/tune-1",
         "deepspeed": {"config_path": "configmap://zero/zero_3.json"},
     }
     pod = role(source(spec))
@@ -530,7 +531,7 @@ def test_claims_and_config_maps_are_mounted_once_each(role: Role) -> None:
         for each in maps(pod, "spec.containers.0.volumeMounts")
     }
 
-    assert sorted(cast("dict[str, str]", claims).values()) == ["adapters", "data", "models"]
+    assert sorted(cast("dict[str, str]", claims).values()) == ["adapters", "data", "models", "old"]
     assert {mounts[name] for name in claims} == {
         (f"/finetune/claims/{claim}", False) for claim in claims.values()
     }

@@ -119,7 +119,7 @@ def test_metrics_that_are_none_are_refused(metrics: JsonValue, words: str) -> No
 
 
 def test_samples_that_are_too_many_or_too_long_are_refused() -> None:
-    sample = {"prompt": "What?", "baseAnswer": "No.", "answer": "Yes."}
+    sample: dict[str, JsonValue] = {"prompt": "What?", "baseAnswer": "No.", "answer": "Yes."}
     record = read_record(record_text({"samples": [sample]}), RUN, RUN_NAME)
     assert [each.answer for each in record.samples] == ["Yes."]
     assert refused(record_text({"samples": [sample] * 5})).startswith("samples: List should have at most 4")

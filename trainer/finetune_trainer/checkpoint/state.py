@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from finetune_trainer.parallel.parallel import Parallel
 
 STATE = "state"
-_POSITION = "position.json"
+POSITION = "position.json"
 _OPTIMIZER = "optimizer.pt"
 _RANDOM = "random.pt"
 _REFERENCE = "reference.safetensors"
@@ -56,6 +56,25 @@ class Position(BaseModel):
     """Fingerprint of the tokenized training rows. A run resumes only with the same rows."""
     evaluation: Evaluation | None
     """The last validation, if there was one."""
+    effective_batch_size: int | None = None
+    """Rows of a step, without which `step` says nothing of the rows that were trained on."""
+    lowest_loss: float | None = None
+    """The lowest validation loss of a checkpoint so far."""
+    checkpoints_since: int = 0
+    """Checkpoints after the one that had it."""
+
+    def after_checkpoint(self, loss: float) -> Position:
+        """The same after another checkpoint with this validation loss.
+
+        Only a lower loss is better: transformers' EarlyStoppingCallback with a threshold of 0.
+        """
+        if self.lowest_loss is None or loss < self.lowest_loss:
+            return self.model_copy(update={"lowest_loss": loss, "checkpoints_since": 0})
+        return self.model_copy(update={"checkpoints_since": self.checkpoints_since + 1})
+
+    def stops_early(self, patience: int | None) -> bool:
+        """Whether so many checkpoints had no lower validation loss."""
+        return patience is not None and self.checkpoints_since >= patience
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,7 @@ def save_state(
     """
     state = directory / STATE
     state.mkdir(exist_ok=True)  # another rank may write its part already
-    (state / _POSITION).write_text(position.model_dump_json())
+    (state / POSITION).write_text(position.model_dump_json())
     contents: dict[str, object] = {_RANDOM: collected.random}
     if not collected.in_parts:
         contents[_OPTIMIZER] = collected.optimizer
@@ -154,7 +173,7 @@ def read_state(directory: Path, mesh: DeviceMesh | None = None) -> SavedState:
             state / _OPTIMIZER, map_location="cpu", mmap=mesh is not None, weights_only=True
         )
     return SavedState(
-        position=read_position((state / _POSITION).read_text()),
+        position=read_position((state / POSITION).read_text()),
         optimizer=optimizer,
         random=torch.load(state / _RANDOM, map_location="cpu", weights_only=True),
         reference=_read_reference(state / _REFERENCE),
@@ -210,7 +229,10 @@ def restore_state(
             "spec.train_path: the rows are not those that this run began with; put them back, or begin anew"
             " in another storage directory",
         )
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
     parallel.restore(optimizer, saved.optimizer)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay  # that of this run, which may go on from one with another
     if parallel.rank < len(saved.random):
         mine = saved.random[parallel.rank]
         torch.set_rng_state(mine["cpu"])

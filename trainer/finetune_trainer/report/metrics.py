@@ -44,7 +44,7 @@ class EvaluationLine(StatusModel):
     perplexity: Annotated[float | None, Field(exclude_if=lambda perplexity: perplexity is None)]
     """None where that says nothing, as of pairs of answers; then it is left out of what is written."""
     checkpoint: str | None
-    """The name of the checkpoint that holds the validated model; None before training."""
+    """The name of the checkpoint that holds the validated model; None where none was saved."""
     time: datetime
     metrics: Metrics = Field(default_factory=dict)
     """Further metrics of the task by name, means over the same tokens as the loss."""

@@ -68,8 +68,11 @@ class Reporter(Protocol):
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Reports progress after `step` steps. The time since the last step was done counts as a pause."""
 
-    def finish(self, step: int, evaluation: Evaluation | None) -> None:
-        """Training has finished: writes the result, and deletes checkpoints that are not to be kept."""
+    def finish(self, step: int, evaluation: Evaluation | None, *, stopped_early: bool) -> None:
+        """Training has finished, perhaps before its last step.
+
+        Writes the result, and deletes checkpoints that are not to be kept.
+        """
 
 
 class SilentReporter:
@@ -104,7 +107,7 @@ class SilentReporter:
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Does nothing."""
 
-    def finish(self, step: int, evaluation: Evaluation | None) -> None:
+    def finish(self, step: int, evaluation: Evaluation | None, *, stopped_early: bool) -> None:
         """Does nothing."""
 
 
@@ -162,7 +165,7 @@ class RankZeroReporter:
         self._checkpoints = run.checkpoints()
         self._last_step: StepLine | None = None
         self._last: ProgressRecord | None = None
-        self._finished = False
+        self._finished = self._stopped_early = False
         self._samples = Comparison()
         for line in sample_lines_in(run.metrics()):
             self._samples.add(line)
@@ -258,13 +261,14 @@ class RankZeroReporter:
         self._told(self._progress_record(step, evaluation))
         self._pace.resume()
 
-    def finish(self, step: int, evaluation: Evaluation | None) -> None:
+    def finish(self, step: int, evaluation: Evaluation | None, *, stopped_early: bool) -> None:
         """Writes the result and reports it, and then deletes checkpoints that are not to be kept.
 
         The result comes first, so that a process that dies here leaves a run that needs no
         checkpoint to resume.
         """
         self.ready_to_save(step, evaluation)
+        self._stopped_early = stopped_early
         self._lines.wait()
         keep = kept(self._checkpoints, self._to_keep, finished=True)
         self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.name in keep]
@@ -362,7 +366,7 @@ class RankZeroReporter:
             grad_norm=last.grad_norm if last else None,
             tokens_per_second=self._pace.tokens_per_second,
             tokens_trained=self._tokens_trained,
-            estimated_completion_time=self._pace.estimated_completion(step),
+            estimated_completion_time=None if self._stopped_early else self._pace.estimated_completion(step),
             last_update_time=datetime.now(UTC),
         )
         return ProgressRecord(
@@ -372,6 +376,7 @@ class RankZeroReporter:
             samples=self._samples.shown(),
             checkpoints=flagged(self._checkpoints),
             warnings=self._warnings(),
+            stopped_early=self._stopped_early,
         )
 
     def _write(self, line: StepLine | EvaluationLine) -> None:

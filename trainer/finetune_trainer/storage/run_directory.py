@@ -42,10 +42,11 @@ ATTEMPT = "attempt.json"
 RESULT = "result.json"
 REPORT = "report.html"
 COMPLETE = "complete.json"
+SAVED = re.compile(r"(epoch|snapshot)-\d+")
+"""Names of checkpoints and snapshots."""
 
 _TRIAL = ".trial"
 _DIGESTS = TypeAdapter(dict[str, str])
-_SAVED = re.compile(r"(epoch|snapshot)-\d+")
 
 _log = logging.getLogger(__name__)
 
@@ -218,6 +219,14 @@ class RunDirectory:
             found, key=lambda name: (found[name].step, found[name].checkpoint is not None), default=None
         )
 
+    def completion(self, name: str) -> Completion | None:
+        """What is known of a complete checkpoint or snapshot; None when there is none of that name."""
+        return self._complete().get(name)
+
+    def read_saved(self, name: str, file: str) -> str | None:
+        """The text of a file of a checkpoint or snapshot; None when there is no such file."""
+        return self._storage.child(name).read_text(file)
+
     def local_copy(self, name: str) -> AbstractContextManager[Path]:
         """A directory on this machine with the files of a checkpoint or snapshot, for the `with` block.
 
@@ -294,6 +303,10 @@ class RunDirectory:
         """The text of metrics.jsonl as it is stored; empty where there is none."""
         return self._storage.read_text(METRICS) or ""
 
+    def begin_metrics(self, lines: str) -> None:
+        """Makes these the lines of metrics.jsonl."""
+        self._storage.write_text(METRICS, lines)
+
     def flush_metrics(self) -> None:
         """Stores all lines that were added so far."""
         self._storage.flush()
@@ -309,7 +322,7 @@ class RunDirectory:
         These are lines of later steps, of validations whose checkpoint did not become complete, and
         half-written ones. With -1, all lines are removed.
         """
-        text = self._storage.read_text(METRICS) or ""
+        text = self.metrics()
         lines = text.splitlines(keepends=True)
         complete = set(self._complete())
         remaining = "".join(line for line in lines if _stays(line, step, complete))
@@ -338,6 +351,18 @@ class RunDirectory:
     def delete(self) -> None:
         """Deletes the run directory with all its content."""
         self._storage.delete("")
+
+    def clear(self) -> None:
+        """Deletes all content. The directory itself stays, with the lock that may be on it.
+
+        What is left by a process that dies here is a run that has not finished.
+        """
+        files = self._storage.files()
+        self._storage.delete(RESULT)
+        for name in sorted({file.partition("/")[0] for file in files if "/" in file}):
+            self._delete(name)
+        for name in sorted(file for file in files if "/" not in file):
+            self._storage.delete(name)
 
     def _clear_incomplete(self) -> None:
         files = self._storage.files()
@@ -422,7 +447,7 @@ def _sizes(directory: Path) -> dict[str, int]:
 
 def _saved_names(files: dict[str, int]) -> list[str]:
     """The directories of checkpoints and snapshots, complete or not, that hold these files."""
-    return sorted({top for top, _, _ in (file.partition("/") for file in files) if _SAVED.fullmatch(top)})
+    return sorted({top for top, _, _ in (file.partition("/") for file in files) if SAVED.fullmatch(top)})
 
 
 def _stays(line: str, step: int, complete: set[str]) -> bool:

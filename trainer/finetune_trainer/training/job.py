@@ -31,6 +31,8 @@ class Start:
     resume_from: str | None
     """The name of the checkpoint or snapshot in the run directory to resume from; None begins anew."""
     sharding: Sharding = COPIES
+    resume_in: str | None = None
+    """The run directory that has it, where that is another one."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_api.numbers import Numbers, checkpoint_name
+from finetune_api.numbers import Numbers
 from finetune_api.status import Evaluation, ProgressRecord
 from finetune_trainer.checkpoint.capture import captured, copy_bytes, fits, frozen_weights
 from finetune_trainer.checkpoint.card import model_card
@@ -40,7 +40,7 @@ from finetune_trainer.training.forward import Forward
 from finetune_trainer.training.job import Outcome, TrainingJob, Worker
 from finetune_trainer.training.optimizer import set_learning_rate
 from finetune_trainer.training.reference import compared, reference_of
-from finetune_trainer.training.samples import sampler_of
+from finetune_trainer.training.samples import Sampler, sampler_of
 from finetune_trainer.training.setup import Loaded, load, set_up
 from finetune_trainer.training.step import backward
 
@@ -57,7 +57,7 @@ class StepRequest(IntEnum):
 
 
 def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Outcome:
-    """Trains to the end, or to the step in which a stop was requested.
+    """Trains to the end, or to the checkpoint or the requested stop that comes before it.
 
     `loaded` is the result of `load`, which is called here by default. Raises FineTuneError: Diverged when a
     loss or gradient is not finite, StorageError when a checkpoint cannot be written, InvalidData when the run
@@ -79,22 +79,24 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
     write = partial(write_checkpoint, model=model, dtype=dtype, inference=inference, reference=reference)
     frozen = frozen_weights(model)
     step, evaluation = position.step, position.evaluation
+    early = position.stops_early(spec.early_stopping_patience)
     judge = task_of(spec).judge(inference.tokenizer)
     sampler = sampler_of(job, loaded, forward)
     saved_at = time.monotonic()
 
     with _reporter(job, worker, parallel, step) as reporter:
         reporter.try_saving(describe)
-        if step == 0 and spec.eval_first and validation_rows is not None:
-            _doing(job, worker, "validating the model before training")
-            evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
-            reporter.evaluated(step, evaluation, checkpoint=None)
-        if step == 0 and sampler.questions:
-            _doing(job, worker, "asking the model before training")
-            reporter.answered(step, sampler.ask(), checkpoint=None)
+        if step == 0:
+            doing = partial(_doing, job, worker)
+            if spec.eval_first and validation_rows is not None:
+                doing("validating the model before training")
+                evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
+                reporter.evaluated(step, evaluation, checkpoint=None)
+            _ask_first(sampler, reporter, doing)
         reporter.progress(step, evaluation)
 
-        for rows in itertools.islice(_steps(job.prepared), step, None):
+        end = step if early else numbers.total_steps
+        for rows in itertools.islice(_steps(job.prepared), step, end):
             set_learning_rate(optimizer, numbers.learning_rate_at(step))
             part = backward(forward, train_rows, rows, numbers.train_batch_size_per_device)
             norm = parallel.clip(spec.max_grad_norm)
@@ -107,22 +109,22 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
             step += 1
             reporter.step_done(step, loss=loss, grad_norm=grad_norm, tokens=_tokens(job.prepared, rows))
 
-            checkpoint = _checkpoint_after(step, numbers)
-            if checkpoint and validation_rows is not None:
+            checkpoint = numbers.checkpoint_after(step)
+            if validation_rows is not None and numbers.validates_after(step):
                 evaluation = _validate(forward, job.prepared, validation_rows, step, judge)
                 reporter.evaluated(step, evaluation, checkpoint)
+                if checkpoint:
+                    position = position.after_checkpoint(evaluation.loss)
+                    early = position.stops_early(spec.early_stopping_patience)
             if checkpoint and request is not StepRequest.STOP:
                 reporter.answered(step, sampler.ask(), checkpoint)
+            over = early or step == numbers.total_steps
             if checkpoint or request:
                 position = position.model_copy(update={"step": step, "evaluation": evaluation})
                 reporter.ready_to_save(step, evaluation)
-                collected = parallel.collect(optimizer)
                 # Nothing is trained meanwhile, after the last step and where a stop is asked for.
-                at_once = step == numbers.total_steps or request is StepRequest.STOP
-                if worker.rank == 0 and not at_once and (copy := _copy(collected, frozen)) is not None:
-                    collected = copy
-                else:
-                    at_once = True
+                goes_on = not over and request is not StepRequest.STOP
+                collected, at_once = _to_write(parallel.collect(optimizer), frozen, worker, goes_on=goes_on)
                 measured = evaluation if checkpoint and validation_rows is not None else None
                 card = model_card(spec, job.prepared.plan, numbers, step, measured)
                 reporter.save(
@@ -134,10 +136,19 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
                 )
                 saved_at = time.monotonic()
             reporter.progress(step, evaluation)
-            if request is StepRequest.STOP and step < numbers.total_steps:
+            if over:
+                break
+            if request is StepRequest.STOP:
                 return Outcome.STOPPED
-        reporter.finish(step, evaluation)
+        reporter.finish(step, evaluation, stopped_early=early and step < numbers.total_steps)
     return Outcome.FINISHED
+
+
+def _ask_first(sampler: Sampler, reporter: Reporter, doing: Callable[[str], None]) -> None:
+    """Asks the model before training, where there is something to ask."""
+    if sampler.questions:
+        doing("asking the model before training")
+        reporter.answered(0, sampler.ask(), checkpoint=None)
 
 
 def _doing(job: TrainingJob, worker: Worker, what: str) -> None:
@@ -182,7 +193,7 @@ def _reporter(job: TrainingJob, worker: Worker, parallel: Parallel, step: int) -
 
 
 def _steps(prepared: Prepared) -> Iterator[Indices]:
-    """The rows of each optimizer step of the whole run, in order."""
+    """The rows of each optimizer step of all epochs, in order; the run may end in the middle of the last."""
     numbers = prepared.numbers
     for epoch in range(numbers.total_epochs):
         order = row_order(prepared.spec.seed, epoch, len(prepared.train))
@@ -194,12 +205,6 @@ def _tokens(prepared: Prepared, rows: Indices) -> int:
     return int(prepared.train.lengths[rows].sum())
 
 
-def _checkpoint_after(step: int, numbers: Numbers) -> str | None:
-    """The name of the checkpoint to save after `step` steps; None when none is due."""
-    epochs, rest = divmod(step, numbers.steps_per_epoch)
-    return checkpoint_name(epochs - 1) if rest == 0 and epochs - 1 in numbers.checkpoint_epochs else None
-
-
 def _request(worker: Worker, saved_at: float) -> StepRequest:
     if worker.stop_requested():
         return StepRequest.STOP
@@ -207,11 +212,18 @@ def _request(worker: Worker, saved_at: float) -> StepRequest:
     return StepRequest.SNAPSHOT if due else StepRequest.NOTHING
 
 
-def _copy(collected: Collected, frozen: AbstractSet[str]) -> Collected | None:
-    """A copy to write from while training goes on; None where parts are written, or memory is short."""
-    if collected.in_parts or not fits(copy_bytes(collected, frozen), free_memory()):
-        return None
-    return captured(collected, frozen)
+def _to_write(
+    collected: Collected, frozen: AbstractSet[str], worker: Worker, *, goes_on: bool
+) -> tuple[Collected, bool]:
+    """What to write, and whether at once: a copy while training goes on.
+
+    Without one where parts are written, or memory is short.
+    """
+    if worker.rank > 0 or not goes_on or collected.in_parts:
+        return collected, True
+    if not fits(copy_bytes(collected, frozen), free_memory()):
+        return collected, True
+    return captured(collected, frozen), False
 
 
 def _exchange(

@@ -54,7 +54,7 @@ def load(start: Start, device: torch.device) -> Loaded:
     `load_model` and `load_tokenizer` do, and where the checkpoint is damaged.
     """
     mesh = mesh_of(start.sharding, "cpu") if start.sharding.kind == "fsdp" else None
-    run, name = RunDirectory.open(start.run_directory), start.resume_from
+    run, name = RunDirectory.open(start.resume_in or start.run_directory), start.resume_from
     with (
         run.local_copy(name) if name is not None else nullcontext() as resumed,
         reading(resumed, "the checkpoint to resume from") if resumed is not None else nullcontext(),
@@ -118,5 +118,10 @@ def set_up(
     torch.manual_seed(spec.seed + parallel.rank)
     saved, loaded.saved = loaded.saved, None
     if saved is None:
-        return forward, optimizer, Position(step=0, data=data, evaluation=None), None
-    return forward, optimizer, restore_state(saved, optimizer, parallel, data=data), saved.reference
+        rows = job.prepared.numbers.effective_batch_size
+        begin = Position(step=0, data=data, evaluation=None, effective_batch_size=rows)
+        return forward, optimizer, begin, None
+    position = restore_state(saved, optimizer, parallel, data=data)
+    if job.start.resume_in is not None:
+        position = position.model_copy(update={"checkpoints_since": 0})
+    return forward, optimizer, position, saved.reference
