@@ -22,8 +22,8 @@ def extend_run(
 ) -> int:
     """Trains the run at this path for so many epochs more, and returns the exit code.
 
-    `form` is as in `run_here`. The new run is written beside it by default. Raises FineTuneError, with nothing written, for what is wrong
-    before training.
+    `form` is as in `run_here`. The new run is written beside it by default. Raises FineTuneError, with
+    nothing written, for what is wrong before training.
     """
     from finetune_trainer.local import extended
     from finetune_trainer.storage.run_directory import RunDirectory
