@@ -11,7 +11,7 @@ import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -87,6 +87,9 @@ StorageOption = Annotated[
 ]
 DevicesOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Workers, instead of spec.num_devices.")
+]
+RowsOption = Annotated[
+    int, typer.Option("--rows", metavar="N", min=0, help="Show so many training rows, token by token.")
 ]
 
 
@@ -268,6 +271,7 @@ def plan(
         typer.Option("--fit", help="Write the manifest of the nearest settings that fit the device instead."),
     ] = False,
     changes: Changes = None,
+    rows: RowsOption = 0,
 ) -> None:
     """Show what would be trained: rows, tokens, steps, epochs, memory; nothing is trained."""
     changed = changed_fields(changes)
@@ -277,7 +281,19 @@ def plan(
     if fit:
         show_fitting(read_manifest(file, changed))
         return
-    show_plan(read_manifest(file, changed), picture=plot, json_wanted=output is Output.JSON)
+    show_plan(read_manifest(file, changed), picture=plot, rows=rows, json_wanted=output is Output.JSON)
+
+
+@commands.command()
+def data(
+    file: Job, rows: RowsOption = 0, changes: Changes = None, output: OutputOption = Output.TABLE
+) -> None:
+    """Show what the rows are: lengths, duplicates, truncation, and which tokens are trained on."""
+    changed = changed_fields(changes)
+    from finetune_api.manifest import read_manifest
+    from finetune_cli.data import show_data
+
+    show_data(read_manifest(file, changed), rows=rows, json_wanted=output is Output.JSON)
 
 
 @commands.command()
@@ -397,3 +413,41 @@ def serve(
     from finetune_cli.serve import write_server
 
     write_server(run_directory, kind.value, checkpoint=checkpoint, name=name, at=at, image=image)
+
+
+@commands.command()
+def chat(
+    run_directory: Run,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Answer this, and end; else what is typed is answered.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")] = None,
+    only: Annotated[
+        Literal["base", "tuned"] | None, typer.Option(help="Ask one of the models alone.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The most tokens of an answer (default: 256).")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0, help="0 takes the likeliest token always.")
+    ] = 0.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Talk to a trained model and to its base, side by side."""
+    if output is Output.JSON and prompt is None:
+        raise typer.BadParameter("is for --prompt; give one", param_hint="--output json")
+    from finetune_cli.chat import chat_with
+
+    raise typer.Exit(
+        chat_with(
+            run_directory,
+            checkpoint=checkpoint,
+            only=only,
+            system=system,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            json_wanted=output is Output.JSON,
+        )
+    )

@@ -36,6 +36,11 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def several_lines(text: str, line_break: str = "\n") -> str:
+    """The text with its control characters written out, but for line breaks, which become `line_break`."""
+    return line_break.join(one_line(line) for line in text.split("\n"))
+
+
 def _say(prefix: str, style: str, remarks: Iterable[str]) -> None:
     errors = console(stderr=True)
     for remark in remarks:

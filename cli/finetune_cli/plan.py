@@ -14,8 +14,8 @@ from finetune_api.manifest import Manifest
 from finetune_cli.plain_text import console, one_line, say_warnings
 
 
-def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) -> None:
-    """Shows the plan, and plots the learning rate to the file `picture` if one is given.
+def show_plan(manifest: Manifest, *, picture: Path | None, rows: int, json_wanted: bool) -> None:
+    """Shows the plan and so many training rows, and plots the learning rate to the file `picture`, if given.
 
     Raises FineTuneError for what is wrong with the job.
     """
@@ -25,14 +25,15 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
 
         without_bitsandbytes(manifest.spec)
         from finetune_cli.plan_view import job_plan, show_tables
+        from finetune_cli.rows_view import show_rows
         from finetune_trainer.plan.earlier_run import earlier_run
-        from finetune_trainer.plan.prepare import prepare
+        from finetune_trainer.plan.inspection import inspect
 
         earlier = earlier_run(manifest.spec)
-        prepared = prepare(manifest.spec, planning=True)
+        inspection = inspect(manifest.spec)
         if earlier is not None:
-            earlier.check(prepared)
-        plan = job_plan(manifest, prepared)
+            earlier.check(inspection.prepared)
+        plan = job_plan(manifest, inspection.prepared, inspection.first_rows(rows))
         if picture is not None:
             from finetune_cli.learning_rate_plot import draw_learning_rate
 
@@ -44,6 +45,7 @@ def show_plan(manifest: Manifest, *, picture: Path | None, json_wanted: bool) ->
         typer.echo(plan.model_dump_json(by_alias=True, indent=2))
     else:
         show_tables(people, manifest, plan)
+        show_rows(people, plan.rows)
     if picture is not None:
         people.print(f"learning-rate plot: {picture}")
 

@@ -13,6 +13,7 @@ from finetune_api.numbers import Numbers, ResolvedPrecision
 from finetune_api.sharding import Sharding
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
+from finetune_trainer.data.shown_rows import ShownRow
 from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.fit import Job, device_of, job_of, nearest, required, with_checkpointing
 from finetune_trainer.plan.memory import MemoryEstimate
@@ -52,9 +53,11 @@ class JobPlan(StatusModel):
     device: PlannedDevice | None
     """The device that the job's workers ask for; None where it names none."""
     warnings: tuple[str, ...]
+    rows: tuple[ShownRow, ...] = ()
+    """The first training rows, if they were asked for."""
 
 
-def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
+def job_plan(manifest: Manifest, prepared: Prepared, rows: tuple[ShownRow, ...] = ()) -> JobPlan:
     """The plan of a prepared job.
 
     Where the job names no device and no precision, it has the memory on a GPU and on a CPU.
@@ -80,6 +83,7 @@ def job_plan(manifest: Manifest, prepared: Prepared) -> JobPlan:
         sharding=sharding,
         device=None if device is None else _planned(next(iter(jobs.values())), device, sharding),
         warnings=(*manifest.warnings, *prepared.warnings),
+        rows=rows,
     )
 
 

@@ -1,173 +1,156 @@
-"""People's own files train as they are, and what is wrong with them is one clear line."""
+"""`finetune data`, and the rows that `finetune plan` shows."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from pydantic import JsonValue
-from tests.cli.command_line import Command, json_of, only_run, small_job
-from tests.cli.test_bad_input import refused
-from transformers import AutoTokenizer
+from rich.console import Console
+from tests.cli.command_line import Command, Ended, json_of, small_job
+from tests.cli.terminal import CONTROL_SEQUENCE, Terminal
 
+from finetune_cli.data_view import JobData
 from finetune_cli.plan_view import JobPlan
+from finetune_cli.rows_view import marked, show_rows
+from finetune_trainer.data.shown_rows import ShownRow, ShownToken
 
-
-def table(rows: int, first: int = 0) -> pd.DataFrame:
-    numbers = range(first, first + rows)
-    return pd.DataFrame(
-        {
-            "question": [f"Ping {number}?" for number in numbers],
-            "answer": [f"Pong {number}." for number in numbers],
-        }
-    )
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet", "a-directory"])
-def test_a_table_trains_with_the_names_of_its_columns(
-    finetune: Command, tmp_path: Path, tiny_model: Path, kind: str
-) -> None:
-    for name, rows in (("train", table(12)), ("valid", table(4, 12))):
-        if kind == "csv":
-            rows.to_csv(tmp_path / f"{name}.csv", index=False)
-        elif kind == "parquet":
-            rows.to_parquet(tmp_path / f"{name}.parquet")
-        else:
-            (tmp_path / name).mkdir()
-            rows[:2].to_parquet(tmp_path / name / "a.parquet")
-            rows[2:].to_json(tmp_path / name / "b.jsonl.gz", orient="records", lines=True)
-    ending = "" if kind == "a-directory" else f".{kind}"
-    job = small_job(
-        tmp_path,
-        tiny_model,
-        train_path=f"train{ending}",
-        valid_path=f"valid{ending}",
-        data_columns={"instruction": "question", "output": "answer"},
-    )
-
-    ended = finetune("run", job, "--storage", "runs", "-o", "json")
-
-    assert ended.code == 0, ended.err
-    status = json_of(ended)["status"]
-    assert isinstance(status, dict)
-    assert status["phase"] == "Succeeded"
-    assert "12 rows are of Alpaca's form (instruction, input, output)" in ended.err
-    plan = status["plan"]
-    assert isinstance(plan, dict)
-    assert (plan["rows"], plan["validationRows"], plan["totalSteps"]) == (12, 4, 6)
-
-
-@pytest.fixture
-def without_template(tmp_path: Path, tiny_model: Path) -> Path:
-    """The tiny model with a tokenizer that writes no conversations."""
-    model = tmp_path / "base"
-    model.mkdir()
-    for file in tiny_model.iterdir():
-        if file.name != "chat_template.jinja":
-            (model / file.name).write_bytes(file.read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(model)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("task", "row"),
-    [
-        ("causal_lm", {"text": "Ping? Pong."}),
-        ("instruction_tuning", {"prompt": "Ping?", "completion": " Pong."}),
-    ],
-)
-def test_texts_train_a_model_without_a_chat_template(
-    finetune: Command, tmp_path: Path, without_template: Path, task: str, row: dict[str, str]
-) -> None:
-    job = small_job(tmp_path, without_template, train_path="rows.jsonl", valid_path=None, task=task)
-    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
-
-    ended = finetune("run", job, "--storage", "runs", "-o", "json")
-
-    assert ended.code == 0, ended.err
-    status = json_of(ended)["status"]
-    assert isinstance(status, dict)
-    assert status["phase"] == "Succeeded"
-
-
-def test_the_plan_of_an_array_is_that_of_its_lines(
-    finetune: Command, tmp_path: Path, tiny_model: Path
-) -> None:
-    job = small_job(tmp_path, tiny_model)
-    of_lines = JobPlan.model_validate_json(finetune("plan", job, "-o", "json").out)
-    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    (tmp_path / "train.json").write_text(json.dumps(rows, indent=1))
-    job = small_job(tmp_path, tiny_model, train_path="train.json")
-
-    assert JobPlan.model_validate_json(finetune("plan", job, "-o", "json").out).plan == of_lines.plan
-
-
-def test_files_are_mixed_and_some_rows_held_out(finetune: Command, tmp_path: Path, tiny_model: Path) -> None:
-    table(40).rename(columns={"question": "instruction", "answer": "output"}).to_csv(tmp_path / "a.csv")
-    job = small_job(
-        tmp_path,
-        tiny_model,
-        train_path=[{"path": "a.csv", "weight": 0.5}, {"path": "train.jsonl", "rows": 20}],
-        valid_path=None,
-        valid_fraction=0.2,
-    )
-    planned = JobPlan.model_validate_json(finetune("plan", job, "-o", "json").out).plan
-
-    ended = finetune("run", job, "--storage", "runs", "-o", "json")
-
-    assert ended.code == 0, ended.err
-    status = json_of(ended)["status"]
-    assert isinstance(status, dict)
-    assert status["phase"] == "Succeeded"
-    plan = status["plan"]
-    assert isinstance(plan, dict)
-    left = 40 + 12 - planned.validation_rows
-    assert 30 < left < 52
-    assert plan["rows"] == planned.rows
-    assert 30 < planned.rows < 40, "20 of train.jsonl, and a half of what is left of a.csv"
-    assert planned.steps_per_epoch == -(-planned.rows // 4)
-    assert plan["validationRows"] == planned.validation_rows
-    assert "train.jsonl: an epoch has 20 rows of its" in ended.err
-    inputs = json.loads((only_run(tmp_path / "runs") / "inputs.json").read_text())
-    assert sorted(inputs) == ["a.csv", "train.jsonl"]
-
-
-BAD: list[tuple[str, bytes, dict[str, JsonValue], str]] = [
-    ("rows.xlsx", b"PK\x03\x04..", {}, "rows.xlsx: is an Excel workbook or a ZIP archive; save its rows"),
-    ("rows.csv", b"a,b\n1,2\n", {}, "rows.csv: row 1: messages: is missing; the row has a, b, and known"),
-    ("rows.jsonl", b'{"text": "x"}\n', {}, "rows.jsonl:1: text: is plain text, in which no answer can be"),
-    (
-        "rows.jsonl",
-        b'{"question": "x"}\n',
-        {"data_columns": {"prompt": "question", "completion": "answer"}},
-        "rows.jsonl:1: answer: is missing (spec.data_columns.completion); the row has question",
-    ),
-    (
-        "rows.jsonl",
-        b'{"messages": [{"role": "user", "content": "x"}], "images": ["a.png"]}\n',
-        {},
-        "rows.jsonl:1: images: images are not supported; leave such rows out",
-    ),
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Ping?\nSay it."},
+    {"role": "assistant", "content": "Pong.\nPing."},
 ]
+MARKED = (
+    "<|begin_of_text|><|im_start|>system↵\nBe brief.<|im_end|>↵\n"
+    "<|im_start|>user↵\nPing?↵\nSay it.<|im_end|>↵\n"
+    "<|im_start|>assistant↵\n⟦Pong.↵\nPing.<|im_end|>⟧↵\n"
+)
 
 
-@pytest.mark.parametrize(("name", "content", "fields", "said"), BAD)
-def test_what_cannot_be_trained_on_is_one_line_and_nothing_is_written(
-    finetune: Command,
-    tmp_path: Path,
-    tiny_model: Path,
-    name: str,
-    content: bytes,
-    fields: dict[str, JsonValue],
-    said: str,
+def job_with_a_talk(directory: Path, model: Path, **fields: JsonValue) -> Path:
+    job = small_job(directory, model, **fields)
+    rows = (directory / "train.jsonl").read_text()
+    (directory / "train.jsonl").write_text(json.dumps({"messages": TALK}) + "\n" + rows)
+    return job
+
+
+def lines_of(ended: Ended) -> list[str]:
+    return [" ".join(line.split()) for line in ended.out.splitlines()]
+
+
+def test_people_get_what_is_in_each_file_and_how_long_rows_are(
+    finetune: Command, tiny_model: Path, tmp_path: Path
 ) -> None:
-    small_job(tmp_path, tiny_model, train_path=name, valid_path=None, **fields)
-    (tmp_path / name).write_bytes(content)
+    job = small_job(tmp_path, tiny_model, context_length=128)
+    rows = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join([*rows, rows[2], "\n", rows[4]]))
+    (tmp_path / "valid.jsonl").write_text(rows[1] + rows[5])
 
-    (line,) = refused(finetune, tmp_path)
+    ended = finetune("data", job)
+    train, valid = JobData.model_validate_json(finetune("data", job, "-o", "json").out).files
+    lines = lines_of(ended)
 
-    assert line.startswith(f"error: {said}")
+    assert ended.code == 0
+    assert lines[0] == f"tiny: {tiny_model}, instruction_tuning"
+    assert max(map(len, ended.out.splitlines()[1:])) <= 80
+    assert "rows 14" in lines
+    assert f"tokens {train.tokens:,}" in lines
+    assert f"truncated rows {train.truncated_rows}, which have more than 128 tokens" in lines
+    assert train.truncated_rows > 0
+    assert "duplicates 2; the first, line 13, is line 3 again" in lines
+    assert "also training rows 2; the first, line 1, is line 2 of the training rows" in lines
+    assert valid.rows == 2
+    for each in train.lengths:
+        [bar] = [line for line in lines if line.startswith(f"{each.shortest} - {each.longest} {each.rows}")]
+        assert ("█" in bar) == (each.rows > 0)
+
+
+def test_json_has_all_of_it_and_each_token(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    job = job_with_a_talk(tmp_path, tiny_model)
+
+    ended = finetune("data", job, "--rows", "2", "-o", "json")
+    document = json_of(ended)
+    data = JobData.model_validate_json(ended.out)
+
+    assert (ended.code, ended.err) == (0, "")
+    assert [file.path for file in data.files] == ["train.jsonl", "valid.jsonl"]
+    assert [row.place for row in data.rows] == ["train.jsonl:1", "train.jsonl:2"]
+    assert isinstance(document["rows"], list)
+    assert marked(data.rows[0].tokens) == MARKED
+    [last] = [token for token in data.rows[0].tokens if token.special and token.trained]
+    assert (last.token, last.id) == ("<|im_end|>", 2)
+
+
+@pytest.mark.parametrize("command", ["data", "plan"])
+def test_without_colours_what_is_trained_on_is_between_marks(
+    finetune: Command, tiny_model: Path, tmp_path: Path, command: str
+) -> None:
+    job = job_with_a_talk(tmp_path, tiny_model)
+
+    ended = finetune(command, job, "--rows", "1")
+    without = finetune(command, job)
+
+    assert ended.code == 0
+    assert ended.out.startswith(without.out)
+    shown = ended.out.removeprefix(without.out)
+    tokens = (
+        JobData.model_validate_json(finetune("data", job, "--rows", "1", "-o", "json").out).rows[0].length
+    )
+    assert shown == (
+        f"\n⟦trained on⟧, not trained on, ↵ line break\n\ntrain.jsonl:1: {tokens} tokens\n{MARKED}\n"
+    )
+
+
+def test_the_plan_as_json_has_the_rows_too(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    job = job_with_a_talk(tmp_path, tiny_model)
+
+    plan = JobPlan.model_validate_json(finetune("plan", job, "--rows", "1", "-o", "json").out)
+    data = JobData.model_validate_json(finetune("data", job, "--rows", "1", "-o", "json").out)
+
+    assert plan.rows == data.rows
+    assert len(plan.rows) == 1
+
+
+def test_on_a_terminal_what_is_trained_on_is_green(tiny_model: Path, tmp_path: Path) -> None:
+    job_with_a_talk(tmp_path, tiny_model)
+
+    with Terminal("data", "job.yaml", "--rows", "1", cwd=tmp_path, columns=80) as terminal:
+        assert terminal.exit_code() == 0
+    shown = terminal.seen.partition("train.jsonl:1: ")[2].replace("\r\n", "\n")
+
+    plain = CONTROL_SEQUENCE.sub("", shown)
+    assert MARKED.translate({ord("⟦"): None, ord("⟧"): None}) in plain
+    green = "".join(re.findall(r"\x1b\[(?:1;|7;|1;7;)?(?:32|92)m([^\x1b]*)\x1b", shown))
+    assert green == "Pong.↵Ping.<|im_end|>", "a line break ends a colour, which begins again"
+
+
+def test_a_row_that_was_cut_and_an_answer_and_a_label_are_named() -> None:
+    token = ShownToken(token="a\x1b[2J", id=7, trained=True, special=False)
+    rows = [
+        ShownRow(place="t.jsonl:3", answer="rejected", label=None, length=1200, tokens=(token,)),
+        ShownRow(place="t.parquet: row 4", answer=None, label="[[yes]]", length=2, tokens=(token, token)),
+    ]
+    shown = io.StringIO()
+
+    show_rows(Console(file=shown, markup=False, highlight=False, soft_wrap=True), rows)
+
+    assert shown.getvalue().splitlines()[3:] == [
+        "t.jsonl:3: rejected, 1 of 1,200 tokens",
+        r"⟦a\x1b[2J⟧",
+        "",
+        "t.parquet: row 4: label [[yes]], 2 tokens",
+        r"⟦a\x1b[2Ja\x1b[2J⟧",
+    ]
+
+
+def test_what_is_wrong_with_rows_is_an_error(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
+    job = small_job(tmp_path, tiny_model)
+    (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
+
+    ended = finetune("data", job)
+
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("error: train.jsonl:1: messages: ")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.cli.command_line import FINETUNE, Command, process, small_job
 
-COMMANDS = ["run", "extend", "validate", "convert", "plan", "crd", "merge", "push", "serve"]
+COMMANDS = ["run", "extend", "validate", "convert", "plan", "data", "crd", "merge", "chat", "push", "serve"]
 TRAINING_PACKAGES = ["matplotlib", "numpy", "peft", "pyarrow", "ray", "torch", "transformers"]
 
 IMPORTED = """
@@ -112,8 +112,10 @@ def test_what_needs_no_training_loads_no_package_of_the_trainer(
     [
         ["run", "job.yaml"],
         ["plan", "job.yaml"],
+        ["data", "job.yaml"],
         ["extend", "runs", "--epochs", "+2"],
         ["merge", "epoch-0", "merged"],
+        ["chat", "run"],
         ["push", "epoch-0", "owner/name"],
         ["serve", "epoch-0", "--as", "vllm"],
         ["report", "run"],

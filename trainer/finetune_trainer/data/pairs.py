@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from finetune_trainer.data.rows import (
 )
 from finetune_trainer.data.tokens import DocumentRows, RowWriter, TokenizedRows, shortened
 
-ANSWERS = ("chosen", "rejected")
+ANSWERS: tuple[Literal["chosen"], Literal["rejected"]] = ("chosen", "rejected")
 _FORM = '{"chosen": [...], "rejected": [...]}'
 _TASK = "preference_tuning"
 

@@ -255,16 +255,16 @@ def trained_tokens(rows: TokenizedRows) -> int:
 def rows_also_in(train: TokenizedRows, rows: TokenizedRows) -> int:
     """How many of the rows have the same tokens as a row of `train`."""
     as_long = np.flatnonzero(np.isin(train.lengths, rows.lengths))
-    return int(np.isin(_digests(rows, range(len(rows))), _digests(train, as_long)).sum())
+    return int(np.isin(digests(rows, range(len(rows))), digests(train, as_long)).sum())
 
 
-def _digests(rows: TokenizedRows, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bytes_]:
+def digests(rows: TokenizedRows, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bytes_]:
     """Digests of the tokens of some rows: 16 bytes for each, and others for other tokens."""
     size = 16
-    digests = np.empty(len(indices), dtype=f"S{size}")
+    found = np.empty(len(indices), dtype=f"S{size}")
     for position, index in enumerate(indices):
-        digests[position] = hashlib.blake2b(rows.row(int(index))[0].data, digest_size=size).digest()
-    return digests
+        found[position] = hashlib.blake2b(rows.row(int(index))[0].data, digest_size=size).digest()
+    return found
 
 
 def _nothing_to_train_on(length: int, context_length: int, *, cut_off: bool) -> str:

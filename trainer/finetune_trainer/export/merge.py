@@ -8,8 +8,6 @@ from typing import cast
 
 import peft
 import torch
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.checkpoint.inference import generation_config
+from finetune_trainer.model.adapters import AdapterConfig, read_adapter_config, with_saved_adapter
 from finetune_trainer.model.contents import (
     ADAPTER_CONFIG,
     check_ends,
@@ -32,7 +31,7 @@ from finetune_trainer.model.contents import (
     check_shards,
     without_leftovers,
 )
-from finetune_trainer.model.files import check_files, check_readable, reading
+from finetune_trainer.model.files import check_files, reading
 from finetune_trainer.model.quantization import round_weights, saved_quantization
 from finetune_trainer.model.source import fetch_model
 from finetune_trainer.model.vocabulary import grow
@@ -49,13 +48,6 @@ _FOUR_BITS = (
     " model has the validation loss that training showed, with what 4 bits cost in it; on the full base, on"
     " which peft loads the adapter too, the loss is another one, and may be lower"
 )
-
-
-class _AdapterConfig(BaseModel):
-    """The fields of PEFT's adapter_config.json that merging needs."""
-
-    peft_type: str
-    base_model_name_or_path: str
 
 
 def merge(checkpoint: str, out: Path) -> list[str]:
@@ -77,19 +69,14 @@ def merge(checkpoint: str, out: Path) -> list[str]:
         )
     source = open_storage(checkpoint)
     config = _adapter_config(source)
-    name, where = (
-        config.base_model_name_or_path,
-        f"{source.path}/{ADAPTER_CONFIG}: base_model_name_or_path",
-    )
+    name, where = config.base, f"{source.path}/{ADAPTER_CONFIG}: base_model_name_or_path"
     base = fetch_model(name, where)
     check_is_model(base, where, name)
     check_shards(base, where, name)
     target = open_storage(str(out.absolute().parent))
     with warnings.catch_warnings(), source.local_copy() as adapter, target.staging(out.name) as staging:
-        # peft advises to untie embeddings, which is done here. It only warns when weights are missing, and
-        # leaves them random.
+        # peft advises to untie embeddings, which is done here.
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message="Found missing adapter keys")
         check_files(adapter, checkpoint)
         logits = _write_merged(base, where, adapter, staging, checkpoint)
         written = _load(staging, "the merged model")
@@ -98,7 +85,7 @@ def merge(checkpoint: str, out: Path) -> list[str]:
         return [] if saved_quantization(adapter) is None else [_FOUR_BITS]
 
 
-def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
+def _adapter_config(checkpoint: Storage) -> AdapterConfig:
     text = checkpoint.read_text("adapter_config.json")
     if text is None:
         if checkpoint.read_text("config.json") is not None:
@@ -110,14 +97,7 @@ def _adapter_config(checkpoint: Storage) -> _AdapterConfig:
         raise FineTuneError(
             FailureClass.MODEL_NOT_FOUND, f"{checkpoint.path}: holds no adapter_config.json; {hint}"
         )
-    try:
-        config = _AdapterConfig.model_validate_json(text)
-    except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, details['loc']))}: {details['msg']}".removeprefix(": ")
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC, f"{checkpoint.path}/adapter_config.json: {what}"
-        ) from error
+    config = read_adapter_config(text, f"{checkpoint.path}/{ADAPTER_CONFIG}")
     if config.peft_type != "LORA":
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
@@ -141,7 +121,7 @@ def _write_merged(base: Path, where: str, adapter: Path, directory: Path, checkp
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         # Rows for tokens that the adapter was trained with; it brings them itself.
         grow(model, len(tokenizer), [], mesh=None)
-    adapted = _load_adapter(model, adapter, checkpoint)
+    adapted = with_saved_adapter(model, adapter, checkpoint)
     expected = _probe(adapted)
     _unshare(adapted)
     try:
@@ -190,17 +170,6 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Converts the parameters, but not the buffers: those of rotary embeddings stay in fp32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def _load_adapter(model: PreTrainedModel, adapter: Path, checkpoint: str) -> peft.PeftModel:
-    try:
-        return peft.PeftModel.from_pretrained(model, str(adapter))
-    except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
-        check_readable(adapter, checkpoint)
-        reason = " ".join(str(error).split())[:500]
-        raise FineTuneError(
-            FailureClass.INVALID_SPEC, f"{checkpoint}: the adapter does not fit its base model: {reason}"
-        ) from error
 
 
 def _unshare(model: torch.nn.Module) -> None:

@@ -29,7 +29,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from finetune_api.failure import FailureClass, FineTuneError
-from finetune_trainer.export.chosen import ADAPTER, chosen
+from finetune_trainer.checkpoint.chosen import chosen
+from finetune_trainer.model.contents import ADAPTER_CONFIG
 from finetune_trainer.storage.run_directory import COMPLETE
 
 CARD = "README.md"
@@ -201,7 +202,7 @@ def _card(text: str, base: str | None) -> str:
 
 def _base(directory: Path) -> str | None:
     """What the adapter in a directory names as its base model; None where there is none."""
-    file = directory / ADAPTER
+    file = directory / ADAPTER_CONFIG
     named = (
         json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
         if file.is_file()

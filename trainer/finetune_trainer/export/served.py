@@ -19,7 +19,8 @@ from finetune_api.manifest import read_spec
 from finetune_api.paths import parent
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.yaml_text import parse
-from finetune_trainer.export.chosen import ADAPTER, chosen
+from finetune_trainer.checkpoint.chosen import chosen
+from finetune_trainer.model.contents import ADAPTER_CONFIG
 from finetune_trainer.storage.open import Storage, open_storage
 from finetune_trainer.storage.run_directory import JOB
 
@@ -158,10 +159,10 @@ def must_be_merged(where: str, why: str) -> FineTuneError:
 
 
 def _adapter(source: Storage) -> _Adapter | None:
-    text = source.read_text(ADAPTER)
+    text = source.read_text(ADAPTER_CONFIG)
     if text is None:
         return None
-    where = f"{source.path}/{ADAPTER}"
+    where = f"{source.path}/{ADAPTER_CONFIG}"
     try:
         adapter = _Adapter.model_validate_json(text)
         fields: dict[str, JsonValue] = json.loads(text)

@@ -13,13 +13,14 @@ import peft
 import torch
 from peft.tuners.lora.config import LoraRuntimeConfig
 from peft.tuners.lora.layer import LoraLayer
-from pydantic import BaseModel
-from safetensors import safe_open
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.lora import ALL_LINEAR, LoraConfig
 from finetune_trainer.model.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.files import check_readable
 from finetune_trainer.model.reach import unreached
 
 SHOWN_MODULES = 12
@@ -359,3 +360,52 @@ def check_adapter(model: peft.PeftModel, adapter: Path) -> None:
 def load_adapter(model: peft.PeftModel, adapter: Path) -> None:
     """Loads the adapter's weights into the model. `check_adapter` checks beforehand whether they fit."""
     peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(adapter), device="cpu"))
+
+
+class AdapterConfig(BaseModel):
+    """The fields of PEFT's adapter_config.json that say what the adapter belongs to."""
+
+    peft_type: str
+    base_model_name_or_path: str
+    revision: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The base model as a source of models: of one on the hub with its revision."""
+        return (
+            f"{self.base_model_name_or_path}@{self.revision}"
+            if self.revision
+            else self.base_model_name_or_path
+        )
+
+
+def read_adapter_config(text: str, where: str) -> AdapterConfig:
+    """Reads the text of an adapter_config.json, whose path is `where`.
+
+    Raises FineTuneError (InvalidSpec) when it does not name a base model.
+    """
+    try:
+        return AdapterConfig.model_validate_json(text)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, details['loc']))}: {details['msg']}".removeprefix(": ")
+        raise FineTuneError(FailureClass.INVALID_SPEC, f"{where}: {what}") from error
+
+
+def with_saved_adapter(model: PreTrainedModel, adapter: Path, where: str) -> peft.PeftModel:
+    """The model with the adapter in a directory, which people know as `where`.
+
+    Raises FineTuneError: InvalidSpec when it is an adapter of another model, ModelNotFound when a file is
+    damaged.
+    """
+    with warnings.catch_warnings():
+        # PEFT only warns when weights are missing, and leaves them random.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return peft.PeftModel.from_pretrained(model, str(adapter))
+        except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+            check_readable(adapter, where)
+            reason = " ".join(str(error).split())[:500]
+            raise FineTuneError(
+                FailureClass.INVALID_SPEC, f"{where}: the adapter does not fit its base model: {reason}"
+            ) from error

@@ -18,6 +18,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+QUANTIZATION_CONFIG = "quantization_config.json"
+"""In a checkpoint of an adapter: how the base was quantized that it was trained on, for transformers'
+BitsAndBytesConfig."""
 
 _NUMBERS = (
     "temperature",

@@ -115,7 +115,7 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
     Raises FineTuneError: ModelNotFound when there is none, when its architecture is unknown, or when the
     directory is an adapter's; InvalidSpec when the weights are quantized.
     """
-    source, where = _base(spec)
+    source, where = base_source(spec)
     path, name = fetch_model(source, where, weights=False), source_name(source)
     check_is_model(path, where, name)
     with reading(path, where):
@@ -130,7 +130,7 @@ def load_config(spec: FineTuneJobSpec) -> PreTrainedConfig:
 
 def check_weights(spec: FineTuneJobSpec) -> None:
     """Raises FineTuneError (ModelNotFound) where the directory of the base model holds no weights."""
-    source, where = _base(spec)
+    source, where = base_source(spec)
     if lacks_weights(source):
         what = f"{source_name(source)} holds no weights (*.safetensors); give a model's directory"
         raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{where}: {what}")
@@ -138,7 +138,7 @@ def check_weights(spec: FineTuneJobSpec) -> None:
 
 def remarks_on_weights(spec: FineTuneJobSpec) -> list[str]:
     """A remark where the base model's weights are not on this machine."""
-    source, where = _base(spec)
+    source, where = base_source(spec)
     if any(fetch_model(source, where, weights=False).glob("*.safetensors")):
         return []
     what = "the weights are not on this machine; the plan is made from configuration and tokenizer alone"
@@ -150,7 +150,7 @@ def load_generation_config(spec: FineTuneJobSpec) -> GenerationConfig:
 
     Raises FineTuneError as `load_config` does.
     """
-    source, where = _base(spec)
+    source, where = base_source(spec)
     path = fetch_model(source, where, weights=False)
     with reading(path, where):
         if (path / GENERATION_CONFIG_NAME).is_file():
@@ -224,7 +224,7 @@ def shape(spec: FineTuneJobSpec, config: PreTrainedConfig) -> Shape:
     """
     model = _without_weights(spec, config)
     if sees_later_tokens(task_of(spec).model_class, config):
-        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{_base(spec)[1]}: {_not_causal(config)}")
+        raise FineTuneError(FailureClass.MODEL_NOT_FOUND, f"{base_source(spec)[1]}: {_not_causal(config)}")
     text = config.get_text_config()
     warnings = _remarks(spec, freeze_unreached(model))
     found = findings(task_of(spec).model_class, config)
@@ -266,7 +266,7 @@ def _without_weights(spec: FineTuneJobSpec, config: PreTrainedConfig) -> PreTrai
         with torch.device("meta"):
             model: PreTrainedModel = task_of(spec).model_class.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:
-        source, where = _base(spec)
+        source, where = base_source(spec)
         if type(config) not in AutoModelForCausalLM._model_mapping:
             what = f"a {config.model_type} is not a causal language model that transformers knows"
         else:
@@ -307,7 +307,7 @@ def _not_causal(config: PreTrainedConfig) -> str:
 
 
 def _remarks(spec: FineTuneJobSpec, frozen: list[str]) -> list[str]:
-    source, where = _base(spec)
+    source, where = base_source(spec)
     remarks = []
     if frozen:
         parts = ", ".join(name.rpartition(".")[2] for name in frozen)
@@ -338,7 +338,7 @@ def load_model(
     """
     if mesh is not None:
         check_in_parts(spec)
-    source, where = _base(spec)
+    source, where = base_source(spec)
     weights = resumed if resumed is not None and spec.lora_config is None else fetch_model(source, where)
     held = torch.bfloat16 if dtype == "bf16" and spec.lora_config is not None else torch.float32
     attention = "flash_attention_2" if uses_flash_attention(spec, on_gpu=on_gpu) else None
@@ -346,7 +346,7 @@ def load_model(
     where = where if weights != resumed else "the checkpoint to resume from"
     # The scales of a weight are quantized together, so it is read whole.
     cut = mesh if spec.quantization is None else None
-    model = _read_weights(
+    model = read_weights(
         weights,
         where,
         model_class,
@@ -436,7 +436,7 @@ def saved_dtype(spec: FineTuneJobSpec) -> torch.dtype:
     named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if isinstance(named, torch.dtype):
         return named
-    source, where = _base(spec)
+    source, where = base_source(spec)
     path = fetch_model(source, where)
     with reading(path, where):
         return _precision_of_weights(path)
@@ -453,14 +453,14 @@ def _precision_of_weights(directory: Path) -> torch.dtype:
     return torch.float32
 
 
-def _base(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
+def base_source(spec: FineTuneJobSpec) -> tuple[str | HubRepository, str]:
     """The source of the base model's weights, and the field of the spec that names it."""
     if spec.initial_base_model_ckpt_path is not None:
         return spec.initial_base_model_ckpt_path, "spec.initial_base_model_ckpt_path"
     return spec.model_id, "spec.model_id"
 
 
-def _read_weights(
+def read_weights(
     path: Path,
     where: str,
     model_class: type[AutoModelForCausalLM],
@@ -509,7 +509,7 @@ def _read_weights(
 
 def _describe_base(model: peft.PeftModel, spec: FineTuneJobSpec) -> None:
     config = cast("peft.LoraConfig", model.peft_config["default"])
-    source, _ = _base(spec)
+    source, _ = base_source(spec)
     config.base_model_name_or_path, config.revision = source_name(source), source_revision(source)
     # PEFT expands all-linear into a set; its order, and with it the file, would differ from run to run.
     if isinstance(config.target_modules, set | list):

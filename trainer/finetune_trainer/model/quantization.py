@@ -21,10 +21,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.lora import LoraConfig
-
-QUANTIZATION_CONFIG = "quantization_config.json"
-"""In a checkpoint of an adapter: how the base was quantized that it was trained on, for transformers'
-BitsAndBytesConfig."""
+from finetune_trainer.model.contents import QUANTIZATION_CONFIG
 
 _BLOCK, _SCALES_IN_A_BLOCK = 64, 256
 _SHOWN = 3

@@ -10,7 +10,7 @@ import numpy as np
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import DataSource, FineTuneJobSpec
 from finetune_trainer.data.mixing import Indices, Taken, exactly, held_out, repeated, together
-from finetune_trainer.data.places import Place, Places
+from finetune_trainer.data.places import Places
 from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.plan.token_cache import writer_beside
 from finetune_trainer.storage.inputs import Inputs
@@ -20,7 +20,7 @@ from finetune_trainer.storage.inputs import Inputs
 class Mixture:
     """What a job trains and validates on."""
 
-    rows: Sequence[tuple[TokenizedRows, Place]]
+    rows: Sequence[tuple[TokenizedRows, Places]]
     """The documents of the training rows, and of the validation rows if there are any, and where they are."""
     remarks: list[str]
     """For people."""

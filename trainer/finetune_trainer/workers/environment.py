@@ -32,14 +32,19 @@ def set_defaults(settings: dict[str, str]) -> None:
 
 
 def without_bitsandbytes(spec: FineTuneJobSpec) -> None:
-    """Keeps peft from importing it, in this process and from now on, unless the job needs it.
+    """Leaves bitsandbytes out unless the job needs it."""
+    if spec.quantization is None:
+        leave_out_bitsandbytes()
+
+
+def leave_out_bitsandbytes() -> None:
+    """Keeps peft from importing it, in this process and from now on.
 
     peft imports bitsandbytes wherever it is installed, which takes two seconds of a start; only a base model
     in 4 bits is computed with it.
     """
-    if spec.quantization is None:
-        # How Python notes that there is no such module; one that has been imported stays.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    # How Python notes that there is no such module; one that has been imported stays.
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 LONGEST_RAY_DIRECTORY = 39

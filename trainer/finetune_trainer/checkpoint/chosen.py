@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.model.contents import ADAPTER_CONFIG, CONFIG
 from finetune_trainer.storage.open import Storage, open_storage
 from finetune_trainer.storage.run_directory import JOB, RunDirectory
-
-ADAPTER = "adapter_config.json"
-MODEL = "config.json"
 
 
 def chosen(run: str, checkpoint: str | None = None) -> Storage:
@@ -47,9 +45,9 @@ def chosen(run: str, checkpoint: str | None = None) -> Storage:
 
 def is_adapter(checkpoint: Storage) -> bool:
     """Whether a directory holds an adapter."""
-    return checkpoint.read_text(ADAPTER) is not None
+    return checkpoint.read_text(ADAPTER_CONFIG) is not None
 
 
 def is_model(checkpoint: Storage) -> bool:
     """Whether a directory holds a whole model."""
-    return checkpoint.read_text(MODEL) is not None
+    return checkpoint.read_text(CONFIG) is not None

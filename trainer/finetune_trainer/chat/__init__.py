@@ -1,0 +1,1 @@
+"""Answers of a checkpoint, and of the model that it was trained from."""
