@@ -97,7 +97,8 @@ def test_a_run_on_a_model_of_the_hub_is_pushed_and_loaded_from_there_by_name(
     before = logits_of(base, tokens)
     expected = logits_of(PeftModel.from_pretrained(base, str(best)), tokens)
     assert float((before - expected).abs().max()) > 1e-2
-    assert torch.equal(by_adapter, expected)
+    # Threads may be as many as they like, and sums in another order.
+    assert float((by_adapter - expected).abs().max()) <= 1e-5
     assert float((by_merged - expected).abs().max()) <= 1e-5
 
 

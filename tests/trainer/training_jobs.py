@@ -297,14 +297,18 @@ def saved_in(run_directory: Path | str) -> set[str]:
     return {entry.name for entry in Path(run_directory).iterdir() if entry.is_dir()}
 
 
-def files_of(checkpoint: Path) -> dict[str, bytes]:
-    """The content of all files of a checkpoint, without complete.json, which holds a time."""
+def files_of(checkpoint: Path, *, card: bool = True) -> dict[str, bytes]:
+    """The content of all files of a checkpoint, without complete.json, which holds a time.
+
+    Its `card` says how long the run was to be.
+    """
     files = {
         file.relative_to(checkpoint).as_posix(): file.read_bytes()
         for file in checkpoint.rglob("*")
         if file.is_file()
     }
-    return {name: content for name, content in files.items() if name != "complete.json"}
+    left_out = {"complete.json", *([] if card else ["README.md"])}
+    return {name: content for name, content in files.items() if name not in left_out}
 
 
 def trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -184,6 +184,18 @@ def test_an_incomplete_checkpoint_does_not_exist(
     assert run.newest() == "epoch-0"
 
 
+def test_a_checkpoint_whose_card_people_fill_in_stays_complete(run: RunDirectory, storage: Storage) -> None:
+    with run.staging("epoch-0") as staging:
+        fill(staging)
+        (staging / "README.md").write_text("# My model\n")
+        run.commit("epoch-0", staging, record(run, 0))
+
+    storage.write_text("epoch-0/README.md", "---\nlicense: mit\n---\n# My model\n")
+
+    assert names(run) == ["epoch-0"]
+    assert storage.read_text("epoch-0/README.md") == "---\nlicense: mit\n---\n# My model\n"
+
+
 def test_a_complete_checkpoint_is_never_written_to(run: RunDirectory, storage: Storage) -> None:
     save(run, 0, eval_loss=2.0)
     before = storage.read_text("epoch-0/complete.json")

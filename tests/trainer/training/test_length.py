@@ -104,7 +104,7 @@ def test_its_steps_are_those_of_a_run_of_whole_epochs(tiny_model: Path, tmp_path
     train_here(job_of(tiny_model, tmp_path / "whole", constant, num_epochs=2))
 
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")[:5]
-    assert files_of(tmp_path / "cut/epoch-0") == files_of(tmp_path / "whole/epoch-0")
+    assert files_of(tmp_path / "cut/epoch-0", card=False) == files_of(tmp_path / "whole/epoch-0", card=False)
 
 
 @pytest.mark.parametrize("stop", [2, 4])

@@ -15,8 +15,7 @@ from finetune_api.fields import HubRepository, scheme
 from finetune_api.numbers import Numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation, Plan
-
-CARD = "README.md"
+from finetune_trainer.storage.run_directory import CARD
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _TASKS = {

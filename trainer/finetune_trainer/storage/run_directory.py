@@ -42,6 +42,8 @@ ATTEMPT = "attempt.json"
 RESULT = "result.json"
 REPORT = "report.html"
 COMPLETE = "complete.json"
+CARD = "README.md"
+"""The model card of a checkpoint."""
 SAVED = re.compile(r"(epoch|snapshot)-\d+")
 """Names of checkpoints and snapshots."""
 
@@ -59,7 +61,7 @@ class Completion(BaseModel):
     checkpoint: Checkpoint | None
     """None in a snapshot."""
     files: dict[str, int]
-    """All other files of the checkpoint, with their sizes in bytes."""
+    """The other files of the checkpoint, with their sizes in bytes, but for its card."""
 
 
 class PreparedFiles(BaseModel):
@@ -408,6 +410,8 @@ class RunDirectory:
         if not handed_in:
             self._delete(name)
         files = _sizes(staging)
+        # People are to fill in the licence there, and write what they like.
+        files.pop(CARD, None)
         absent = sorted(handed_in.keys() - files.keys() - self._storage.child(name).files().keys())
         if absent:
             raise FineTuneError(
