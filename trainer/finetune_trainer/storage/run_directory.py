@@ -410,8 +410,6 @@ class RunDirectory:
         if not handed_in:
             self._delete(name)
         files = _sizes(staging)
-        # People are to fill in the licence there, and write what they like.
-        files.pop(CARD, None)
         absent = sorted(handed_in.keys() - files.keys() - self._storage.child(name).files().keys())
         if absent:
             raise FineTuneError(
@@ -419,7 +417,9 @@ class RunDirectory:
                 f"{self.path}: another worker has written {absent[0]} there, and here it is not: they do not"
                 " see the same directory; give storage that all nodes share",
             )
-        completion = Completion(step=step, checkpoint=checkpoint, files=files | dict(handed_in))
+        # People are to fill in the licence in the card, and write what they like there.
+        sizes = {file: size for file, size in {**files, **handed_in}.items() if file != CARD}
+        completion = Completion(step=step, checkpoint=checkpoint, files=sizes)
         (staging / COMPLETE).write_text(completion.model_dump_json(by_alias=True, indent=2), encoding="utf-8")
         self._storage.publish(staging, name, last=COMPLETE)
         self._storage.flush()
