@@ -6,11 +6,13 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -90,19 +92,35 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.seen):
             assert time.monotonic() < deadline, f"{pattern} is not in time in {self.seen!r}"
-            assert self._read(), f"{pattern} is not in {self.seen!r}"
+            assert self._read(deadline), f"{pattern} is not in {self.seen!r}"
 
     def press(self, key: bytes) -> None:
         """Types a key."""
         os.write(self._terminal, key)
 
-    def exit_code(self) -> int:
-        """Reads to the end, and waits for it."""
-        while self._read():
-            pass
+    def press_until(self, key: bytes, pattern: str) -> None:
+        """Types a key, and again while nothing comes of it.
+
+        A signal that comes between the prompt of Python's input() and its reading is seen at the next key
+        only.
+        """
+        for _ in range(20):
+            self.press(key)
+            with suppress(AssertionError):
+                return self.read_until(pattern, seconds=3)
+        raise AssertionError(f"{pattern} is not in {self.seen!r}")
+
+    def exit_code(self, seconds: float = 240) -> int:
+        """Reads to the end, and waits for it. Raises AssertionError when it is not in time."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline):
+            assert time.monotonic() < deadline, f"it has not ended: {self.seen!r}"
         return self._process.wait(timeout=60)
 
-    def _read(self) -> bool:
+    def _read(self, deadline: float) -> bool:
+        """Reads what there is, at the deadline nothing; False where there will be nothing more."""
+        if not select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return True
         try:
             self.seen += os.read(self._terminal, 65536).decode(errors="replace")
         except OSError:  # so Linux says that nobody has the terminal's other side open any more
