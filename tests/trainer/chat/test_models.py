@@ -10,8 +10,8 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
-from pydantic import JsonValue
 from tests.trainer.chat.answering_runs import ANSWERS, run_that_answers
+from tests.trainer.checkpoint.test_inference import TURNS
 from tests.trainer.training_jobs import FULL, LORA, Fields
 from transformers import (
     AutoModelForCausalLM,
@@ -40,16 +40,6 @@ WAYS: dict[str, Fields] = {
 ONE_EPOCH: Fields = {"num_epochs": 1, "checkpoint_every_n_epochs": 1}
 FEW = Sampling(max_tokens=16)
 
-TURNS: JsonValue = {
-    "prompt_format": {
-        "bos": "<|begin_of_text|>",
-        "system": "Be '{instruction}'.\n",
-        "user": "Q: {instruction}\n",
-        "assistant": "A: {instruction}\n<|im_end|>\n",
-        "trailing_assistant": "A:",
-        "default_system_message": "kind",
-    }
-}
 QUESTION = (Message("user", "Ping?"),)
 
 

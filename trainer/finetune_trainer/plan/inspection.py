@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -64,7 +65,14 @@ class Inspection:
 
     prepared: Prepared
     tokenization: Tokenization
-    mixture: Mixture
+    tokens: Tokens
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The rows before truncation; found again only where rows or statistics are asked for."""
+        files = [file.rows for file in self.tokens.files]
+        inputs, per_row = self.tokenization.inputs, self.tokenization.task.documents
+        return mixture(self.prepared.spec, files, inputs, per_row)
 
     def files(self) -> tuple[FileStatistics, ...]:
         """The statistics of the training rows and, if there are any, of the validation rows."""
@@ -148,9 +156,7 @@ def inspect(spec: FineTuneJobSpec) -> Inspection:
 
     prepared = prepare(spec, tokenize, planning=True)
     [(tokenization, tokens)] = kept
-    files = [file.rows for file in tokens.files]
-    mixed = mixture(spec, files, tokenization.inputs, tokenization.task.documents)
-    return Inspection(prepared, tokenization, mixed)
+    return Inspection(prepared, tokenization, tokens)
 
 
 def _repeated(found: Repeats | None, place: Places, of: Places) -> RepeatedRows | None:

@@ -32,6 +32,19 @@ if TYPE_CHECKING:
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
+NUMBERS = {
+    "epoch",
+    "loss",
+    "learningRate",
+    "gradNorm",
+    "tokens",
+    "tokensPerSecond",
+    "evalLoss",
+    "perplexity",
+}
+"""The numbers of steps and validations that trackers get."""
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's store, created once, since creating its tables takes seconds."""
@@ -169,16 +182,7 @@ def test_mlflow_gets_the_numbers_of_every_line_at_its_step(database: Path, exper
     assert history(database, run, "loss") == [(1, 3.0), (2, 2.5)]
     assert history(database, run, "tokensPerSecond") == [(2, 20.0)]
     assert history(database, run, "evalLoss") == [(2, 2.0)]
-    assert run.data.metrics.keys() == {
-        "epoch",
-        "loss",
-        "learningRate",
-        "gradNorm",
-        "tokens",
-        "tokensPerSecond",
-        "evalLoss",
-        "perplexity",
-    }
+    assert run.data.metrics.keys() == NUMBERS
     assert (
         client(database).get_metric_history(run.info.run_id, "loss")[0].timestamp == NOON.timestamp() * 1000
     )
@@ -587,16 +591,7 @@ def test_tensorboard_gets_the_numbers_of_every_line_at_its_step_and_time(tmp_pat
 
     directory = tmp_path / "default/job-0123456789/tensorboard"
     events = events_in(directory)
-    assert set(events.Tags()["scalars"]) == {
-        "epoch",
-        "loss",
-        "learningRate",
-        "gradNorm",
-        "tokens",
-        "tokensPerSecond",
-        "evalLoss",
-        "perplexity",
-    }
+    assert set(events.Tags()["scalars"]) == NUMBERS
     assert points(directory, "loss") == [(1, 3.0), (2, 2.5)]
     assert points(directory, "evalLoss") == [(2, 2.0)]
     assert {event.wall_time for event in events.Scalars("loss")} == {NOON.timestamp()}
