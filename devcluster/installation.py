@@ -36,6 +36,9 @@ CONFIGURATION: dict[str, JsonValue] = {
 }
 """CPU workers that present as A10G."""
 
+NO_LOG = "unable to retrieve container logs"
+"""What the kubelet answers, as if it were the log, where a container goes while its log is asked for."""
+
 
 class Installation:
     """A release of the chart, and the operator's pod, started and stopped at will."""
@@ -147,9 +150,11 @@ class Installation:
         for pod in self._pods():
             for options in (["--previous"], []):
                 try:
-                    logs.append(self.kubectl("logs", pod, "--namespace", self.namespace, *options))
+                    text = self.kubectl("logs", pod, "--namespace", self.namespace, *options)
                 except ClusterError:  # it has not begun, is gone, or was never started again
                     continue
+                if not text.startswith(NO_LOG):
+                    logs.append(text)
         return "\n".join(logs)
 
     def errors(self) -> list[dict[str, object]]:

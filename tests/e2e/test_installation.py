@@ -90,7 +90,7 @@ def test_without_its_rights_it_says_which_and_what_to_do(
     with pytest.raises(ClusterError):
         bare.install(seconds=20)
 
-    first = bare.log().splitlines()[0]
+    first = wait_for("the log of a pod that is started again and again", bare.log, seconds=60).splitlines()[0]
     helm("uninstall", "bare", "--namespace", namespace)
     line = json.loads(first)
     assert line["level"] == "ERROR"
