@@ -147,9 +147,10 @@ def _resource() -> Schema:
             "apiVersion": text,
             "kind": text,
             "metadata": {"type": "object"},
-            "spec": _spec() | {VALIDATIONS: [*_rules(), _changes()]},
+            "spec": _spec() | {VALIDATIONS: list(_rules(None))},
             "status": _model_schema(FineTuneJobStatus) | {"default": UNSEEN},
         },
+        VALIDATIONS: [_changes()],
     }
 
 
@@ -157,43 +158,69 @@ def _spec() -> Schema:
     schema = _model_schema(FineTuneJobSpec)
     for name, field in schema["properties"].items():
         field["description"] = f"{field.get('description', '')} {effect(name)}".strip()
-        if name not in MUTABLE and _visible(field):
-            field[VALIDATIONS] = [*field.get(VALIDATIONS, []), _UNCHANGED]
+        unchanged = [_UNCHANGED] if name not in MUTABLE and _visible(field) else []
+        if rules := [*field.get(VALIDATIONS, []), *_rules(name), *unchanged]:
+            field[VALIDATIONS] = rules
     return schema
 
 
-def _rules() -> Iterator[Schema]:
+def _rules(block: str | None) -> Iterator[Schema]:
+    """Those of the spec, or of one of its fields.
+
+    A rule of the spec costs the API server more, at every write: it makes the schemas of all fields of an
+    object anew for each one that a rule of the object names.
+    """
     for rule in RULES:
-        yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{rule.field}"}
+        if rule.block == block:
+            place = rule.field.removeprefix(f"{block}.")
+            yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{place}"}
 
 
 _UNCHANGED = {"rule": "self == oldSelf", "message": _IMMUTABLE}
 """Of a field that must not change. The API server asks it where the field was there and still is.
 
-At the field it costs little. Of a rule of the whole spec the server makes the schemas of all fields anew for
-each field that it names, at every write, that of a status too.
+At the field it costs little, while a rule of the whole spec is dear (`_rules`).
 """
 
 
 def _changes() -> Schema:
-    """A rule that no field is added or removed, and that none changes which CEL cannot name.
+    """A rule of a whole job: no field of its spec is added or removed, and none changes that CEL cannot name.
 
-    Of a spec that is the same it looks no further, and there is no second one: to compare two specs costs the
-    API server more than all rules between fields.
+    To compare two specs costs the API server more than all other rules. What writes a status cannot change
+    the spec, and what writes a spec cannot change the status (Kubernetes' convention of the status
+    subresource), so where a status says something new they are not compared. Of a spec that is the same it
+    looks no further.
     """
+    told = " || ".join(_differs(*place) for place in _MOVING)
     optional = [
         name
         for name, field in _spec()["properties"].items()
         if _UNCHANGED in field.get(VALIDATIONS, []) and "default" not in field
     ]
-    there = " && ".join(f"has(self.{name}) == has(oldSelf.{name})" for name in optional)
-    changed = " + ".join(f"(has(self.{name}) == has(oldSelf.{name}) ? '' : ' {name}')" for name in optional)
-    allowed = " || ".join(f"self.{name} != oldSelf.{name}" for name in MUTABLE)
+    same = {name: f"has(self.spec.{name}) == has(oldSelf.spec.{name})" for name in optional}
+    there = " && ".join(same.values())
+    changed = " + ".join(f"({is_same} ? '' : ' {name}')" for name, is_same in same.items())
+    allowed = " || ".join(f"self.spec.{name} != oldSelf.spec.{name}" for name in MUTABLE)
+    moved = f"has(self.status) && has(oldSelf.status) && ({told})"
     return {
-        "rule": f"self == oldSelf || (({allowed}) && {there})",
+        "rule": f"{moved} || self.spec == oldSelf.spec || (({allowed}) && {there})",
+        "fieldPath": ".spec",
         "message": _ONLY_THESE,
         "messageExpression": f"{there} ? '{_ONLY_THESE}' : '{_NEITHER}:' + {changed}",
     }
+
+
+_MOVING = (("progress", ".lastUpdateTime"), ("phase", ""))
+"""What nearly every write of a status changes: a field that may be absent, and what is always in it."""
+
+
+def _differs(field: str, inner: str) -> str:
+    """That a field of the status is there of late, no more, or another.
+
+    Not by optional fields (`self.?status`): of those the API server estimates no cost, and refuses the rule.
+    """
+    now, before = f"self.status.{field}", f"oldSelf.status.{field}"
+    return f"(has({now}) && has({before}) ? {now}{inner} != {before}{inner} : has({now}) != has({before}))"
 
 
 def _visible(schema: Schema) -> bool:

@@ -48,6 +48,8 @@ class Rule:
     broken: Callable[[FineTuneJobSpec], bool]
     cel: str
     """The opposite of `broken` in CEL, where `self` is the spec: true of a spec that keeps the rule."""
+    block: str | None = None
+    """The field of the spec that the rule is all about, if that has fields of its own; then `self` is it."""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -88,7 +90,8 @@ def _no_lora(field: str, reason: str, absent: str) -> Rule:
         broken=lambda spec: (
             spec.lora_config is not None and getattr(spec.lora_config, field) not in (None, False)
         ),
-        cel=f"!has(self.lora_config) || {absent}",
+        cel=absent,
+        block="lora_config",
     )
 
 
@@ -106,10 +109,8 @@ def _trackers_own(key: str) -> Rule:
         field=f"logger.provider_config.{key}",
         problem=f"belongs to {owner}, and the provider is another; leave it out",
         broken=broken,
-        cel=(
-            f"!has(self.logger) || self.logger.provider == '{owner}' ||"
-            f" !has(self.logger.provider_config.{key})"
-        ),
+        cel=f"self.provider == '{owner}' || !has(self.provider_config.{key})",
+        block="logger",
     )
 
 
@@ -185,15 +186,16 @@ RULES = (
         broken=lambda spec: spec.quantization is not None and spec.lora_config is None,
         cel="!has(self.quantization) || has(self.lora_config)",
     ),
-    *(_no_lora(block, reason, f"!has(self.lora_config.{block})") for block, reason in UNBUILT_BLOCKS.items()),
-    *(_no_lora(switch, reason, f"!self.lora_config.{switch}") for switch, reason in UNBUILT_SWITCHES.items()),
+    *(_no_lora(field, reason, f"!has(self.{field})") for field, reason in UNBUILT_BLOCKS.items()),
+    *(_no_lora(switch, reason, f"!self.{switch}") for switch, reason in UNBUILT_SWITCHES.items()),
     Rule(
         field="lora_config.lora_bias",
         problem="does not go with spec.lora_config.use_dora; keep one of them",
         broken=lambda spec: (
             spec.lora_config is not None and spec.lora_config.lora_bias and spec.lora_config.use_dora
         ),
-        cel="!has(self.lora_config) || !self.lora_config.lora_bias || !self.lora_config.use_dora",
+        cel="!self.lora_bias || !self.use_dora",
+        block="lora_config",
     ),
     *(_trackers_own(key) for key in LoggerConfig.model_fields),
 )

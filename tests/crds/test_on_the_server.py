@@ -777,6 +777,20 @@ def test_a_change_deep_inside_is_seen_whatever_changes_with_it(
     assert CANNOT_CHANGE in about(f"spec.{field}", problems(refused))
 
 
+def test_a_change_is_seen_that_comes_with_a_status(server: Server, smallest: str) -> None:
+    """A write of a status is let pass without comparing specs; this one is of a spec."""
+    with pytest.raises(ApiException) as refused:
+        server.resource.patch(
+            name=smallest,
+            namespace=server.namespace,
+            body={"spec": {"train_path": "another.jsonl"}, "status": {"phase": "Running"}},
+            content_type=MERGE,
+            query_params=[("dryRun", "All")],
+        )
+
+    assert ONLY_THESE_CAN_CHANGE in about("spec", problems(refused))
+
+
 @pytest.mark.parametrize("field", unchecked_fields())
 def test_what_cel_cannot_name_changes_together_with_what_may_and_only_the_operator_sees_it(
     server: Server, field: str

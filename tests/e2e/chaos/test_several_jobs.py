@@ -18,7 +18,15 @@ from tests.e2e.jobs import (
     wait_for_phase,
     wait_for_step,
 )
-from tests.e2e.long_jobs import MINUTE, check_the_end, long_job, ray_jobs
+from tests.e2e.long_jobs import (
+    CHECKPOINTS,
+    MINUTE,
+    check_the_end,
+    long_job,
+    losses_of,
+    ray_jobs,
+    steps_of,
+)
 from tests.e2e.sightings import Sightings
 
 from devcluster.failure import ClusterError
@@ -32,6 +40,7 @@ from make_stdlib_topics import LABELS, topic_rows
 
 LONG_NAME = "fine.tune.0-" + "x" * 45 + ".model"
 REWARDS = ("chosen", "rejected", "margins", "accuracies")
+QUESTION = "What does `os.getpid` do?"
 PAIRS, TOPICS = "data/pairs.jsonl", "data/topics.jsonl"
 PREFERENCES: dict[str, JsonValue] = {
     "train_path": f"pvc://{CLAIM}/{PAIRS}",
@@ -70,6 +79,27 @@ def check_metrics(kubectl: Kubectl, namespace: str, ended: dict[str, JsonValue],
     assert float(columns["EVAL-LOSS"]) == pytest.approx(loss)
 
 
+def check_that_it_goes_on(
+    kubectl: Kubectl, namespace: str, volume: Volume, ended: dict[str, JsonValue]
+) -> None:
+    """A job that names the run of a `long_job` trains what is left, and answers what it is asked."""
+    fields = {**long_job(MINUTE), "num_epochs": MINUTE + MINUTE // CHECKPOINTS}
+    before = at(ended, "status", "runDirectory")
+    asked: dict[str, JsonValue] = {"sample_prompts": [QUESTION], "sample_max_tokens": 8}
+    kubectl.apply(job("more", namespace, resume_from=before, **asked, **fields))
+    status = at(wait_for_phase(kubectl, namespace, "more", "Succeeded", seconds=300), "status")
+    assert isinstance(status, dict)
+    assert status["runDirectory"] != before
+    steps = steps_of(volume, status)
+    assert steps == list(range(1, int(str(at(status, "plan", "totalSteps"))) + 1))
+    trained = losses_of(volume, at(ended, "status"))
+    assert len(steps) == len(trained) * (CHECKPOINTS + 1) // CHECKPOINTS
+    assert losses_of(volume, status)[: len(trained)] == trained
+    [sample] = status["samples"] if isinstance(status["samples"], list) else []
+    assert at(sample, "prompt") == QUESTION
+    assert at(sample, "answer")
+
+
 def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_every_phase(
     operator: Installation,
     kubectl: Kubectl,
@@ -81,7 +111,7 @@ def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_ev
 ) -> None:
     """Each trains into a directory of its own, and a third of one's name resumes neither.
 
-    That one is prepared before a cluster is asked for.
+    That one is prepared before a cluster is asked for. Between them, a job goes on where one has ended.
     """
     put_rows(tiny_inputs, stdlib_pairs, tmp_path)
     assert len(LONG_NAME) == 63
@@ -124,6 +154,7 @@ def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_ev
         str(at(other, "status", "bestCheckpoint", "name"))
     }
 
+    check_that_it_goes_on(kubectl, namespace, tiny_inputs, first)
     kubectl("delete", "finetunejob", "--all", "--namespace", namespace, "--timeout=60s", seconds=70)
     wait_for_nothing(kubectl, namespace, seconds=60)
     kubectl.apply(job("twin", namespace, run_policy={"prepare_first": True}, **CLASSES))
