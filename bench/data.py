@@ -183,17 +183,7 @@ def write_job(directory: Path, model: Path, file: Path, **fields: object) -> Pat
         **fields,
     }
     job = directory / "job.yaml"
-    job.write_text(
-        json.dumps(
-            {
-                "apiVersion": "finetune.dev/v1alpha1",
-                "kind": "FineTuneJob",
-                "metadata": {"name": "bench"},
-                "spec": spec,
-            }
-        ),
-        encoding="utf-8",
-    )
+    job.write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
     return job
 
 

@@ -179,9 +179,9 @@ def train(way: str, job: Path, storage: Path) -> None:
 @contextmanager
 def silent(*_arguments: object) -> Iterator[object]:
     """The reporter of a run that reports and saves nothing."""
-    from finetune_trainer.report.reporter import SilentReporter
+    from finetune_trainer.report.reporter import Reporter
 
-    yield SilentReporter()
+    yield Reporter()
 
 
 class Nobody:

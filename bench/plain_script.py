@@ -1,4 +1,4 @@
-"""Trains a FineTuneJob's LoRA with torch, transformers and peft alone, as a person would write it down.
+"""Trains a YAML's LoRA with torch, transformers and peft alone, as a person would write it down.
 
     python bench/plain_script.py JOB.yaml OUTPUT_DIRECTORY
 
@@ -26,7 +26,7 @@ NOT_TRAINED = -100
 
 def main(job: Path, output: Path) -> None:
     """Trains the job and saves its adapter in `output`."""
-    spec = yaml.safe_load(job.read_text(encoding="utf-8"))["spec"]
+    spec = yaml.safe_load(job.read_text(encoding="utf-8"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     tokenizer = AutoTokenizer.from_pretrained(spec["model_id"])

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from pydantic import JsonValue
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
-from make_tiny_model import make_tokenizer
+from make_tiny_model import make_llama
 
 VOCABULARY, CONTEXT = 4096, 512
 BATCH_SIZE = 8
@@ -20,7 +20,6 @@ Fields = dict[str, JsonValue]
 
 def make_small_llama(directory: Path) -> Path:
     """Writes a Llama of 4 layers, 256 hidden units and 4,096 tokens, and returns its directory."""
-    tokenizer = make_tokenizer(VOCABULARY, CONTEXT)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -29,16 +28,8 @@ def make_small_llama(directory: Path) -> Path:
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_llama(directory, config)
 
 
 def write_rows(file: Path, count: int, characters: int | None = None) -> Path:
@@ -67,7 +58,7 @@ def step_lines(metrics: Path) -> list[dict[str, Any]]:
 
 
 def write_job(directory: Path, fields: Fields, *, steps: int, epochs: int = 1) -> Path:
-    """Makes model, rows and manifest for so many steps an epoch, and returns the manifest's file.
+    """Makes model, rows and job for so many steps an epoch, and returns the job's file.
 
     `fields` of the spec replace those of a LoRA; one that is None is left out.
     """
@@ -86,12 +77,7 @@ def write_job(directory: Path, fields: Fields, *, steps: int, epochs: int = 1) -
         "train_batch_size_per_device": BATCH_SIZE,
         "gradient_checkpointing": False,
     }
-    manifest = {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": "bench"},
-        "spec": {name: value for name, value in (spec | fields).items() if value is not None},
-    }
+    given = {name: value for name, value in (spec | fields).items() if value is not None}
     job = directory / "job.yaml"
-    job.write_text(json.dumps(manifest, indent=2), encoding="utf-8")  # JSON is YAML
+    job.write_text(json.dumps(given, indent=2), encoding="utf-8")  # JSON is YAML
     return job

@@ -117,29 +117,24 @@ def write_job(directory: Path, model: Path) -> Path:
     rows = (INPUTS / "stdlib-train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]
     train_path = directory / "train.jsonl"
     train_path.write_text("".join(rows), encoding="utf-8")
-    manifest: Document = {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": "bench"},
-        "spec": {
-            "model_id": str(model),
-            "train_path": str(train_path),
-            "task": "instruction_tuning",
-            "lora_config": {"r": 8, "lora_alpha": 16},
-            "dtype": "fp32",
-            "seed": 0,
-            "learning_rate": 3e-4,
-            "lr_scheduler_type": "constant",
-            "num_warmup_steps": 0,
-            "weight_decay": 0.0,
-            "max_grad_norm": 1.0,
-            "num_epochs": 1,
-            "train_batch_size_per_device": BATCH_SIZE,
-            "gradient_checkpointing": False,
-        },
+    spec: Document = {
+        "model_id": str(model),
+        "train_path": str(train_path),
+        "task": "instruction_tuning",
+        "lora_config": {"r": 8, "lora_alpha": 16},
+        "dtype": "fp32",
+        "seed": 0,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "constant",
+        "num_warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "num_epochs": 1,
+        "train_batch_size_per_device": BATCH_SIZE,
+        "gradient_checkpointing": False,
     }
     job = directory / "job.yaml"
-    job.write_text(json.dumps(manifest, indent=2), encoding="utf-8")  # JSON is YAML
+    job.write_text(json.dumps(spec, indent=2), encoding="utf-8")  # JSON is YAML
     return job
 
 

@@ -39,7 +39,6 @@ def make_tiny_model(
     `vocab_size` counts tokens, special ones included, and must hold the 256 bytes and the 4 special tokens.
     `seed` decides the weights; the tokenizer does not depend on it.
     """
-    tokenizer = make_tokenizer(vocab_size, max_position_embeddings)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=64,
@@ -49,10 +48,16 @@ def make_tiny_model(
         num_key_value_heads=2,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
+    return make_llama(directory, config, seed=seed)
+
+
+def make_llama(directory: Path, config: LlamaConfig, *, seed: int = 0) -> Path:
+    """The same for a Llama of another shape; its special tokens become the tokenizer's."""
+    tokenizer = make_tokenizer(config.vocab_size, config.max_position_embeddings)
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)

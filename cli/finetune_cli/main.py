@@ -57,11 +57,13 @@ commands = typer.Typer(
 )
 
 Job = Annotated[Path, typer.Argument(metavar="FILE", help="A FineTuneJob or an LLMForge training YAML.")]
-OutputOption = Annotated[
-    Output,
-    typer.Option("--output", "-o", help="Form of standard output: tables for people, or nothing but JSON."),
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's directory, or that of a checkpoint or merged model, here or in s3://… or gs://….",
+    ),
 ]
-
 Changes = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,6 +71,14 @@ Changes = Annotated[
         metavar="spec.FIELD=VALUE",
         help="A field of the spec instead of the file's, such as spec.lora_config.r=16. May be given often.",
     ),
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="NAME", help="Another checkpoint than the best, such as epoch-3."),
+]
+OutputOption = Annotated[
+    Output,
+    typer.Option("--output", "-o", help="Form of standard output: tables for people, or nothing but JSON."),
 ]
 RunOutputOption = Annotated[
     RunOutput,
@@ -337,19 +347,6 @@ def merge(
     from finetune_cli.merge import merge_checkpoint
 
     merge_checkpoint(checkpoint, out)
-
-
-Run = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN",
-        help="A run's directory, or that of a checkpoint or merged model, here or in s3://… or gs://….",
-    ),
-]
-CheckpointOption = Annotated[
-    str | None,
-    typer.Option("--checkpoint", metavar="NAME", help="Another checkpoint than the best, such as epoch-3."),
-]
 
 
 @commands.command()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.cli.command_line import FINETUNE, Command, process
+from tests.cli.command_line import FINETUNE, Command
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal
 from tests.trainer.chat.answering_runs import run_that_answers
 from tests.trainer.training_jobs import LORA
@@ -78,7 +78,7 @@ def test_a_conversation_on_a_terminal(run: Path, tmp_path: Path) -> None:
     assert "/reset forgets the conversation" in text
 
 
-def test_ctrl_d_ends_and_so_does_ctrl_c_twice(run: Path, tmp_path: Path) -> None:
+def test_ctrl_c_twice_ends(run: Path, tmp_path: Path) -> None:
     with Terminal("chat", run, "--only", "tuned", cwd=tmp_path, columns=100) as terminal:
         terminal.read_until("> $")
         terminal.press_until(CTRL_C, "press Ctrl-C again to end[^>]*> $")
@@ -88,20 +88,15 @@ def test_ctrl_d_ends_and_so_does_ctrl_c_twice(run: Path, tmp_path: Path) -> None
             terminal.press(CTRL_C)
         assert terminal.exit_code() == 130
 
-    with Terminal("chat", run, "--only", "tuned", cwd=tmp_path, columns=100) as terminal:
-        terminal.read_until("> $")
-        terminal.press(CTRL_D)
-        assert terminal.exit_code() == 0
 
-
-def test_ctrl_c_stops_an_answer_and_the_next_one_is_given(run: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_an_answer_the_next_one_is_given_and_ctrl_d_ends(run: Path, tmp_path: Path) -> None:
     with Terminal("chat", run, "--max-tokens", "1900", cwd=tmp_path, columns=100) as terminal:
         terminal.read_until("> $")
         terminal.press(b"Ping?\n")
         terminal.read_until(r"base\S*\r\n\S*\w+")
         terminal.press(CTRL_C)
         terminal.read_until(r"Pong\.[^>]*> $")
-        terminal.press(b"/quit\n")
+        terminal.press(CTRL_D)
         assert terminal.exit_code() == 0
 
 
@@ -133,8 +128,8 @@ def test_a_directory_that_is_no_run_is_an_error(finetune: Command, tmp_path: Pat
     )
 
 
-def test_json_is_for_one_prompt(run: Path, tmp_path: Path) -> None:
-    ended = process("chat", run, "-o", "json", cwd=tmp_path)
+def test_json_is_for_one_prompt(finetune: Command, run: Path) -> None:
+    ended = finetune("chat", run, "-o", "json")
 
     assert ended.code == 2
     assert "is for --prompt; give one" in ended.err

@@ -31,7 +31,7 @@ MARKED = (
 
 
 def job_with_a_talk(directory: Path, model: Path, **fields: JsonValue) -> Path:
-    job = small_job(directory, model, **fields)
+    job = small_job(directory, model, dtype="fp32", **fields)
     rows = (directory / "train.jsonl").read_text()
     (directory / "train.jsonl").write_text(json.dumps({"messages": TALK}) + "\n" + rows)
     return job

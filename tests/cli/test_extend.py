@@ -34,10 +34,13 @@ def test_a_field_that_is_set_is_in_the_run_and_its_manifest(directory: Path) -> 
     assert max(float(str(line["learningRate"])) for line in lines(run) if "loss" in line) == 2e-4
 
 
-def test_a_run_is_extended_beside_the_old_one_and_started_anew(directory: Path) -> None:
+def test_a_run_is_extended_beside_the_old_one_and_started_anew(
+    directory: Path, finetune: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(directory)
     old = only_run(directory / "runs")
-    extended = process("extend", old, "--epochs", "+1", "-o", "json", cwd=directory)
-    again = process("extend", old, "--epochs", "+1", cwd=directory)
+    extended = finetune("extend", old, "--epochs", "+1", "-o", "json")
+    again = finetune("extend", old, "--epochs", "+1")
 
     assert (extended.code, again.code) == (0, 0), extended.err
     document = json_of(extended)
@@ -73,7 +76,7 @@ def test_a_wrong_value_is_the_fields_error_and_the_file_stays(
 
 
 def test_a_plan_is_that_of_the_changed_job(finetune: Command, tiny_model: Path, tmp_path: Path) -> None:
-    job = small_job(tmp_path, tiny_model)
+    job = small_job(tmp_path, tiny_model, dtype="fp32")
 
     ended = finetune("plan", job, "-o", "json", "--set", "spec.max_steps=5", "--set", "spec.eval_steps=2")
     plan = JobPlan.model_validate_json(ended.out)

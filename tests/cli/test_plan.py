@@ -87,7 +87,13 @@ def test_the_plan_holds_the_numbers_of_the_job(
     make_tiny_rows(tmp_path / "rows.jsonl", 24)
     job = write_job(
         tmp_path / "job.yaml",
-        {"model_id": str(tiny_model), "train_path": "rows.jsonl", "lora_config": {}, **fields},
+        {
+            "model_id": str(tiny_model),
+            "train_path": "rows.jsonl",
+            "lora_config": {},
+            "dtype": "fp32",
+            **fields,
+        },
     )
 
     ended = finetune("plan", job, "-o", "json")
@@ -116,7 +122,8 @@ def test_tokens_and_memory_are_in_the_plan(finetune: Command, tiny_model: Path, 
 def test_packed_rows_are_shown_with_how_full_they_are(
     finetune: Command, tiny_model: Path, tmp_path: Path
 ) -> None:
-    job = small_job(tmp_path, tiny_model, packing=True, train_batch_size_per_device=1, num_warmup_steps=0)
+    fields: dict[str, JsonValue] = {"packing": True, "train_batch_size_per_device": 1, "num_warmup_steps": 0}
+    job = small_job(tmp_path, tiny_model, dtype="fp32", **fields)
     lines = [" ".join(line.split()) for line in finetune("plan", job).out.splitlines()]
 
     assert any(re.fullmatch(r"training rows \d sequences of 12 rows, \d\d\.\d% full", line) for line in lines)
@@ -177,9 +184,8 @@ def test_a_job_that_fits_no_device_it_names_gets_a_manifest_that_does(
 def test_warnings_of_the_file_and_of_the_data_are_shown_once(
     finetune: Command, tiny_model: Path, tmp_path: Path
 ) -> None:
-    ended = finetune(
-        "plan", small_job(tmp_path, tiny_model, context_length=64, output_dir="/mnt"), "-o", "json"
-    )
+    job = small_job(tmp_path, tiny_model, dtype="fp32", context_length=64, output_dir="/mnt")
+    ended = finetune("plan", job, "-o", "json")
     warnings = JobPlan.model_validate_json(ended.out).warnings
 
     assert [line.removeprefix("warning: ") for line in ended.err.splitlines()] == list(warnings)
@@ -193,7 +199,7 @@ def test_warnings_of_the_file_and_of_the_data_are_shown_once(
 def test_the_learning_rate_is_drawn_in_the_format_of_the_suffix(
     finetune: Command, tiny_model: Path, tmp_path: Path, name: str, begins: bytes
 ) -> None:
-    ended = finetune("plan", small_job(tmp_path, tiny_model), "--plot", name, "-o", "json")
+    ended = finetune("plan", small_job(tmp_path, tiny_model, dtype="fp32"), "--plot", name, "-o", "json")
 
     assert ended.code == 0
     assert json_of(ended)
@@ -204,7 +210,7 @@ def test_the_learning_rate_is_drawn_in_the_format_of_the_suffix(
 def test_a_picture_that_cannot_be_written_is_an_error(
     finetune: Command, tiny_model: Path, tmp_path: Path
 ) -> None:
-    ended = finetune("plan", small_job(tmp_path, tiny_model), "--plot", "absent/rate.png")
+    ended = finetune("plan", small_job(tmp_path, tiny_model, dtype="fp32"), "--plot", "absent/rate.png")
 
     assert ended.code == 1
     assert ended.err == "error: absent/rate.png: No such file or directory; the picture is not written\n"

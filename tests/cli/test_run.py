@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.command_line import Ended, json_of, only_run, process, small_job, terminated
+from tests.cli.command_line import Command, Ended, json_of, only_run, process, small_job, terminated
 from tests.cli.interrupting import check_that_ctrl_c_before_the_first_step_ends_at_once
 from tests.cli.terminal import CONTROL_SEQUENCE, CTRL_C, Terminal, screen
 
@@ -26,15 +27,13 @@ STEPS = 120
 
 @dataclass(frozen=True)
 class Story:
-    """What the five commands showed."""
+    """What three commands showed."""
 
     directory: Path
     interrupted: Ended
     """On a terminal, with its control sequences."""
     terminated: Ended
     finished: Ended
-    again: Ended
-    as_yaml: Ended
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +48,6 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Story:
         interrupted=interrupted(directory, *arguments),
         terminated=terminated(directory, *arguments),
         finished=process(*arguments, "-o", "json", cwd=directory),
-        again=process(*arguments, cwd=directory),
-        as_yaml=process(*arguments, "-o", "yaml", cwd=directory),
     )
 
 
@@ -65,6 +62,13 @@ def interrupted(directory: Path, *arguments: str) -> Ended:
 def run_directory(story: Story) -> Path:
     """The only one in the storage."""
     return only_run(story.directory / "runs")
+
+
+@pytest.fixture
+def run_again(story: Story, finetune: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command of the story once more, with other options."""
+    monkeypatch.chdir(story.directory)
+    return partial(finetune, "run", "job.yaml", "--storage", "runs")
 
 
 def status_of(ended: Ended) -> FineTuneJobStatus:
@@ -168,22 +172,24 @@ def test_json_is_alone_on_standard_output_and_standard_error_holds_nothing_but_t
     ] == []
 
 
-def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story) -> None:
-    before, again = json_of(story.finished), yaml.safe_load(story.as_yaml.out)
+def test_a_run_that_has_finished_is_shown_again_and_not_trained(story: Story, run_again: Command) -> None:
+    again, as_yaml = run_again(), run_again("-o", "yaml")
+    before, after = json_of(story.finished), yaml.safe_load(as_yaml.out)
 
-    assert (story.again.code, story.again.err) == (0, "")
-    assert "this run has already finished; --restart deletes it and trains again" in story.again.out
-    assert story.as_yaml.code == 0
+    assert (again.code, again.err) == (0, "")
+    assert "this run has already finished; --restart deletes it and trains again" in again.out
+    assert as_yaml.code == 0
     assert (
-        FineTuneJobStatus.model_validate(again["status"]).checkpoints == status_of(story.finished).checkpoints
+        FineTuneJobStatus.model_validate(after["status"]).checkpoints == status_of(story.finished).checkpoints
     )
-    assert {name: again[name] for name in ("metadata", "spec")} == {
+    assert {name: after[name] for name in ("metadata", "spec")} == {
         name: before[name] for name in ("metadata", "spec")
     }
 
 
-def test_people_get_a_summary_and_what_to_do_next(story: Story) -> None:
-    summary = story.again.out[story.again.out.index("Succeeded: ") :]
+def test_people_get_a_summary_and_what_to_do_next(story: Story, run_again: Command) -> None:
+    shown = run_again().out
+    summary = shown[shown.index("Succeeded: ") :]
     lines = [" ".join(line.split()) for line in summary.splitlines()]
 
     assert "epochs completed 40/40" in lines
@@ -194,7 +200,7 @@ def test_people_get_a_summary_and_what_to_do_next(story: Story) -> None:
         f"finetune chat {run_directory(story)}",
         f"finetune merge {status_of(story.finished).model_path} merged",
     ]
-    assert "apiVersion" not in story.again.out
+    assert "apiVersion" not in shown
     assert "checkpoint after epoch step validation loss perplexity" in lines
     for checkpoint in status_of(story.finished).checkpoints:
         marks = ", ".join(
@@ -206,34 +212,35 @@ def test_people_get_a_summary_and_what_to_do_next(story: Story) -> None:
         assert f"{checkpoint.name} {numbers} {marks}".rstrip() in lines
 
 
-def test_the_report_is_made_anew_from_the_run_directory(story: Story) -> None:
+def test_the_report_is_made_anew_from_the_run_directory(
+    story: Story, finetune: Command, tmp_path: Path
+) -> None:
     run = run_directory(story)
     before = (run / "report.html").read_text()
-    elsewhere = process("report", run, "--out", "page.html", cwd=story.directory)
+    elsewhere = finetune("report", run, "--out", "page.html")
     (run / "report.html").unlink()
-    there = process("report", run, cwd=story.directory)
+    there = finetune("report", run)
 
     assert (elsewhere.code, elsewhere.out) == (0, "report: page.html\n")
     assert (there.code, there.out) == (0, f"report: {run}/report.html\n")
-    assert (story.directory / "page.html").read_text() == (run / "report.html").read_text() == before
+    assert (tmp_path / "page.html").read_text() == (run / "report.html").read_text() == before
     assert 'class="state finished"' in before
-    nothing = process("report", story.directory, cwd=story.directory)
-    assert (nothing.code, nothing.err) == (
-        1,
-        f"error: {story.directory}: holds no run; give a run directory\n",
-    )
+    nothing = finetune("report", tmp_path)
+    assert (nothing.code, nothing.err) == (1, f"error: {tmp_path}: holds no run; give a run directory\n")
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
     check_that_ctrl_c_before_the_first_step_ends_at_once(tmp_path, tiny_model)
 
 
-def test_answers_are_shown_as_they_come_and_before_and_after(tmp_path: Path, tiny_model: Path) -> None:
+def test_answers_are_shown_as_they_come_and_before_and_after(
+    finetune: Command, tmp_path: Path, tiny_model: Path
+) -> None:
     job = small_job(tmp_path, tiny_model, sample_prompts=1, sample_max_tokens=4, checkpoint_every_n_epochs=2)
     manifest = read_manifest(job)
     run = Path(local_run_directory(manifest, str(tmp_path / "runs"), None).path)
     (run / "report.html").mkdir(parents=True)
-    ended = process("run", job, "--storage", "runs", cwd=tmp_path)
+    ended = finetune("run", job, "--storage", "runs")
     lines = ended.out.splitlines()
     question = json.loads((tmp_path / "valid.jsonl").read_text().splitlines()[0])["messages"][-2]["content"]
 
@@ -246,15 +253,15 @@ def test_answers_are_shown_as_they_come_and_before_and_after(tmp_path: Path, tin
     assert [line[:9] for line in lines[asked[2] + 1 : asked[2] + 3]] == ["  base   ", "  tuned  "]
 
 
-def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_loss_that_is_not_finite_fails_and_says_what_to_change(
+    finetune: Command, tmp_path: Path, tiny_model: Path
+) -> None:
     shutil.copytree(tiny_model, tmp_path / "broken")
     weights = load_file(tmp_path / "broken/model.safetensors")
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], torch.inf)
     save_file(weights, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
 
-    ended = process(
-        "run", small_job(tmp_path, tmp_path / "broken", learning_rate=0.01), "-o", "json", cwd=tmp_path
-    )
+    ended = finetune("run", small_job(tmp_path, tmp_path / "broken", learning_rate=0.01), "-o", "json")
     status = status_of(ended)
 
     assert ended.code == 1

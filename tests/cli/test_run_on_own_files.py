@@ -97,11 +97,11 @@ def test_texts_train_a_model_without_a_chat_template(
 def test_the_plan_of_an_array_is_that_of_its_lines(
     finetune: Command, tmp_path: Path, tiny_model: Path
 ) -> None:
-    job = small_job(tmp_path, tiny_model)
+    job = small_job(tmp_path, tiny_model, dtype="fp32")
     of_lines = JobPlan.model_validate_json(finetune("plan", job, "-o", "json").out)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     (tmp_path / "train.json").write_text(json.dumps(rows, indent=1))
-    job = small_job(tmp_path, tiny_model, train_path="train.json")
+    job = small_job(tmp_path, tiny_model, dtype="fp32", train_path="train.json")
 
     assert JobPlan.model_validate_json(finetune("plan", job, "-o", "json").out).plan == of_lines.plan
 
@@ -114,6 +114,7 @@ def test_files_are_mixed_and_some_rows_held_out(finetune: Command, tmp_path: Pat
         train_path=[{"path": "a.csv", "weight": 0.5}, {"path": "train.jsonl", "rows": 20}],
         valid_path=None,
         valid_fraction=0.2,
+        dtype="fp32",
     )
     planned = JobPlan.model_validate_json(finetune("plan", job, "-o", "json").out).plan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
-from tests.cli.command_line import only_run, process, small_job, terminated
+from tests.cli.command_line import Command, only_run, process, small_job, terminated
 from tests.cli.interrupting import check_that_ctrl_c_before_the_first_step_ends_at_once
 from tests.trainer.training_jobs import column
 
@@ -22,7 +22,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(tmp_path: Path, t
 
 
 def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_share_the_model_go_on_as_one(
-    tmp_path: Path, tiny_model: Path
+    tmp_path: Path, tiny_model: Path, finetune: Command
 ) -> None:
     """First each device has a copy. All losses are those of one device with the same rows in a step."""
     fields: dict[str, JsonValue] = {
@@ -50,7 +50,7 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
     resumed = process("run", parts, "--storage", "two", *TWO, "-o", "json", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
     assert f"resuming from {run / newest}" in resumed.err
-    whole = process("run", alone, "--storage", "one", "-o", "json", cwd=tmp_path)
+    whole = finetune("run", alone, "--storage", "one", "-o", "json")
     assert whole.code == 0, whole.err
     other = only_run(tmp_path / "one")
     for name in ("loss", "gradNorm", "evalLoss"):

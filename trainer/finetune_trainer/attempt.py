@@ -126,13 +126,13 @@ def attempt(
 ) -> Ended:
     """Trains a job that has not finished, from the newest checkpoint or snapshot if there is one.
 
-    With `restart` what is there, finished or not, is deleted when all is found to be right, and the run
-    begins anew.
-
     `manifest` is kept in the run directory, `spec` is what is trained here with `resources`, and `locked`
     keeps others away from the run. `sharding` is by default what the spec asks for, and where that is left
-    open what fits. A signal before the first step ends the attempt at once. Raises FineTuneError, with
-    nothing written, for what is wrong before training; what goes wrong in training is in what is returned.
+    open what fits. With `restart` what is there, finished or not, is deleted when all is found to be right,
+    and the run begins anew.
+
+    A signal before the first step ends the attempt at once. Raises FineTuneError, with nothing written, for
+    what is wrong before training; what goes wrong in training is in what is returned.
     """
     on_gpu = resources.on_gpu
     with stop_signals(observer.say) as signals:

@@ -12,6 +12,17 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 """A container sees its own control group there, of version 2 or 1."""
 MEMORY = Path("/proc/meminfo")
+_OF_MEMORY = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+"""Of either version, a group's files of its limit, of what it uses and of statistics, and what these call the
+memory of files that nobody reads."""
 
 
 def usable_processors(groups: Path = GROUPS) -> int:
@@ -27,7 +38,7 @@ def usable_processors(groups: Path = GROUPS) -> int:
 
 def usable_memory(groups: Path = GROUPS) -> int:
     """Bytes of the host's memory that this process may use at most."""
-    limits = [_number(groups / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    limits = [_number(groups / limit) for limit, *_ in _OF_MEMORY]
     all_of_it = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([all_of_it, *(limit for limit in limits if limit is not None)])
 
@@ -38,15 +49,7 @@ def free_memory(memory: Path = MEMORY, groups: Path = GROUPS) -> int | None:
     What a group keeps of files that nobody reads is free.
     """
     found = [_available(memory)]
-    for limit, used, statistics, given_back in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
+    for limit, used, statistics, given_back in _OF_MEMORY:
         numbers = [_number(groups / limit), _number(groups / used)]
         if numbers[0] is not None and numbers[1] is not None:
             found.append(numbers[0] - numbers[1] + (_table(groups / statistics).get(given_back) or 0))

@@ -430,13 +430,14 @@ def test_what_is_appended_first_while_an_object_store_fails_is_stored_later(
 # Every storage
 
 
-def test_a_text_is_read_as_it_was_written_last(storage_path: str) -> None:
+@pytest.mark.parametrize("name", ["job.yaml", "rows.jsonl.gz"])
+def test_a_text_is_read_as_it_was_written_last(storage_path: str, name: str) -> None:
     storage = open_storage(storage_path)
-    storage.write_text("job.yaml", "first")
-    storage.write_text("job.yaml", "zweitäns")
+    storage.write_text(name, "first")
+    storage.write_text(name, "zweitäns")
 
-    assert storage.read_text("job.yaml") == "zweitäns"
-    assert open_storage(storage_path).read_text("job.yaml") == "zweitäns"
+    assert storage.read_text(name) == "zweitäns"
+    assert open_storage(storage_path).read_text(name) == "zweitäns"
 
 
 def test_there_is_no_text_in_a_file_that_is_not_there(storage_path: str) -> None:

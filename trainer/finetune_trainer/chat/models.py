@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import HubRepository
 from finetune_trainer.chat.checkpoint import FoundCheckpoint
-from finetune_trainer.checkpoint.inference import end_tokens
+from finetune_trainer.checkpoint.inference import answering, end_tokens
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.chat_template import TemplateRendering
 from finetune_trainer.data.rendering import RenderingError
@@ -128,18 +127,14 @@ class Models:
 
     def _settings(self, sampling: Sampling, asked: int, model: PreTrainedModel) -> GenerationConfig:
         """The generation config for a prompt of so many tokens."""
-        settings = copy.deepcopy(self.generation)
         asked_for = 1 if self._answers_with_labels else sampling.max_tokens
-        most = asked_for or settings.max_new_tokens or MAX_TOKENS
+        most = asked_for or self.generation.max_new_tokens or MAX_TOKENS
         taken = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if taken is not None and asked >= taken:
             what = f"the conversation has {asked} tokens, and the model takes {taken}; begin a new one"
             raise FineTuneError(FailureClass.INVALID_DATA, what)
-        settings.max_new_tokens = most if taken is None else min(most, taken - asked)
-        settings.num_beams = 1  # several cannot be written while they are made
-        settings.do_sample = sampling.temperature > 0
-        settings.temperature = sampling.temperature or None
-        return settings
+        most = most if taken is None else min(most, taken - asked)
+        return answering(self.generation, most, sampling.temperature)
 
 
 class _Said(TextStreamer):

@@ -77,11 +77,19 @@ def _answer_with(generation: GenerationConfig, tokens: Sequence[int]) -> None:
 
 def greedy(generation: GenerationConfig, most: int) -> GenerationConfig:
     """The same, where each token is the likeliest, and an answer has at most so many."""
-    without_chance = copy.deepcopy(generation)
-    _without_chance(without_chance)
-    without_chance.num_beams = 1
-    without_chance.max_new_tokens = min(most, without_chance.max_new_tokens or most)
-    return without_chance
+    return answering(generation, min(most, generation.max_new_tokens or most))
+
+
+def answering(generation: GenerationConfig, most: int, temperature: float = 0.0) -> GenerationConfig:
+    """The same for answers of at most so many tokens, each drawn at `temperature`, at 0 the likeliest."""
+    settings = copy.deepcopy(generation)
+    settings.max_new_tokens = most
+    settings.num_beams = 1  # several cannot be written while they are made
+    if temperature > 0:
+        settings.do_sample, settings.temperature = True, temperature
+    else:
+        _without_chance(settings)
+    return settings
 
 
 def _without_chance(generation: GenerationConfig) -> None:

@@ -14,9 +14,9 @@ from finetune_trainer.data.pairs import ANSWERS
 from finetune_trainer.data.places import Places
 from finetune_trainer.data.row_statistics import Bin, Repeats, histogram, repeats, repeats_of
 from finetune_trainer.data.shown_rows import ShownRow, shown_tokens
-from finetune_trainer.data.tokens import RowsInMemory, TokenizedRows, trained_tokens
+from finetune_trainer.data.tokens import RowsInMemory, TokenizedRows
 from finetune_trainer.plan.mixture import Mixture, mixture
-from finetune_trainer.plan.prepare import Prepared, prepare
+from finetune_trainer.plan.prepare import Prepared, TokenStatistics, prepare, statistics_of
 from finetune_trainer.plan.tokenization import Tokenization, Tokens
 
 
@@ -31,23 +31,14 @@ class RepeatedRows(StatusModel):
     """Where the row is that it repeats."""
 
 
-class FileStatistics(StatusModel):
+class FileStatistics(TokenStatistics):
     """The training rows, or the validation rows, as they are mixed and held out.
 
-    Lengths are of conversations, of which a pair has two, and before truncation.
+    Lengths are of conversations, of which a pair has two.
     """
 
     path: str
     """Where they are from: several paths stand side by side."""
-    rows: int
-    tokens: int
-    """All tokens of all rows."""
-    trained_tokens: int
-    """The tokens that count in the loss when each row is seen once, after truncation."""
-    shortest: int
-    median: int
-    percentile95: int
-    longest: int
     lengths: tuple[Bin, ...]
     truncated_rows: int
     """Rows that are longer than the plan's context length."""
@@ -117,14 +108,8 @@ class Inspection:
         train, of_train = self.mixture.rows[0]
         longest = lengths.reshape(-1, per_row).max(axis=1)
         return FileStatistics(
+            **dict(statistics_of(documents, cut)) | {"rows": len(longest)},
             path=path,
-            rows=len(longest),
-            tokens=int(lengths.sum()),
-            trained_tokens=trained_tokens(cut),
-            shortest=int(lengths.min()),
-            median=int(np.median(lengths)),
-            percentile95=int(np.percentile(lengths, 95)),
-            longest=int(lengths.max()),
             lengths=histogram(lengths),
             truncated_rows=int((longest > self.prepared.plan.context_length).sum()),
             duplicates=_repeated(repeats(documents, per_row), place, place),

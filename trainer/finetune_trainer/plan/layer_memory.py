@@ -85,18 +85,19 @@ NO_LAYER = LayerMemory(0, 0, 0, 0, 0, 0, 0, 0, 0)
 def _counted(
     spec: FineTuneJobSpec, config: PreTrainedConfig, dtype: ResolvedPrecision, *, on_gpu: bool
 ) -> LayerMemory:
-    def measured(layers: int, *, recomputes: bool) -> _Measured:
-        return _measured(_Run(spec, config, dtype, layers, recomputes=recomputes, on_gpu=on_gpu))
-
-    one, two = (measured(layers, recomputes=False) for layers in (1, 2))
-    one_again, two_again = (measured(layers, recomputes=True) for layers in (1, 2))
+    runs = [
+        _Run(spec, config, dtype, layers, recomputes=recomputes, on_gpu=on_gpu)
+        for recomputes in (False, True)
+        for layers in (1, 2)
+    ]
+    one, two, one_again, two_again = map(_measured, runs)
     kept, entered = two.after - one.after, two_again.after - one_again.after
     return LayerMemory(
         kept=kept,
         entered=entered,
         working=two.most - two.after,
         working_again=two_again.most - two_again.after,
-        evaluated=one.evaluated,
+        evaluated=_for_each_token(runs[0].evaluate(_FEW), runs[0].evaluate(_MANY)),
         ends=one.after - kept,
         kept_whatever=max(0.0, two.fixed_after - one.fixed_after),
         working_whatever=0.0 if spec.lora_config is None else max(0.0, two_again.fixed_most),
@@ -119,15 +120,19 @@ class _Measured:
 
     after: float
     most: float
-    evaluated: float
     fixed_after: float
     fixed_most: float
 
 
 def _measured(run: _Run) -> _Measured:
-    few, many = ((*run.train(tokens), run.evaluate(tokens)) for tokens in (_FEW, _MANY))
-    after, most, evaluated = ((b - a) / (_MANY - _FEW) for a, b in zip(few, many, strict=True))
-    return _Measured(after, most, evaluated, few[0] - after * _FEW, few[1] - most * _FEW)
+    few, many = (run.train(tokens) for tokens in (_FEW, _MANY))
+    after, most = map(_for_each_token, few, many)
+    return _Measured(after, most, few[0] - after * _FEW, few[1] - most * _FEW)
+
+
+def _for_each_token(few: int, many: int) -> float:
+    """By what two numbers of tokens take."""
+    return (many - few) / (_MANY - _FEW)
 
 
 class _Run:

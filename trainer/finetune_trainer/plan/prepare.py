@@ -36,13 +36,13 @@ from finetune_trainer.tasks.task import task_of
 
 
 class TokenStatistics(StatusModel):
-    """The lengths of the training rows in tokens; before truncation, unless a field says otherwise."""
+    """The lengths of rows in tokens; before truncation, unless a field says otherwise."""
 
     rows: int
     tokens: int
     """All tokens of all rows."""
     trained_tokens: int
-    """The tokens of an epoch that count in the loss, after truncation."""
+    """The tokens that count in the loss when each row is seen once, after truncation."""
     shortest: int
     median: int
     percentile95: int
@@ -218,7 +218,7 @@ def _shared_rows(train: TokenizedRows, validation: TokenizedRows) -> list[str]:
 
 
 def statistics_of(untruncated: TokenizedRows, train: TokenizedRows) -> TokenStatistics:
-    """The statistics of the training rows, given before and after truncation."""
+    """The statistics of rows, given before and after truncation."""
     lengths = untruncated.lengths
     return TokenStatistics(
         rows=len(untruncated),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from finetune_api.failure import FineTuneError
 from finetune_api.numbers import Numbers
@@ -28,8 +28,23 @@ Gather = Callable[[dict[str, int]], list[dict[str, int]]]
 """Exchanges the sizes of files between all ranks, which must all call it."""
 
 
-class Reporter(Protocol):
-    """Takes note of what happens in training. Every rank has one, so that the loop is the same on all."""
+@dataclass(frozen=True)
+class ToSave:
+    """A checkpoint or a snapshot that is to be saved."""
+
+    checkpoint: str | None
+    """The checkpoint's name; None for a snapshot."""
+    step: int
+    evaluation: Evaluation | None
+    write: Callable[[Path], None]
+    """Is called with an empty directory, and writes the files into it."""
+
+
+class Reporter:
+    """Takes note of what happens in training. Every rank has one, so that the loop is the same on all.
+
+    This one does nothing, as that of ranks other than 0.
+    """
 
     def try_saving(self, write: Callable[[Path], None]) -> None:
         """Before the first step: tries whether checkpoints can be saved, so that none is lost to a writer.
@@ -49,20 +64,11 @@ class Reporter(Protocol):
     def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
         """Waits for what is being saved: of copies in memory there is one at most."""
 
-    def save(
-        self,
-        checkpoint: str | None,
-        step: int,
-        evaluation: Evaluation | None,
-        write: Callable[[Path], None],
-        *,
-        at_once: bool,
-    ) -> None:
-        """Saves a checkpoint, or a snapshot when `checkpoint`, its name, is None.
+    def save(self, what: ToSave, *, at_once: bool) -> None:
+        """Saves a checkpoint or a snapshot.
 
-        `write` is called with an empty directory, and writes the files into it: before this returns if it is
-        to be done `at_once`, else in the background. An error there is raised by the next call that has to do
-        with checkpoints, after the next step at the latest.
+        That is done before this returns if it is to be done `at_once`, else in the background. An error there
+        is raised by the next call that has to do with checkpoints, after the next step at the latest.
         """
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
@@ -75,67 +81,23 @@ class Reporter(Protocol):
         """
 
 
-class SilentReporter:
-    """The reporter of ranks other than 0: writes and reports nothing."""
-
-    def try_saving(self, write: Callable[[Path], None]) -> None:
-        """Does nothing."""
-
-    def step_done(self, step: int, *, loss: Mean, grad_norm: float, tokens: int) -> None:
-        """Does nothing."""
-
-    def evaluated(self, step: int, evaluation: Evaluation, checkpoint: str | None) -> None:
-        """Does nothing."""
-
-    def answered(self, step: int, answers: Answers | None, checkpoint: str | None) -> None:
-        """Does nothing."""
-
-    def ready_to_save(self, step: int, evaluation: Evaluation | None) -> None:
-        """Does nothing."""
-
-    def save(
-        self,
-        checkpoint: str | None,
-        step: int,
-        evaluation: Evaluation | None,
-        write: Callable[[Path], None],
-        *,
-        at_once: bool,
-    ) -> None:
-        """Does nothing."""
-
-    def progress(self, step: int, evaluation: Evaluation | None) -> None:
-        """Does nothing."""
-
-    def finish(self, step: int, evaluation: Evaluation | None, *, stopped_early: bool) -> None:
-        """Does nothing."""
-
-
-class HelpingReporter(SilentReporter):
+class HelpingReporter(Reporter):
     """The reporter of ranks other than 0 where each holds a part of the model: they write their parts."""
 
     def __init__(self, run: RunDirectory, gather: Gather) -> None:
         self._run = run
         self._gather = gather
 
-    def save(
-        self,
-        checkpoint: str | None,
-        step: int,
-        evaluation: Evaluation | None,
-        write: Callable[[Path], None],
-        *,
-        at_once: bool,
-    ) -> None:
+    def save(self, what: ToSave, *, at_once: bool) -> None:
         """Writes this rank's files, and tells rank 0 of them, which makes the checkpoint complete."""
-        del evaluation, at_once  # parts are written by all ranks together
-        name = checkpoint or self._run.snapshot_name(step)
+        del at_once  # parts are written by all ranks together
+        name = what.checkpoint or self._run.snapshot_name(what.step)
         with self._run.helping(name) as staging:
-            write(staging)
+            what.write(staging)
             self._gather(self._run.hand_in(name, staging))
 
 
-class RankZeroReporter:
+class RankZeroReporter(Reporter):
     """The reporter of rank 0.
 
     `to_keep` is how many checkpoints are kept, `tokens_trained` how many tokens the run had trained on
@@ -232,27 +194,18 @@ class RankZeroReporter:
         """Waits for what is being saved or deleted. Raises FineTuneError when that has failed."""
         self._settle(step, evaluation, wait=True)
 
-    def save(
-        self,
-        checkpoint: str | None,
-        step: int,
-        evaluation: Evaluation | None,
-        write: Callable[[Path], None],
-        *,
-        at_once: bool,
-    ) -> None:
+    def save(self, what: ToSave, *, at_once: bool) -> None:
         """Saves a checkpoint or a snapshot, and then deletes checkpoints that are no longer to be kept.
 
         They are deleted only when the new one is complete, and when a progress record without
         them was reported.
         """
-        self.ready_to_save(step, evaluation)
-        work = partial(self._saved, checkpoint, step, evaluation, write)
+        self.ready_to_save(what.step, what.evaluation)
         if at_once:
-            self._take(work(), step, evaluation)
-            self.ready_to_save(step, evaluation)
+            self._take(self._saved(what), what.step, what.evaluation)
+            self.ready_to_save(what.step, what.evaluation)
         else:
-            self._saving = Background(work, SAVING)
+            self._saving = Background(partial(self._saved, what), SAVING)
 
     def progress(self, step: int, evaluation: Evaluation | None) -> None:
         """Reports a progress record."""
@@ -299,21 +252,17 @@ class RankZeroReporter:
         if self._finished:
             self._run.finish(self._last)
 
-    def _saved(
-        self,
-        checkpoint: str | None,
-        step: int,
-        evaluation: Evaluation | None,
-        write: Callable[[Path], None],
-    ) -> list[Checkpoint]:
+    def _saved(self, what: ToSave) -> list[Checkpoint]:
         """Writes a checkpoint or snapshot, and makes it complete; returns all that are."""
+        checkpoint, step = what.checkpoint, what.step
         with self._run.staging(checkpoint or self._run.snapshot_name(step)) as staging:
-            write(staging)
+            what.write(staging)
             others = self._gather({})[1:] if self._gather is not None else []
             handed_in = {name: size for files in others for name, size in files.items()}
             self._lines.wait()  # a run that resumes from here has the lines up to here
             if checkpoint:
-                self._run.commit(checkpoint, staging, self._record(checkpoint, step, evaluation), handed_in)
+                record = self._record(checkpoint, step, what.evaluation)
+                self._run.commit(checkpoint, staging, record, handed_in)
             else:
                 self._run.commit_snapshot(step, staging, handed_in)
         return self._run.checkpoints()

@@ -269,7 +269,8 @@ class ObjectStorage:
     def _put(self, name: str, text: str) -> None:
         with (
             explained(child(self._path, name)),
-            self._filesystem.open_output_stream(self._key(name)) as stream,
+            # By default a name that ends in .gz has what is written compressed, and nothing reads it so.
+            self._filesystem.open_output_stream(self._key(name), compression=None) as stream,
         ):
             stream.write(text.encode("utf-8"))
 

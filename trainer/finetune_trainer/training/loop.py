@@ -30,7 +30,7 @@ from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.limits import free_memory
 from finetune_trainer.parallel.parallel import Parallel, parallel_of
 from finetune_trainer.plan.prepare import Prepared
-from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, Reporter, SilentReporter
+from finetune_trainer.report.reporter import HelpingReporter, RankZeroReporter, Reporter, ToSave
 from finetune_trainer.report.trackers.tracker import open_tracker
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.tasks.objective import Judge, Loss, Mean
@@ -127,13 +127,13 @@ def train(job: TrainingJob, worker: Worker, loaded: Loaded | None = None) -> Out
                 collected, at_once = _to_write(parallel.collect(optimizer), frozen, worker, goes_on=goes_on)
                 measured = evaluation if checkpoint and validation_rows is not None else None
                 card = model_card(spec, job.prepared.plan, numbers, step, measured)
-                reporter.save(
+                to_save = ToSave(
                     checkpoint,
                     step,
                     evaluation if validation_rows is not None else None,
                     partial(write, position=position, collected=collected, card=card),
-                    at_once=at_once,
                 )
+                reporter.save(to_save, at_once=at_once)
                 saved_at = time.monotonic()
             reporter.progress(step, evaluation)
             if over:
@@ -165,7 +165,7 @@ def _reporter(job: TrainingJob, worker: Worker, parallel: Parallel, step: int) -
     """
     run = RunDirectory.open(job.start.run_directory)
     if worker.rank > 0:
-        yield HelpingReporter(run, parallel.gather) if parallel.in_parts else SilentReporter()
+        yield HelpingReporter(run, parallel.gather) if parallel.in_parts else Reporter()
         return
     prepared = job.prepared
     run.truncate_metrics(step if job.start.resume_from else -1)
