@@ -57,6 +57,9 @@ Object = dict[str, Any]
 
 REPORT_SECONDS = 10.0
 """Between two records of a job."""
+BEFORE_SECONDS = 2 * REPORT_SECONDS
+"""For how long jobs report before anything is measured: what is shown of them by then is not from when they
+were begun, all at once."""
 AT_ONCE = 16
 """Requests that the plain client, and whoever applies the jobs, has under way at a time."""
 SPEC: Object = {
@@ -401,7 +404,7 @@ class Trainer:
     job: str
     uid: str
     step: int = 0
-    saved: int = 0
+    saved: list[Checkpoint] = field(default_factory=list)
     written: dict[int, float] = field(default_factory=dict)
     """When each step was reported that is not shown yet."""
     checkpoints: dict[int, float] = field(default_factory=dict)
@@ -414,7 +417,6 @@ class Trainer:
     def record(self, *, finished: bool = False) -> str:
         """Its progress record."""
         now = datetime.now(UTC)
-        run = f"pvc://finetune/runs/{self.namespace}/{self.job}-{self.uid}"
         step = STEPS if finished else self.step
         progress = Progress(
             epoch=step / PLAN.steps_per_epoch,
@@ -425,28 +427,33 @@ class Trainer:
             tokens_trained=step * 1000,
             last_update_time=now,
         )
-        saved = [
+        record = ProgressRecord(
+            attempt=1, plan=PLAN, progress=progress, checkpoints=self.saved, finished=finished
+        )
+        return record.model_dump_json(by_alias=True, exclude_none=True)
+
+    def save(self) -> None:
+        """Adds a checkpoint to what it reports."""
+        number, run = len(self.saved), f"pvc://finetune/runs/{self.namespace}/{self.job}-{self.uid}"
+        self.saved.append(
             Checkpoint(
                 name=f"epoch-{number}",
                 path=f"{run}/epoch-{number}",
                 epoch=number + 1,
                 step=number + 1,
                 eval_loss=2.0,
-                time=now,
+                time=datetime.now(UTC),
             )
-            for number in range(max(self.saved, int(finished)))
-        ]
-        record = ProgressRecord(attempt=1, plan=PLAN, progress=progress, checkpoints=saved, finished=finished)
-        return record.model_dump_json(by_alias=True, exclude_none=True)
+        )
 
     async def report(self, client: Client, *, saves: bool = False) -> None:
         """Writes a record of one step more, and perhaps of one checkpoint more."""
         self.step += 1
-        self.saved += saves
         now = time.monotonic()
         self.written[self.step] = now
         if saves:
-            self.checkpoints[self.saved] = now
+            self.save()
+            self.checkpoints[len(self.saved)] = now
         change = {"data": {RECORD_KEY: self.record()}}
         await client.patch("ConfigMap", self.namespace, child_name(self.job, self.uid), change)
 
@@ -466,7 +473,8 @@ class Seen:
     checkpoints: list[float] = field(default_factory=list)
     phases: list[float] = field(default_factory=list)
     oldest: float = 0.0
-    """The greatest age of what was shown of a job that trains."""
+    """The greatest age of what was shown of a job that trains, just before something newer was: at least the
+    time between two records, and twice that where one of them was not shown."""
 
     def note(self, trainer: Trainer, status: Object) -> None:
         """Notes what a status shows."""
@@ -526,27 +534,29 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
             return not any(each.written for each in early)
 
         await until(all_shown)
-        seen, busy, audit = Seen(), processor_seconds(operator.process), Audit(bench.control_plane.audit_log)
-        began = time.monotonic()
-        ends = began + seconds
+        begins = time.monotonic() + BEFORE_SECONDS
+        ends = begins + seconds
 
         async def train(trainer: Trainer, first: float) -> None:
-            at = began + first
+            at = begins - BEFORE_SECONDS + first
             while at < ends:
                 await asyncio.sleep(at - time.monotonic())
                 await trainer.report(bench.client, saves=random.random() < 0.05)
                 at += REPORT_SECONDS
 
-        async def appear(trainer: Trainer, first: float) -> None:
-            await asyncio.sleep(first)
+        async def appear(trainer: Trainer, after: float) -> None:
+            await asyncio.sleep(begins + after - time.monotonic())
             await trainer.start(bench.client)
 
-        await asyncio.gather(
+        training = asyncio.gather(
             *(train(each, REPORT_SECONDS * number / len(early)) for number, each in enumerate(early)),
             *(appear(each, seconds * number / begin) for number, each in enumerate(late)),
         )
-        busy = (processor_seconds(operator.process) - busy) / (time.monotonic() - began)
-        calls = audit.calls().total() / (time.monotonic() - began)
+        await asyncio.sleep(begins - time.monotonic())
+        seen, busy, audit = Seen(), processor_seconds(operator.process), Audit(bench.control_plane.audit_log)
+        await training
+        busy = (processor_seconds(operator.process) - busy) / (time.monotonic() - begins)
+        calls = audit.calls().total() / (time.monotonic() - begins)
         await asyncio.sleep(3)
         seen.end(trainers.values())
         at_most = "2 s" if jobs <= 500 else ""
@@ -589,6 +599,7 @@ async def finished(bench: Bench, jobs: int) -> list[Line]:
         trainer = Trainer(namespace, "first", job["metadata"]["uid"])
         await trainer.start(bench.client)
         name, ray_job = child_name("first", trainer.uid), ray_job_name("first", trainer.uid, 1)
+        trainer.save()
         change = {"data": {RECORD_KEY: trainer.record(finished=True)}}
         await bench.client.patch("ConfigMap", namespace, name, change)
         await bench.client.patch("RayJob", namespace, ray_job, {"status": COMPLETE})

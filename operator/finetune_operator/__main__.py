@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def run() -> None:
     except FineTuneError as error:
         sys.exit(str(error))
     configure(configuration.log_format, configuration.log_level)
+    gc.freeze()  # what is imported stays, and need not be gone through with each collection
     # kopf makes this and, when the start fails, leaves it: no matter for whoever has to read why it failed.
     warnings.filterwarnings("ignore", "coroutine 'authenticator' was never awaited", RuntimeWarning)
     ready = asyncio.Event()

@@ -237,8 +237,10 @@ class Controller:
         for deletion in decision.delete:
             job_logger(job.metadata).info("deleting %s %s", deletion.kind, deletion.name)
             await self._api.delete(deletion.kind, job.metadata.namespace, deletion.name, deletion.uid)
-        posting = self._post_events(job, decision.events) if written is not job else _nothing()
-        refused, *_ = await together(self._make_all(job, decision.create), posting)
+        events = decision.events if written is not job else ()
+        if not decision.create and not events:
+            return decision.requeue_after
+        refused, *_ = await together(self._make_all(job, decision.create), self._post_events(job, events))
         if refused is not None:
             return await self._show_refusal(written, refused)
         return decision.requeue_after
@@ -373,7 +375,3 @@ async def together(*calls: Awaitable[Result]) -> list[Result]:
         if isinstance(result, BaseException):
             raise result
     return cast("list[Result]", results)
-
-
-async def _nothing() -> None:
-    pass

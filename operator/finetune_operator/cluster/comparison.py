@@ -22,6 +22,9 @@ FILLED = ("RayCluster", "RayJob", KIND, "Pod", "ConfigMap")
 PAUSE_SECONDS = 1.0
 """After each page, so that many objects are no burst of work."""
 
+AT_A_TIME = 25
+"""Objects of a page that are taken over before others go on: the call for the next page is one of them."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +58,9 @@ class Comparison:
         """
         for kind in FILLED:
             async for page in self._api.pages(kind, namespace):
-                for each in page.objects:
+                for number, each in enumerate(page.objects):
+                    if number % AT_A_TIME == 0:
+                        await asyncio.sleep(0)
                     self._caches.put(kind, each)
                     if kind == KIND:
                         job = self._caches.job(cast("dict[str, str]", each["metadata"])["uid"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import quote, urlencode
@@ -44,6 +46,7 @@ _PLURALS = {
 }
 
 _JSON = "application/json"
+_METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 PAGE = 500
 """Objects in one answer, where there are many."""
@@ -196,20 +199,20 @@ class KubernetesApi:
         """All objects of a kind that the operator watches, a page at a time, as of the first one's version.
 
         Without a namespace it is those of all. With `metadata_only` the objects have nothing but metadata.
+        The next page is asked for while one is looked at.
         """
         query = {"limit": str(PAGE), **({} if kind == KIND else {"labelSelector": JOB_UID})}
-        more: str | None = ""
-        while more is not None:
-            page = await self._call(
-                "list",
-                kind,
-                namespace,
-                query={**query, **({"continue": more} if more else {})},
-                accept=_METADATA_LIST if metadata_only else _JSON,
-            )
-            listed = _listed(page)
-            yield listed
-            more = cast("dict[str, str]", page["metadata"]).get("continue") or None
+        call = partial(self._call, "list", kind, namespace, accept=_METADATA_LIST if metadata_only else _JSON)
+        coming: asyncio.Task[KubernetesObject] | None = asyncio.create_task(call(query=query))
+        try:
+            while coming is not None:
+                page = await coming
+                more = cast("dict[str, str]", page["metadata"]).get("continue")
+                coming = asyncio.create_task(call(query={**query, "continue": more})) if more else None
+                yield _listed(page)
+        finally:
+            if coming is not None:
+                coming.cancel()
 
     async def create(self, manifest: KubernetesObject) -> KubernetesObject | None:
         """Creates an object and returns it; None when there is one of its name, which stays as it is."""
@@ -238,7 +241,9 @@ class KubernetesApi:
             "metadata": metadata,
             "status": status,
         }
-        written = await self._call("update", KIND, job.namespace, job.name, subresource="status", body=body)
+        written = await self._call(
+            "update", KIND, job.namespace, job.name, subresource="status", body=body, accept=_METADATA
+        )
         return cast("dict[str, str]", written["metadata"])["resourceVersion"]
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:

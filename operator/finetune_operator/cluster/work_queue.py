@@ -1,6 +1,7 @@
 """A work queue as controller-runtime has one: each key is reconciled by one worker at a time.
 
-When there are more keys than workers, those that somebody waits for go first.
+When there are more keys than workers, those that somebody waits for go first; of the others, those that
+have most to show.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class _Entry(Waiter):
     """Whether nothing has happened since it was reconciled that somebody waits for."""
     timer: asyncio.TimerHandle | None = None
     failures: int = 0
+    newest: float = 0.0
+    """When it was woken last, by the clock of the event loop."""
+    shown: float = 0.0
+    """Until when all that has woken it was seen by a call."""
     not_before: float = 0.0
     """The time of the event loop from which on it may be reconciled again."""
 
@@ -64,7 +69,11 @@ class WorkQueue(Generic[Key]):
         """Has a key reconciled soon; or, if it can wait, when there is room, which may take seconds."""
         if self._closed:
             return
-        entry = self._entries.setdefault(key, _Entry())
+        now = asyncio.get_running_loop().time()
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(shown=now)
+        entry.newest = now
         if not can_wait:
             entry.can_wait = False
             self._turns.hurry(entry)
@@ -104,12 +113,15 @@ class WorkQueue(Generic[Key]):
         while again:
             await asyncio.sleep(entry.not_before - loop.time())
             await self._turns.take(entry)
+            went_on: list[bool] = []
+            others = loop.call_soon(went_on.append, True)
             try:
                 entry.woken, entry.can_wait = False, True
                 entry.not_before = loop.time() + BETWEEN_RECONCILES.total_seconds()
                 delay = await self._reconcile_once(key, entry)
             finally:
-                self._turns.give_back(entry)
+                others.cancel()
+                self._turns.give_back(entry, waited=bool(went_on))
             again = entry.woken and entry.failures == 0
         entry.task = None
         if delay is not None:

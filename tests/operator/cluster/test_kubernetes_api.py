@@ -206,6 +206,29 @@ def test_pages_have_all_that_is_watched_as_of_one_version(
     assert "data" not in only.objects[0]
 
 
+def test_the_next_page_is_asked_for_while_one_is_looked_at(
+    api: KubernetesApi, run: Run, inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_api, "PAGE", 1)
+    for name in ("a", "b"):
+        inside.create("ConfigMap", name, metadata={"name": name, "labels": {JOB_UID: "u"}})
+
+    def answers() -> float:
+        labels = {"verb": "list", "resource": "configmaps", "code": "200"}
+        return REGISTRY.get_sample_value("finetune_api_calls_total", labels) or 0.0
+
+    async def look() -> None:
+        pages = api.pages("ConfigMap", inside.name)
+        first, before = await anext(pages), answers()
+        while answers() == before:
+            await asyncio.sleep(0.01)
+        second = await anext(pages)
+        names = [metadata_of(cast("Object", each)).name for each in first.objects + second.objects]
+        assert names == ["a", "b"]
+
+    run(asyncio.wait_for(look(), 10))
+
+
 def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Namespace) -> None:
     job = inside.create_job()
 

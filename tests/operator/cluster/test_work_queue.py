@@ -439,9 +439,9 @@ async def test_what_can_wait_goes_first_as_well_once_something_happens_that_cann
 
 
 @in_a_loop
-async def test_what_has_waited_for_too_long_takes_turns_with_what_cannot_wait() -> None:
+async def test_what_is_old_takes_turns_with_what_cannot_wait() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turns, "PATIENCE_SECONDS", 0.0)
+        patch.setattr(turns, "OLD_SECONDS", 0.0)
         busy = Busy()
         await busy.begin()
         for key in ("numbers 1", "numbers 2"):
