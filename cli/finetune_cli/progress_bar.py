@@ -79,10 +79,11 @@ class StatusLine:
         self._spinner = Spinner("dots")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.record is not None and self.record.plan is not None and self.record.progress is not None:
-            yield _bar(self.record.plan, self.record.progress, options.max_width)
+        record = self.record or ProgressRecord()
+        if record.doing is None and record.plan is not None and record.progress is not None:
+            yield _bar(record.plan, record.progress, options.max_width)
         else:
-            doing = Text((self.record.doing if self.record is not None else None) or self.doing)
+            doing = Text(record.doing or self.doing)
             doing.truncate(options.max_width - 2, overflow="ellipsis")
             self._spinner.update(text=doing)
             yield self._spinner

@@ -29,6 +29,7 @@ class LineProgress:
         self._samples: list[Sample] = []
         self._shown_at = -SECONDS_BETWEEN_STEPS
         self._shown_step: int | None = None
+        self._doing: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +53,7 @@ class LineProgress:
     def progress(self, record: ProgressRecord) -> None:
         """Prints a line for a new validation, new answers, and now and then a line for a step.
 
-        Before the first step it is one for what is done meanwhile.
+        Before the first step it is one for what is done meanwhile, and after the last one for each thing.
         """
         if record.evaluation != self._evaluation:
             self._evaluation = record.evaluation
@@ -62,6 +63,11 @@ class LineProgress:
             for line in answered(record.samples, self._console.width):
                 self._console.print(line)
         plan, progress, now = record.plan, record.progress, time.monotonic()
+        before, self._doing = self._doing, record.doing
+        if record.doing is not None and progress is not None:
+            if record.doing != before:
+                self.say(record.doing)
+            return
         if record.doing is not None and now - self._shown_at >= SECONDS_BETWEEN_STEPS:
             self._shown_at = now
             self.say(record.doing)

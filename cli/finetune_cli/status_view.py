@@ -97,6 +97,8 @@ def _facts(status: FineTuneJobStatus, run_directory: str) -> Iterator[tuple[str,
     yield "run directory", run_directory
     if status.best_checkpoint is not None:
         yield "best checkpoint", status.best_checkpoint.path
+    if status.pushed is not None:
+        yield "pushed to", f"{status.pushed.url}{', merged' if status.pushed.merged else ''}"
 
 
 def _checkpoints(checkpoints: list[Checkpoint], plan: Plan | None) -> Table:

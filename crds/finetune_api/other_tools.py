@@ -45,6 +45,7 @@ FIELDS = {
     "eval_steps": ("evals_per_epoch",),
     "num_checkpoints_to_keep": ("save_total_limit",),
     "early_stopping_patience": ("early_stopping",),
+    "output.push_to_hub": ("hub_model_id",),
     "resume_from": ("resume_from_checkpoint",),
     "dtype": ("bf16", "fp16", "torch_dtype"),
     "flash_attention_2": ("attn_implementation", "flash_attn"),

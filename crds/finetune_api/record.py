@@ -7,7 +7,7 @@ from finetune_api.status import FineTuneJobStatus, Plan, Progress, ProgressRecor
 
 
 def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJobStatus:
-    """The status with the plan, progress, evaluation, samples, checkpoints and warnings of the record.
+    """The status with what the record says of plan, progress, validation, checkpoints and all that follows.
 
     What the record does not have yet stays as an earlier attempt left it. Phase, message and failure are not
     changed: whether a failure ends the job is not the trainer's to decide.
@@ -26,6 +26,7 @@ def with_record(status: FineTuneJobStatus, record: ProgressRecord) -> FineTuneJo
             "stopped_early": record.stopped_early or status.stopped_early,
             "checkpoints": checkpoints,
             "warnings": record.warnings or status.warnings,
+            "pushed": record.pushed or status.pushed,
             "best_checkpoint": chosen,
             "latest_checkpoint": next((each for each in checkpoints if each.latest), None),
             "model_path": chosen.path if chosen else None,

@@ -186,6 +186,12 @@ RULES = (
         broken=lambda spec: spec.quantization is not None and spec.lora_config is None,
         cel="!has(self.quantization) || has(self.lora_config)",
     ),
+    Rule(
+        field="output.merge",
+        problem="merges an adapter, and without spec.lora_config a whole model is trained; leave it out",
+        broken=lambda spec: spec.output is not None and spec.output.merge and spec.lora_config is None,
+        cel="!has(self.output) || !self.output.merge || has(self.lora_config)",
+    ),
     *(_no_lora(field, reason, f"!has(self.{field})") for field, reason in UNBUILT_BLOCKS.items()),
     *(_no_lora(switch, reason, f"!self.{switch}") for switch, reason in UNBUILT_SWITCHES.items()),
     Rule(

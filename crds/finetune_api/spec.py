@@ -35,6 +35,7 @@ from finetune_api.fields import (
 )
 from finetune_api.generation import GenerationConfig
 from finetune_api.lora import LoraConfig
+from finetune_api.names import Form
 from finetune_api.status import MOST_EPOCHS, MOST_KEPT_CHECKPOINTS
 
 Task = Literal[
@@ -71,6 +72,13 @@ PromptCount = Annotated[Integer, Field(ge=1, le=MOST_PROMPTS)]
 SamplePrompts = Annotated[
     Annotated[Prompts, Tag("list")] | Annotated[PromptCount, Tag("number")],
     one_of("a list of texts, or a number of validation rows"),
+]
+
+_WORD = "[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*"
+HubName = Annotated[
+    str,
+    Field(max_length=192, json_schema_extra={"pattern": f"^{_WORD}/{_WORD}$"}),
+    AfterValidator(Form(f"{_WORD}/{_WORD}", "must be OWNER/NAME, as models of a hub are called").check),
 ]
 
 Label = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S(.*\S)?$")]
@@ -219,6 +227,18 @@ class Logger(SpecModel):
     """Only the first worker reports; the others have nothing else to say."""
 
 
+class Output(SpecModel):
+    """Where the best checkpoint goes when the run has finished, besides storage."""
+
+    push_to_hub: HubName
+    """A repository of the hub, OWNER/NAME: made if it is not there, private. The token is HF_TOKEN of the
+    environment."""
+    merge: Flag = False
+    """Push the adapter merged into its base model, in place of the adapter."""
+    public: Flag = False
+    """Make a new repository for all to see, and write to one that is."""
+
+
 class FineTuneJobSpec(SpecModel):
     """What to train, on what, and how. `model_id`, `train_path` and `lora_config: {}` are enough."""
 
@@ -357,6 +377,8 @@ class FineTuneJobSpec(SpecModel):
     # What is written where
     storage: Storage | None = None
     """Where runs go on a cluster; the operator's configuration has a default."""
+    output: Output | None = None
+    """What becomes of the best checkpoint at the end of the run."""
     logger: Logger | None = None
     """An experiment tracker."""
     custom_model_tag: ShortText | None = None

@@ -266,6 +266,19 @@ Samples = Annotated[list[Sample], Field(max_length=MOST_SAMPLES, exclude_if=lamb
 """Of the first prompts. Left out of what is written when there are none."""
 
 
+class PushedModel(StatusModel):
+    """The model that was pushed to a hub at the end of the run, as `output` of the spec asks for."""
+
+    repository: Annotated[str, Field(max_length=192)]
+    """Its name there, OWNER/NAME."""
+    revision: Annotated[str, Field(max_length=128)]
+    """The commit that has it."""
+    url: Annotated[Text, Field(pattern="^https?://")]
+    """The page that shows this commit."""
+    merged: bool = False
+    """Whether it is a whole model that an adapter was merged into."""
+
+
 class Failure(StatusModel):
     """Why the job failed."""
 
@@ -328,6 +341,8 @@ class FineTuneJobStatus(StatusModel):
     """Where checkpoints and metrics.jsonl are."""
     model_path: Path | None = None
     """Where the best model is: the path of `bestCheckpoint`."""
+    pushed: PushedModel | None = None
+    """What is on a hub, where `output` of the spec asks for it."""
     failure: Failure | None = None
     """Why the job failed."""
     start_time: Time | None = None
@@ -347,13 +362,16 @@ class ProgressRecord(StatusModel):
     preparing: Annotated[bool, Field(exclude_if=lambda preparing: not preparing)] = False
     """Whether Prepare wrote it, before the attempt had a cluster. Left out of what is written when not."""
     doing: Annotated[Text | None, Field(exclude_if=lambda doing: doing is None)] = None
-    """What the workers do between loading the model and the first step. Left out when that is nothing."""
+    """What is done between loading the model and the first step, or after the last one. Left out when that is
+    nothing."""
     plan: Plan | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     samples: Samples = []
     checkpoints: Checkpoints = []
     warnings: Warnings = []
+    pushed: Annotated[PushedModel | None, Field(exclude_if=lambda pushed: pushed is None)] = None
+    """What was pushed to a hub. Left out of what is written when nothing was."""
     failure: Failure | None = None
     finished: bool = False
     """Whether the run is over, and all that was to be saved is saved."""

@@ -75,3 +75,11 @@ def test_before_the_first_step_the_line_says_what_is_being_done(width: int) -> N
     assert re.match(r"\S starting worke", line)
     assert "\n" not in line
     assert cell_len(line) <= width
+
+
+def test_what_comes_after_the_last_step_is_shown_in_place_of_the_bar() -> None:
+    line = line_after(225)
+    assert line.record is not None
+    line.record = line.record.model_copy(update={"doing": "pushing epoch-2 to someone/tuned"})
+
+    assert rendered(line, 60)[2:] == "pushing epoch-2 to someone/tuned"

@@ -65,6 +65,18 @@ def test_what_comes_before_the_first_step_gets_a_line_now_and_then_and_delays_no
     ]
 
 
+def test_what_comes_after_the_last_step_gets_a_line_each(lines: LineProgress, written: io.StringIO) -> None:
+    last = record(225)
+    for doing in (None, "merging epoch-2", "pushing epoch-2", "pushing epoch-2", None):
+        lines.progress(last.model_copy(update={"doing": doing}))
+
+    assert written.getvalue().splitlines() == [
+        "epoch 3/3  step 225/225  loss 2.500",
+        "merging epoch-2",
+        "pushing epoch-2",
+    ]
+
+
 def test_every_validation_gets_one_line(lines: LineProgress, written: io.StringIO) -> None:
     first, second = (
         Evaluation(epoch=1, loss=2.0, perplexity=7.389),

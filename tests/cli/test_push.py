@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from peft import PeftModel
-from tests.cli.command_line import Ended, only_run, process, small_job
+from pydantic import JsonValue
+from tests.cli.command_line import Ended, json_of, only_run, process, small_job
 from tests.trainer.writable_hub import WRITER, Hub, Repository, writable_hub
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -100,6 +102,42 @@ def test_a_run_on_a_model_of_the_hub_is_pushed_and_loaded_from_there_by_name(
     # Threads may be as many as they like, and sums in another order.
     assert float((by_adapter - expected).abs().max()) <= 1e-5
     assert float((by_merged - expected).abs().max()) <= 1e-5
+
+
+def test_a_run_that_is_to_be_pushed_merged_is_on_the_hub_at_its_end_and_loads_without_peft(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writable_hub() as hub:
+        for variable, value in environment(hub, tmp_path / "home").items():
+            monkeypatch.setenv(variable, value)
+        output: JsonValue = {"push_to_hub": "someone/tuned", "merge": True, "public": True}
+        small_job(tmp_path, tiny_model, learning_rate=1e-2, output=output)
+        trained = process("run", "job.yaml", cwd=tmp_path)
+        shown = process("run", "job.yaml", "--output", "json", cwd=tmp_path)
+
+        assert (trained.code, trained.err) == (0, "")
+        [best] = [
+            each.name
+            for each in RunDirectory.open(str(only_run(tmp_path / "finetune-runs"))).checkpoints()
+            if each.best
+        ]
+        url = f"{hub.address}/someone/tuned/tree/commit-main-1"
+        assert f"\nmerging {best}, to push it to someone/tuned\npushing {best} to" in trained.out
+        assert f"\n  pushed to        {url}, merged\n" in trained.out
+        status = cast("dict[str, dict[str, str]]", json_of(shown)["status"])
+        assert status["pushed"]["url"] == url
+        assert len(hub.repositories["someone/tuned"].messages()) == 1
+        assert WRITER not in trained.out + shown.out + shown.err
+        tokens, by_merged = loaded(hub, "someone/tuned", tmp_path)
+
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = logits_of(base, tokens)
+    run = only_run(tmp_path / "finetune-runs")
+    expected = logits_of(PeftModel.from_pretrained(base, str(run / best)), tokens)
+    assert float((before - expected).abs().max()) > 1e-2
+    assert float((by_merged - expected).abs().max()) <= 1e-5
+    assert "commit-main-1" in (run / "result.json").read_text()
+    assert not any(WRITER in file.read_text() for file in run.glob("*.*") if file.is_file())
 
 
 @pytest.mark.parametrize(

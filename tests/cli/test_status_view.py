@@ -12,7 +12,15 @@ from tests.cli.test_progress_words import NOW, PLAN, progress
 
 from finetune_api.failure import FailureClass
 from finetune_api.manifest import Manifest, read_manifest
-from finetune_api.status import Checkpoint, Evaluation, Failure, FineTuneJobStatus, Phase, Sample
+from finetune_api.status import (
+    Checkpoint,
+    Evaluation,
+    Failure,
+    FineTuneJobStatus,
+    Phase,
+    PushedModel,
+    Sample,
+)
 from finetune_cli.run import exit_code
 from finetune_cli.status_view import as_json, as_yaml, show_next, show_summary
 
@@ -93,6 +101,12 @@ def test_the_summary_of_a_job_that_succeeded() -> None:
         "checkpoint after epoch step validation loss perplexity",
         "epoch-2 3 225 2.000 7.389 best, latest",
     ]
+
+
+def test_the_summary_says_where_on_a_hub_the_model_is() -> None:
+    pushed = PushedModel(repository="a/b", revision="c1", url="https://hub/a/b/tree/c1", merged=True)
+
+    assert "pushed to https://hub/a/b/tree/c1, merged" in summary(ENDED.model_copy(update={"pushed": pushed}))
 
 
 def test_the_summary_has_the_report_and_answers_before_and_after() -> None:

@@ -51,6 +51,8 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
         "task: instruction_tuning",
         "packing: false\nparallelism: ddp",
         "quantization: nf4\nlora_config: {init_lora_weights: gaussian, use_dora: true}",
+        "output: {push_to_hub: someone/tuned}",
+        "output: {push_to_hub: someone/tuned-1.5_b, merge: true, public: true}\nlora_config: {}",
         "parallelism: fsdp\ncpu_offload: true",
         "parallelism: ddp\ncpu_offload: false",
         "sample_prompts: 2\nvalid_path: v",

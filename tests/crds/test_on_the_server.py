@@ -668,6 +668,7 @@ CHANGES: dict[str, tuple[JsonValue, JsonValue]] = {
     "deepspeed": ({"config_path": "a"}, {"config_path": "b"}),
     "liger_kernel": ({"kwargs": {"rope": True}}, {"kwargs": {"rope": False}}),
     "storage": ({"path": "/a"}, {"path": "/b"}),
+    "output": ({"push_to_hub": "a/b"}, {"push_to_hub": "a/c"}),
     "logger": ({"provider": "wandb"}, {"provider": "mlflow"}),
     "custom_model_tag": ("a", "b"),
     "model_tag": ("a", "b"),

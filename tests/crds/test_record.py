@@ -16,6 +16,7 @@ from finetune_api.status import (
     Plan,
     Progress,
     ProgressRecord,
+    PushedModel,
     Sample,
 )
 
@@ -134,6 +135,21 @@ def test_without_a_loss_nothing_is_written_of_it() -> None:
 
     assert "warnings" not in status.model_dump(mode="json", by_alias=True)
     assert "warnings" not in ProgressRecord().model_dump_json(by_alias=True)
+
+
+def test_what_was_pushed_stays_until_something_else_is_and_else_nothing_is_written_of_it() -> None:
+    first, second = (
+        PushedModel(
+            repository="someone/tuned", revision=commit, url=f"https://hub/someone/tuned/tree/{commit}"
+        )
+        for commit in ("a1", "b2")
+    )
+    status = with_record(FineTuneJobStatus(), ProgressRecord(pushed=first))
+
+    assert status.pushed == first
+    assert with_record(status, ProgressRecord()).pushed == first
+    assert with_record(status, ProgressRecord(pushed=second)).pushed == second
+    assert "pushed" not in ProgressRecord().model_dump_json(by_alias=True)
 
 
 def test_samples_of_an_earlier_attempt_stay_until_there_are_others() -> None:

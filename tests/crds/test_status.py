@@ -23,6 +23,7 @@ from finetune_api.status import (
     Plan,
     Progress,
     ProgressRecord,
+    PushedModel,
     Sample,
     Workers,
 )
@@ -101,6 +102,7 @@ FULL = FineTuneJobStatus(
     latest_checkpoint=CHECKPOINT,
     run_directory="s3://b/r",
     model_path="s3://b/r/epoch-1",
+    pushed=PushedModel(repository="a/b", revision="c1", url="https://hub/a/b/tree/c1", merged=True),
     failure=Failure(failure_class=FailureClass.NODE_LOST, message="a node went away"),
     start_time=NOON,
     completion_time=NOON,
@@ -160,7 +162,7 @@ def test_the_fields_are_those_of_the_contract() -> None:
     fields = """
         observedGeneration phase conditions message rayJobName rayClusterName dashboardURL workers
         acceleratorType attempts interruptions plan progress evaluation samples checkpoints bestCheckpoint
-        latestCheckpoint stoppedEarly warnings runDirectory modelPath failure startTime completionTime
+        latestCheckpoint stoppedEarly warnings runDirectory modelPath pushed failure startTime completionTime
         deviceSeconds
     """
 

@@ -114,6 +114,19 @@ WRONG_FIELDS = [
     ("resume_from: hf://owner/name", f"spec.resume_from: {STORAGE_PATH}, is 'hf://owner/name'"),
     ('resume_from: ""', "spec.resume_from: must not be empty"),
     ("storage: {path: hf://owner/name}", f"spec.storage.path: {STORAGE_PATH}, is 'hf://owner/name'"),
+    ("output: {}", "spec.output.push_to_hub: is required"),
+    ("output: {push_to_hub: true}", "spec.output.push_to_hub: must be a text, is true; put it in quotes"),
+    *(
+        (
+            f"output: {{push_to_hub: {name}}}",
+            f"spec.output.push_to_hub: must be OWNER/NAME, as models of a hub are called, is {name!r}",
+        )
+        for name in ("tuned", "someone/", "a/b/c", "someone/two words", "hf://someone/tuned", "someone/a..b")
+    ),
+    (
+        "output: {push_to_hub: someone/tuned, private: true}",
+        "spec.output.private: is not a known field",
+    ),
     ("storage: s3://bucket", "spec.storage: must be a map of fields, is 's3://bucket'"),
     (
         "initial_base_model_ckpt_path: 5",
@@ -429,6 +442,13 @@ CONTRADICTIONS = [
         (
             "spec.quantization: needs spec.lora_config: weights of 4 bits cannot be trained; add lora_config:"
             " {} for LoRA"
+        ),
+    ),
+    (
+        "output: {push_to_hub: someone/tuned, merge: true}",
+        (
+            "spec.output.merge: merges an adapter, and without spec.lora_config a whole model is trained;"
+            " leave it out"
         ),
     ),
     (

@@ -26,6 +26,7 @@ OURS = {
     "logger.provider_config.log_dir",
     "max_grad_norm",
     "max_steps",
+    "output",
     "packing",
     "parallelism",
     "quantization",

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +12,13 @@ import pytest
 from pydantic import JsonValue
 from tests.cli.command_line import small_job
 from tests.trainer.training_jobs import column
+from tests.trainer.writable_hub import Hub, Repository, hub_of_this_process, writable_hub
 
 from finetune_api.failure import FineTuneError
 from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Phase, ProgressRecord
-from finetune_trainer.local import OTHER_ROWS, LocalRun, local_run_directory, run_locally, run_uid
+from finetune_trainer.local import NOT_PUSHED, OTHER_ROWS, LocalRun, local_run_directory, run_locally, run_uid
 from finetune_trainer.storage.lock import locked
 
 if TYPE_CHECKING:
@@ -119,6 +123,13 @@ def test_asking_changes_nothing_of_what_is_trained(job: Manifest) -> None:
     assert run_uid(FineTuneJobSpec.model_validate(asking.model_dump(exclude_unset=True))) == run_uid(job.spec)
 
 
+def test_where_the_model_goes_changes_nothing_of_what_is_trained(job: Manifest) -> None:
+    fields = job.spec.model_dump(exclude_unset=True)
+    pushing = FineTuneJobSpec.model_validate({**fields, "output": {"push_to_hub": "someone/tuned"}})
+
+    assert run_uid(pushing) == run_uid(job.spec)
+
+
 # --restart
 
 
@@ -207,3 +218,98 @@ def trained(job: Manifest, directory: Path, *, restart: bool = False) -> Path:
     ended = run_locally(job, storage=storage, devices=None, observer=Steps(), restart=restart)
     assert ended.status.phase is Phase.SUCCEEDED, ended.status.message
     return Path(ended.run_directory)
+
+
+# output
+
+
+class Terminated(Steps):
+    """Has this process told to stop while the model is pushed."""
+
+    def progress(self, record: ProgressRecord) -> None:
+        super().progress(record)
+        if record.doing is not None and record.doing.startswith("pushing"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with writable_hub() as hub:
+        hub_of_this_process(hub.address, monkeypatch, tmp_path)
+        yield hub
+
+
+@pytest.fixture
+def pushing(tmp_path: Path, tiny_model: Path) -> Manifest:
+    """A job whose model goes to a hub."""
+    output: JsonValue = {"push_to_hub": "someone/tuned"}
+    return read_manifest(small_job(tmp_path, tiny_model, output=output, **paths(tmp_path)))
+
+
+def ran(job: Manifest, directory: Path, listener: Listener) -> LocalRun:
+    return run_locally(job, storage=str(directory / "runs"), devices=None, observer=listener)
+
+
+def test_a_hub_that_fails_leaves_a_run_that_has_succeeded_and_running_again_only_pushes(
+    hub: Hub, pushing: Manifest, tmp_path: Path
+) -> None:
+    first, second, third = Steps(), Steps(), Steps()
+    hub.fails_with = 503
+    failed = ran(pushing, tmp_path, first)
+    hub.fails_with = None
+    pushed = ran(pushing, tmp_path, second)
+    asked = len(hub.asked)
+    shown = ran(pushing, tmp_path, third)
+
+    assert [each.status.phase for each in (failed, pushed, shown)] == [Phase.SUCCEEDED] * 3
+    assert any("warning: spec.output.push_to_hub: the model was not pushed" in line for line in first.lines)
+    assert failed.status.pushed is None
+    assert set(second.steps) == {6}
+    assert pushed.status.pushed is not None
+    assert pushed.status.pushed.url == f"{hub.address}/someone/tuned/tree/commit-main-1"
+    assert not any("was not pushed" in each for each in pushed.status.warnings)
+    assert shown.status.pushed == pushed.status.pushed
+    assert len(hub.asked) == asked
+
+
+def test_who_is_stopped_while_it_is_pushed_pushes_it_when_run_again(
+    hub: Hub, pushing: Manifest, tmp_path: Path
+) -> None:
+    hub.goes_on.clear()
+    stopped = ran(pushing, tmp_path, Terminated())
+    hub.goes_on.set()
+    again = ran(pushing, tmp_path, Steps())
+
+    assert (stopped.status.phase, stopped.status.message) == (Phase.SUSPENDED, NOT_PUSHED)
+    assert stopped.status.failure is None
+    assert len(column(Path(stopped.run_directory), "loss")) == 6
+    assert again.status.phase is Phase.SUCCEEDED
+    assert again.status.pushed is not None
+
+
+def test_without_a_token_nothing_is_trained_and_nothing_is_written(
+    hub: Hub, pushing: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+
+    with pytest.raises(FineTuneError, match=r"^spec\.output\.push_to_hub: .*set HF_TOKEN"):
+        ran(pushing, tmp_path, Steps())
+
+    assert hub.asked == []
+    assert list((tmp_path / "runs").rglob("job.yaml")) == []
+
+
+def test_what_the_hub_will_not_take_is_told_before_training(
+    hub: Hub, pushing: Manifest, tmp_path: Path
+) -> None:
+    hub.repositories["someone/tuned"] = Repository(private=False)
+    listener = Steps()
+
+    ended = ran(pushing, tmp_path, listener)
+
+    remarks = [line for line in listener.lines if "is there already, for all to see" in line]
+    assert len(remarks) == 2
+    assert remarks[0].startswith("warning: spec.output.push_to_hub: someone/tuned: is there already")
+    assert "say spec.output.public: true" in remarks[0]
+    assert "the model was not pushed" in remarks[1]
+    assert ended.status.phase is Phase.SUCCEEDED

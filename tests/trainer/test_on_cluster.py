@@ -15,10 +15,12 @@ from unittest import mock
 
 import pytest
 import torch
+from pydantic import JsonValue
 from tests.cli.command_line import small_job
 from tests.trainer.ray_cluster import RayCluster, ray_cluster
 from tests.trainer.records_server import RecordsServer, records_server
 from tests.trainer.training_jobs import column, saved_in
+from tests.trainer.writable_hub import WRITER, hub_of_this_process, writable_hub
 
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.failure import FailureClass
@@ -59,18 +61,22 @@ class Job:
     """A small job in a directory, and what watches over its attempts."""
 
     def __init__(
-        self, directory: Path, model: Path, server: RecordsServer, workers: Workers | None = None
+        self,
+        directory: Path,
+        model: Path,
+        server: RecordsServer,
+        workers: Workers | None = None,
+        **fields: JsonValue,
     ) -> None:
-        self.file = small_job(
-            directory,
-            model,
-            train_path=f"{directory}/train.jsonl",
-            valid_path=f"{directory}/valid.jsonl",
-            num_epochs=STEPS // 3,
-            checkpoint_every_n_epochs=4,
-            flash_attention_2=True,
-            liger_kernel={"enabled": True},
-        )
+        chosen: dict[str, JsonValue] = {
+            "train_path": f"{directory}/train.jsonl",
+            "valid_path": f"{directory}/valid.jsonl",
+            "num_epochs": STEPS // 3,
+            "checkpoint_every_n_epochs": 4,
+            "flash_attention_2": True,
+            "liger_kernel": {"enabled": True},
+        }
+        self.file = small_job(directory, model, **{**chosen, **fields})
         self.storage = directory / "runs"
         self.run_directory = self.storage / "somewhere" / f"tiny-{UID}"
         self.too_early: set[str] = set()
@@ -79,10 +85,17 @@ class Job:
         self._server = server
         self._workers = workers
 
-    def attempt(self, number: int, *, when_it_trains: Callable[[], None] | None = None) -> Attempt:
-        """Runs one; `when_it_trains` is called once, when a record tells of training."""
+    def attempt(
+        self,
+        number: int,
+        *,
+        when_it_trains: Callable[[], None] | None = None,
+        when_it_pushes: Callable[[], None] | None = None,
+    ) -> Attempt:
+        """Runs one; `when_it_trains` is called once, when a record tells of training, and so on."""
         self._server.requests.clear()
         waiting = [when_it_trains] if when_it_trains else []
+        for_a_push = [when_it_pushes] if when_it_pushes else []
 
         def watch(record: ProgressRecord) -> None:
             self._complete |= {
@@ -91,6 +104,8 @@ class Job:
             self.too_early |= {checkpoint.name for checkpoint in record.checkpoints} - self._complete
             if waiting and record.progress:
                 waiting.pop()()
+            if for_a_push and record.progress and record.doing:
+                for_a_push.pop()()
 
         self._server.on_record = watch
         assignment = Assignment(
@@ -321,6 +336,44 @@ def test_sigterm_while_it_trains_leaves_word_that_the_work_is_saved(job: Job) ->
     assert attempt.last.interrupted
     assert attempt.last.progress is not None
     assert f"snapshot-{attempt.last.progress.step}" in attempt.saved or attempt.last.progress.step % 12 == 0
+
+
+def test_the_model_is_pushed_before_the_run_says_that_it_has_finished(
+    tmp_path: Path, tiny_model: Path, server: RecordsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writable_hub() as hub:
+        hub_of_this_process(hub.address, monkeypatch, tmp_path)
+        fields: dict[str, JsonValue] = {"num_epochs": 4, "output": {"push_to_hub": "someone/tuned"}}
+        job = Job(tmp_path, tiny_model, server, in_this_process(), **fields)
+        hub.goes_on.clear()
+        stopped = job.attempt(1, when_it_pushes=terminate)
+        hub.goes_on.set()
+        finished = job.attempt(2)
+        asked = len(hub.asked)
+        again = job.attempt(3)
+
+    assert stopped.code == STOPPED
+    assert (stopped.last.finished, stopped.last.interrupted, stopped.last.failure) == (False, True, None)
+    assert stopped.out.splitlines()[-2:] == [
+        "pushing epoch-3 to someone/tuned",
+        "training has finished; stopped before the model was pushed",
+    ]
+    assert finished.code == FINISHED
+    url = f"{hub.address}/someone/tuned/tree/commit-main-1"
+    assert finished.out.splitlines()[-2:] == [
+        f"pushed to {url}",
+        f"finished; the model is {job.run_directory}/epoch-3",
+    ]
+    assert "resuming" not in finished.out
+    assert [each.finished for each in finished.records if each.doing is not None] == [False]
+    assert finished.last.finished
+    assert finished.last.doing is None
+    assert finished.last.pushed is not None
+    assert finished.last.pushed.url == url
+    assert again.last.pushed == finished.last.pushed
+    assert len(hub.asked) == asked
+    assert not any(WRITER in each.model_dump_json() for each in (stopped.last, finished.last))
+    assert WRITER not in stopped.out + finished.out
 
 
 def test_a_run_in_which_another_process_has_trained_meanwhile_is_left_to_it(

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from safetensors.torch import load_file
 from tests.cli.command_line import small_job
 from tests.trainer.records_server import RecordsServer, records_server
+from tests.trainer.writable_hub import hub_of_this_process
 
 from finetune_api.assignment import ASSIGNMENT, Assignment
 from finetune_api.failure import FailureClass
@@ -308,3 +309,19 @@ def test_a_job_that_names_an_earlier_run_is_compared_with_it_before_a_device_is_
     last = longer.records[-1]
     assert last.finished
     assert {Path(each.path).parent for each in last.checkpoints} == {longer.run}
+
+
+def test_without_a_token_for_its_output_a_job_is_refused_before_a_cluster_is_asked_for(
+    tmp_path: Path, tiny_model: Path, server: RecordsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_of_this_process("http://127.0.0.1:9", monkeypatch, tmp_path)
+    monkeypatch.delenv("HF_TOKEN")
+    job = job_in(tmp_path / "job", tiny_model, server, output={"push_to_hub": "someone/tuned"})
+
+    assert job.prepare() == FAILED
+
+    failure = job.records[-1].failure
+    assert failure is not None
+    assert failure.failure_class is FailureClass.ACCESS_DENIED
+    assert failure.message.startswith("spec.output.push_to_hub: http://127.0.0.1:9: takes models only with")
+    assert not job.run.exists()

@@ -52,6 +52,24 @@ def test_in_training_the_first_signal_requests_a_stop_and_the_second_ends_it(num
     assert said == [line]
 
 
+def test_when_all_is_saved_the_first_signal_ends_what_follows_at_once() -> None:
+    said: list[str] = []
+    with stop_signals(said.append) as signals:
+        signals.begun()
+        signals.saved()
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+    assert said == []
+
+
+def test_a_stop_that_was_asked_for_in_the_last_step_lets_nothing_follow() -> None:
+    with stop_signals(lambda _: None) as signals:
+        signals.begun()
+        send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signals.saved()
+
+
 def test_afterwards_signals_do_what_they_did_before() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stop_signals(lambda _: None):

@@ -13,18 +13,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 WRITER = "hf_a-token-that-may-write"
 READER = "hf_a-token-that-may-only-read"
 OWNER = "someone"
 """Who `WRITER` may write models of."""
+TEAM = "a-team"
+"""Of which `OWNER` is a member."""
 
 Files = dict[str, bytes]
+
+
+def _set() -> Event:
+    event = Event()
+    event.set()
+    return event
 
 
 @dataclass
@@ -53,6 +64,8 @@ class Hub:
     fails_with: int | None = None
     """The status that every commit is answered with, and `words`."""
     words: str = "the hub is being repaired"
+    goes_on: Event = field(default_factory=_set)
+    """Commits wait for it."""
 
 
 class _Refused(Exception):  # noqa: N818 - an answer, which is no error of the hub's
@@ -149,7 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         del content
         if self._token not in (WRITER, READER):
             raise _Refused(401, message="Invalid user token.")
-        self._send(200, {"name": OWNER, "type": "user"})
+        role = "write" if self._token == WRITER else "read"
+        about_token = {"auth": {"accessToken": {"role": role}}}
+        self._send(200, {"name": OWNER, "type": "user", "orgs": [{"name": TEAM}], **about_token})
 
     def create(self, content: bytes) -> None:
         asked = json.loads(content)
@@ -207,15 +222,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {})
 
     def preupload(self, content: bytes, name: str, revision: str) -> None:
-        self._files(name, revision)
+        there = self._files(name, revision)
         self._to_write(name)
+        asked = [file["path"] for file in json.loads(content)["files"]]
         modes = [
             {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "path": path,
+                "uploadMode": "lfs" if _is_large(path) else "regular",
                 "shouldIgnore": False,
+                **({"oid": _oid(path, there[path])} if path in there else {}),
             }
-            for file in json.loads(content)["files"]
+            for path in asked
         ]
         self._send(200, {"files": modes})
 
@@ -248,6 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {})
 
     def commit(self, content: bytes, name: str, revision: str) -> None:
+        self.hub.goes_on.wait(60)
         if self.hub.fails_with is not None:
             raise _Refused(self.hub.fails_with, message=self.hub.words)
         repository = self._to_write(name)
@@ -279,6 +297,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, files[path], {"ETag": f'"{hashlib.sha1(files[path]).hexdigest()}"', **commit})
 
 
+def _is_large(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _oid(path: str, content: bytes) -> str:
+    """What clients compare a file of theirs with."""
+    if _is_large(path):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 _NAME = r"(?P<name>[^/]+/[^/]+)"
 _ROUTES: dict[str, Callable[..., None]] = {
     "GET /api/whoami-v2": _Handler.who,
@@ -307,3 +336,20 @@ def writable_hub() -> Iterator[Hub]:
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield hub
         server.shutdown()
+
+
+def hub_of_this_process(address: str, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Makes the hub at an address that of this process, and of those that it starts; their cache is below
+    `directory`."""
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{directory}/no-token")
+    environment = {
+        "HF_ENDPOINT": address,
+        "HF_TOKEN": WRITER,
+        "HF_HOME": f"{directory}/home",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,15 +13,18 @@ from finetune_api.deepspeed import DeepSpeedConfig, asked_sharding
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import resolved_dtype
+from finetune_api.output import MERGE, is_about_output, is_delivered
 from finetune_api.sharding import Sharding
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ProgressRecord
+from finetune_trainer.export.output import check_output, deliver, lack_of_memory
+from finetune_trainer.limits import usable_memory
 from finetune_trainer.model.attention import NO_FLASH_ATTENTION, uses_flash_attention
 from finetune_trainer.plan.deepspeed_file import deepspeed_here
 from finetune_trainer.plan.sharding import Device, Resources, choose_sharding, is_open
 from finetune_trainer.report.trackers.tracker import check_tracker
 from finetune_trainer.report.versions import versions
-from finetune_trainer.stop_signals import stop_signals
+from finetune_trainer.stop_signals import StopSignals, stop_signals
 from finetune_trainer.storage.inputs import digest
 from finetune_trainer.storage.run_directory import AttemptNote, RunDirectory
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
@@ -129,24 +132,19 @@ def attempt(
     `manifest` is kept in the run directory, `spec` is what is trained here with `resources`, and `locked`
     keeps others away from the run. `sharding` is by default what the spec asks for, and where that is left
     open what fits. With `restart` what is there, finished or not, is deleted when all is found to be right,
-    and the run begins anew.
+    and the run begins anew. When it has finished, what `output` of the spec asks for is done.
 
     A signal before the first step ends the attempt at once. Raises FineTuneError, with nothing written, for
     what is wrong before training; what goes wrong in training is in what is returned.
     """
     on_gpu = resources.on_gpu
     with stop_signals(observer.say) as signals:
-        warned: set[str] = set()
-
-        def warn(record: ProgressRecord) -> None:
-            for warning in _unheard(record.warnings, warned):
-                observer.say(f"warning: {warning}")
+        told = _Told(observer)
 
         def reported(record: ProgressRecord) -> None:
             if record.progress is not None:
                 signals.begun()
-            observer.progress(record)
-            warn(record)
+            told.progress(record)
 
         try:
             check_tracker(spec, run)
@@ -166,6 +164,7 @@ def attempt(
                 if sharding.kind == "fsdp":
                     check_in_parts(spec)
                 of_kernels = check_kernels(spec, on_gpu=on_gpu)
+                of_output = check_output(spec)
                 prepared = prepare(spec, partial(tokens_of, run=run, say=observer.say))
                 beginning.check(prepared)
                 prepared = with_checkpointing(prepared, file, sharding, resources)
@@ -176,6 +175,8 @@ def attempt(
                     *unread,
                     *_remarks(spec, sharding, on_gpu=on_gpu),
                     *of_kernels,
+                    *of_output,
+                    *_too_large_to_merge(prepared),
                     *prepared.warnings,
                     *check_prepared(prepared, file, sharding, resources),
                 )
@@ -198,13 +199,75 @@ def attempt(
                     )
                     run.note_attempt(note)
                     ended = replace(group.train(job, reported, signals.requested), began=began)
-                    warn(ended.record or ProgressRecord())
-                    _reported(run, note, ended, observer.say)
-                    return ended
+                    told.warn(ended.record or ProgressRecord())
+                    now = {"ended": datetime.now(UTC), "failure": ended.failure}
+                    _reported(run, note.model_copy(update=now), observer.say)
+                    return _delivered(spec, run, ended, told, signals)
         except KeyboardInterrupt:
             if signals.can_save:
                 raise
             return Ended(None, Outcome.STOPPED)
+
+
+def finished_before(
+    spec: FineTuneJobSpec,
+    run: RunDirectory,
+    result: ProgressRecord,
+    observer: Observer,
+    *,
+    locked: Callable[[RunDirectory], AbstractContextManager[None]] | None = None,
+) -> Ended:
+    """How a run ended that had finished before with this result.
+
+    What `output` of the spec asks for is done, if it was not. `locked` is as in `attempt`. Raises
+    FineTuneError as that does, where there is something to do.
+    """
+    ended = Ended(result, Outcome.FINISHED)
+    if spec.output is None or is_delivered(spec.output, result):
+        return ended
+    with stop_signals(observer.say) as signals, locked(run) if locked is not None else nullcontext():
+        heard = [each for each in result.warnings if not is_about_output(each)]
+        return _delivered(spec, run, ended, _Told(observer, heard), signals)
+
+
+def _delivered(
+    spec: FineTuneJobSpec, run: RunDirectory, ended: Ended, told: _Told, signals: StopSignals
+) -> Ended:
+    """A run that has finished, after what `output` of the spec asks for; else it is as it was."""
+    result = ended.record
+    if spec.output is None or result is None or ended.outcome is not Outcome.FINISHED:
+        return ended
+    try:
+        signals.saved()
+        result = deliver(run, spec.output, result, told.progress)
+        told.progress(result)
+        _reported(run, None, told.observer.say)
+    except KeyboardInterrupt:
+        return replace(ended, outcome=Outcome.STOPPED, trained=True)
+    return replace(ended, record=result)
+
+
+class _Told:
+    """Records on their way to an observer, who hears each warning once; `heard` were told before."""
+
+    def __init__(self, observer: Observer, heard: Iterable[str] = ()) -> None:
+        self.observer = observer
+        self._warned = {_about(warning) for warning in heard}
+
+    def progress(self, record: ProgressRecord) -> None:
+        self.observer.progress(record)
+        self.warn(record)
+
+    def warn(self, record: ProgressRecord) -> None:
+        for warning in record.warnings:
+            if _about(warning) not in self._warned:
+                self._warned.add(_about(warning))
+                self.observer.say(f"warning: {warning}")
+
+
+def _about(warning: str) -> str:
+    """What a warning is about; how much of it is missing may change with every step."""
+    return warning.partition(" ")[0]
 
 
 def sharding_of(spec: FineTuneJobSpec, file: DeepSpeedConfig | None, device: Device | None) -> Sharding:
@@ -225,27 +288,28 @@ def claim(run: RunDirectory, manifest: Manifest) -> None:
     run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
 
 
-def _unheard(warnings: list[str], warned: set[str]) -> Iterator[str]:
-    """The warnings about what none was about before, of which `warned` takes note."""
-    for warning in warnings:
-        about = warning.partition(" ")[0]  # how much of it is missing may change with every step
-        if about not in warned:
-            warned.add(about)
-            yield warning
-
-
 def _remarks(spec: FineTuneJobSpec, sharding: Sharding, *, on_gpu: bool) -> list[str]:
     unmet = spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=on_gpu)
     unasked = spec.sample_prompts is not None and sharding.kind == "fsdp"
     return [*([NO_FLASH_ATTENTION] if unmet else []), *([NO_SAMPLES] if unasked else [])]
 
 
-def _reported(run: RunDirectory, note: AttemptNote, ended: Ended, say: Callable[[str], None]) -> None:
-    """Notes how the attempt ended, and writes the run's page; what goes wrong there is only told."""
+def _too_large_to_merge(prepared: Prepared) -> list[str]:
+    """What is known before training of an adapter that is to be merged when it is over."""
+    lack = lack_of_memory(prepared.spec.output, prepared.plan.total_parameters, usable_memory())
+    return [] if lack is None else [f"{MERGE}: the adapter is going to be pushed without it: {lack}"]
+
+
+def _reported(run: RunDirectory, note: AttemptNote | None, say: Callable[[str], None]) -> None:
+    """Keeps what is known of the attempt at its end, and writes the run's page.
+
+    What goes wrong there is only told.
+    """
     try:
         from finetune_trainer.report.page import page_of
 
-        run.note_attempt(note.model_copy(update={"ended": datetime.now(UTC), "failure": ended.failure}))
+        if note is not None:
+            run.note_attempt(note)
         run.write_report(page_of(run))
     except Exception as error:  # noqa: BLE001 - the run is over, and what it has made is there
         say(f"warning: the report of the run is not written: {error}")

@@ -20,7 +20,7 @@ from finetune_api.paths import run_directory_name
 from finetune_api.record import trained, with_record
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, ProgressRecord
-from finetune_trainer.attempt import Observer, attempt
+from finetune_trainer.attempt import Observer, attempt, finished_before
 from finetune_trainer.storage.inputs import digest
 from finetune_trainer.storage.lock import locked
 from finetune_trainer.storage.open import open_storage
@@ -40,6 +40,7 @@ NOT_TRAINING = (
     "suspend",
     "run_policy",
     "storage",
+    "output",
     "cluster",
     "logger",
     "sample_prompts",
@@ -50,6 +51,8 @@ NOT_TRAINING = (
     "deepspeed",
 )
 """Fields that do not change what is trained: a run that differs in nothing else resumes the earlier one."""
+
+NOT_PUSHED = "training has finished, and was stopped before the model was pushed; run again to push it"
 
 OTHER_ROWS = (
     "has changed since this run began, and what is shown was trained on the earlier rows; to train on these,"
@@ -142,7 +145,8 @@ def run_locally(
         observer.say(f"{run.path}: this run has already finished; --restart deletes it and trains again")
         for path in _changed(run):
             observer.say(f"warning: {path} {OTHER_ROWS}")
-        status = _status(Ended(result, Outcome.FINISHED), "training had finished before")
+        ended = finished_before(manifest.spec, run, result, observer, locked=locked)
+        status = _status(ended, NOT_PUSHED if ended.trained else "training had finished before")
         return LocalRun(status, run.path, run.report())
 
     without_bitsandbytes(manifest.spec)
@@ -201,6 +205,8 @@ def _message(ended: Ended, patience: int | None) -> str:
     record = ended.record or ProgressRecord()
     if ended.failure is not None:
         return ended.failure.message
+    if ended.trained:
+        return NOT_PUSHED
     if ended.outcome is Outcome.STOPPED:
         if record.progress is None:
             return "stopped before a step was trained; run again to train"

@@ -26,7 +26,7 @@ from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE, run_directory_name
 from finetune_api.retention import best
 from finetune_api.status import Failure, ProgressRecord
-from finetune_trainer.attempt import attempt
+from finetune_trainer.attempt import attempt, finished_before
 from finetune_trainer.plan.sharding import Device, Resources, named
 from finetune_trainer.report.config_map import ConfigMap
 from finetune_trainer.report.record_writer import RecordWriter
@@ -128,10 +128,15 @@ class AttemptReports:
     def progress(self, record: ProgressRecord) -> None:
         """A record; a line for every epoch, and where the last line is some time ago, for a step.
 
-        Before the first step it is for what is done meanwhile.
+        Before the first step it is for what is done meanwhile, and after the last one for each thing.
         """
+        before = self._record.doing
         self._put(record)
         progress, evaluation, now = record.progress, record.evaluation, time.monotonic()
+        if record.doing is not None and progress is not None:
+            if record.doing != before:
+                self.say(record.doing)
+            return
         if record.doing is not None and now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now
             self.say(record.doing)
@@ -155,6 +160,8 @@ class AttemptReports:
         """The run has its result."""
         self._put(record.model_copy(update={"finished": True}))
         model = best(record.checkpoints)
+        if record.pushed is not None:
+            self.say(f"pushed to {record.pushed.url}")
         self.say(f"finished; the model is {model.path}" if model else "finished")
 
     def stopped(self, ended: Ended) -> None:
@@ -164,7 +171,10 @@ class AttemptReports:
             self.say("stopped before a step was trained")
         else:
             if ended.saved:
-                self._put(self._record.model_copy(update={"interrupted": True}))
+                self._put(self._record.model_copy(update={"doing": None, "interrupted": True}))
+            if ended.trained:
+                self.say("training has finished; stopped before the model was pushed")
+                return
             self.say(
                 f"stopped after step {progress.step}; {'a snapshot is saved' if ended.saved else NOT_SAVED}"
             )
@@ -187,16 +197,16 @@ def _train(
     result = run.result()
     if result is not None:
         reports.say(f"{run.path}: this run has already finished")
-        reports.finished(result)
-        return FINISHED
-    ended = attempt(
-        manifest,
-        manifest.spec,
-        run,
-        workers,
-        reports,
-        resources=resources_of(assignment, manifest),
-    )
+        ended = finished_before(manifest.spec, run, result, reports)
+    else:
+        ended = attempt(
+            manifest,
+            manifest.spec,
+            run,
+            workers,
+            reports,
+            resources=resources_of(assignment, manifest),
+        )
     stopped = ended.outcome is Outcome.STOPPED
     if ended.failure is not None:
         reports.failed(ended.failure, interrupted=stopped and ended.saved)

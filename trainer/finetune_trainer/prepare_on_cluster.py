@@ -16,6 +16,7 @@ from finetune_api.manifest import Manifest, read_manifest
 from finetune_api.paths import JOB_DIRECTORY, JOB_FILE
 from finetune_api.status import ProgressRecord
 from finetune_trainer.attempt import Beginning, claim, sharding_of
+from finetune_trainer.export.output import check_output
 from finetune_trainer.on_cluster import FINISHED, AttemptReports, assigned, reported, resources_of, run_of
 from finetune_trainer.report.config_map import ConfigMap
 from finetune_trainer.report.trackers.tracker import check_tracker
@@ -53,6 +54,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     from finetune_trainer.plan.prepare import prepare
 
     of_kernels = check_kernels(manifest.spec, on_gpu=assignment.on_gpu)
+    of_output = check_output(manifest.spec)
     tokens = TokensToKeep()
     prepared = prepare(manifest.spec, tokens.tokenize)
     beginning.check(prepared)
@@ -62,7 +64,7 @@ def _prepare(assignment: Assignment, manifest: Manifest, namespace: str, reports
     prepared = with_checkpointing(prepared, file, sharding, resources)
     check_prepared(prepared, file, sharding, resources)
     prepared = with_host_memory(prepared, sharding, on_gpu=assignment.on_gpu)
-    for remark in (*manifest.warnings, *of_kernels, *prepared.warnings):
+    for remark in (*manifest.warnings, *of_kernels, *of_output, *prepared.warnings):
         reports.say(f"warning: {remark}")
     claim(run, manifest)
     tokens.keep(run)

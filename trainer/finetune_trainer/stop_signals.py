@@ -12,8 +12,8 @@ from types import FrameType
 class StopSignals:
     """What Ctrl-C and SIGTERM do to a run.
 
-    Until there is something to save, they raise KeyboardInterrupt. Then the first one requests a stop, and a
-    second one raises KeyboardInterrupt.
+    Until there is something to save, and when all is saved, they raise KeyboardInterrupt. In between the
+    first one requests a stop, and a second one raises KeyboardInterrupt.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -33,6 +33,15 @@ class StopSignals:
         if not self.can_save and self.requested():
             raise KeyboardInterrupt
         self.can_save = True
+
+    def saved(self) -> None:
+        """Training is over, and all of it is saved: from now on a signal ends what follows at once.
+
+        Raises KeyboardInterrupt when one came before.
+        """
+        self.can_save = False
+        if self.requested():
+            raise KeyboardInterrupt
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """A signal has come."""

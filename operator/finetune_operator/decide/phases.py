@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from finetune_api.output import is_about_output, not_pushed
 from finetune_api.record import trained
 from finetune_api.status import Failure, FineTuneJobStatus, Phase, Workers
 from finetune_operator.children.placement import Placement
@@ -22,6 +23,8 @@ from finetune_operator.observed import PrepareJob, RayJob
 
 ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 """Phases that nothing comes after."""
+MOST_OTHERS = 15
+"""Of a status' 16 warnings, those beside that about `output`."""
 
 
 def requested(
@@ -195,6 +198,8 @@ def training(situation: Situation, status: FineTuneJobStatus, wait: Wait | None)
     message = "training"
     if progress is not None and plan is not None:
         message = f"training: step {progress.step} of {plan.total_steps}, epochs {progress.epochs}"
+    if situation.own_record is not None and situation.own_record.doing is not None:
+        message = f"training has finished: {situation.own_record.doing}"
     if wait is not None:
         message = wait.message
     if situation.finished_at is not None:
@@ -256,6 +261,19 @@ def suspended(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob |
         start_time=None,
         workers=none_ready(status.workers),
     )
+
+
+def succeeded_without_output(
+    situation: Situation, status: FineTuneJobStatus, failure: Failure, ended: datetime
+) -> FineTuneJobStatus:
+    """All is trained and saved, and `failure` has ended what `output` of the spec asks for, at `ended`."""
+    output = situation.spec.output
+    assert output is not None, "something of it was left to do"
+    problem = f"{failure.failure_class}: {failure.message}"
+    warning = not_pushed(output, status.run_directory or "", problem)
+    others = [each for each in status.warnings if not is_about_output(each)]
+    warnings = [*others[-MOST_OTHERS:], warning]
+    return succeeded(situation, status.model_copy(update={"warnings": warnings}), ended)
 
 
 def succeeded(situation: Situation, status: FineTuneJobStatus, ended: datetime) -> FineTuneJobStatus:

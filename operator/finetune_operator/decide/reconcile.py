@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from finetune_api.consistency import early_names, warnings
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_spec
+from finetune_api.output import only_output_is_left
 from finetune_api.paths import parent
 from finetune_api.record import with_record
 from finetune_api.status import Failure, FineTuneJobStatus
@@ -308,7 +309,7 @@ def _before_first_word(
         return Decision(shown)
     if due <= situation.now:
         failure = never_began(ray_job, wait)
-        return Decision(failed(situation.job, status, failure, situation.now), delete=deletion_of(ray_job))
+        return Decision(_given_up(situation, status, failure), delete=deletion_of(ray_job))
     soon = SLOW_SUBMITTER if wait is not None and wait.obstacle is Obstacle.STARTING else None
     return Decision(shown, requeue_after=soon).requeued(due - situation.now)
 
@@ -366,7 +367,7 @@ def _failed_for_now(
         if job.attempt > 1:
             message = f"{failure.message} (attempt {job.attempt} of at most {most})"
             failure = failure.model_copy(update={"message": shortened(message)})
-        return Decision(failed(job, status, failure, now, ended=ended))
+        return Decision(_given_up(situation, status, failure, ended))
 
     # Another attempt would follow, but for the deadline or `suspend`.
     if deadline is not None and deadline <= now:
@@ -384,6 +385,18 @@ def _failed_for_now(
     return Decision(shown, requeue_after=max(wait, timedelta(seconds=1)))
 
 
+def _given_up(
+    situation: Situation, status: FineTuneJobStatus, failure: Failure, ended: datetime | None = None
+) -> FineTuneJobStatus:
+    """The job has failed for good, at `ended` (default: now).
+
+    Where all was trained and saved, and only `output` was left, it has succeeded, with a warning.
+    """
+    if only_output_is_left(situation.spec, status):
+        return phases.succeeded_without_output(situation, status, failure, ended or situation.now)
+    return failed(situation.job, status, failure, situation.now, ended=ended)
+
+
 def _suspend(situation: Situation, status: FineTuneJobStatus, ray_job: RayJob | None) -> Decision:
     delete = deletion_of(ray_job, unfinished_prepare(situation.observed))
     return Decision(phases.suspended(situation, status, ray_job), delete=delete)
@@ -397,7 +410,7 @@ def _deadline_exceeded(situation: Situation, status: FineTuneJobStatus, ray_job:
     )
     failure = Failure(failure_class=FailureClass.DEADLINE_EXCEEDED, message=message)
     delete = deletion_of(ray_job, unfinished_prepare(situation.observed))
-    return Decision(failed(situation.job, status, failure, situation.now), delete=delete)
+    return Decision(_given_up(situation, status, failure), delete=delete)
 
 
 def _with_events(decision: Decision, before: FineTuneJobStatus, remarks: Sequence[str] = ()) -> Decision:

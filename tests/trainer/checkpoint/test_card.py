@@ -13,7 +13,8 @@ from tests.trainer.training_jobs import FULL, LORA, Fields, column, job_of, spec
 from finetune_api.numbers import numbers
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation
-from finetune_trainer.checkpoint.card import model_card
+from finetune_trainer.checkpoint.card import merged_card, model_card
+from finetune_trainer.export.merge import merge
 
 PREFERENCES: Fields = {"preference_tuning_config": {"beta": 0.2}}
 
@@ -109,3 +110,67 @@ def test_the_same_checkpoint_has_the_same_card(tiny_model: Path, tmp_path: Path)
     spec = spec_of(tiny_model, LORA)
 
     assert card_of(spec, tiny_model, tmp_path) == card_of(spec, tiny_model, tmp_path)
+
+
+# Merged
+
+
+def test_the_code_of_a_merged_models_card_runs_without_peft_and_answers(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here(job_of(tiny_model, tmp_path / "run", LORA, num_epochs=1))
+    merge(str(tmp_path / "run/epoch-0"), tmp_path / "merged")
+    card = (tmp_path / "merged/README.md").read_text()
+
+    monkeypatch.chdir(tmp_path / "merged")
+    capsys.readouterr()
+    exec(code_of(card).replace("max_new_tokens=256", "max_new_tokens=4"), {})  # its reader would do just that
+
+    assert capsys.readouterr().out.endswith("\n")
+    assert "peft" not in card.lower()
+    assert "A LoRA adapter merged into tiny: language modelling" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_merged_models_card_has_what_people_wrote_in_the_adapters(tiny_model: Path, tmp_path: Path) -> None:
+    spec = spec_of(Path("organisation/small-model"), LORA | PREFERENCES, quantization="nf4")
+    adapters = card_of(spec, tiny_model, tmp_path).replace("---\n", "---\nlicense: mit\n", 1)
+    card = ModelCard(merged_card(f"{adapters}\nMy words.\n", "organisation/small-model"))
+
+    assert card.data.to_dict() == {  # type: ignore[no-untyped-call]
+        "license": "mit",
+        "base_model": "organisation/small-model",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["base_model:finetune:organisation/small-model", "dpo", "qlora"],
+    }
+    assert "My words." in card.text
+    assert "quantization_config.json" not in card.text
+    assert "the values that its 4 bits stood for" in card.text
+    assert "| method | LoRA, r 8, " in card.text
+
+
+@pytest.mark.parametrize(
+    "card", [None, "---\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n\nTODO\n"]
+)
+@pytest.mark.parametrize(
+    ("base", "named"), [("organisation/small-model", "organisation/small-model"), ("/home/me/llama", "llama")]
+)
+def test_a_merged_models_card_without_one_of_the_adapters_says_what_is_known(
+    card: str | None, base: str, named: str
+) -> None:
+    merged = merged_card(card, base)
+
+    assert f"A LoRA adapter merged into {named}.\n" in merged
+    assert "model = AutoModelForCausalLM.from_pretrained(checkpoint)" in code_of(merged)
+    assert ("base_model: organisation/small-model" in merged) is (named == base)
+    assert "library_name: transformers" in merged
+    assert "TODO" not in merged
+    assert "/home" not in merged
+
+
+def test_a_card_of_somebodys_own_gets_how_to_load_the_merged_model() -> None:
+    merged = merged_card("# My model\n\nMy words.\n", "organisation/small-model")
+
+    assert "# My model\n\nMy words.\n" in merged
+    assert "## How to use it, merged" in merged

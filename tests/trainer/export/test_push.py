@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, constants
 from tests.trainer.training_jobs import LORA, job_of, train_here
-from tests.trainer.writable_hub import READER, WRITER, Hub, Repository, writable_hub
+from tests.trainer.writable_hub import OWNER, READER, TEAM, WRITER, Hub, Repository, writable_hub
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.export import push as push_module
 from finetune_trainer.export.merge import merge
-from finetune_trainer.export.push import Pushed, push
+from finetune_trainer.export.push import Pushed, check_hub, push
 from finetune_trainer.storage.run_directory import RunDirectory
 
 NAME = "someone/tuned"
@@ -25,7 +27,7 @@ ADAPTER = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-MODEL = (ADAPTER - {"README.md", "adapter_config.json", "adapter_model.safetensors"}) | {
+MODEL = (ADAPTER - {"adapter_config.json", "adapter_model.safetensors"}) | {
     "config.json",
     "model.safetensors",
 }
@@ -92,8 +94,21 @@ def test_of_the_best_checkpoint_what_inference_needs_is_uploaded_in_one_commit(h
     )
     assert len(hub.repositories[NAME].messages()) == 1
     assert pushed == Pushed(
-        f"{hub.address}/{NAME}", NAME, None, f"{run}/{best(run)}", len(ADAPTER), pushed.remarks
+        f"{hub.address}/{NAME}",
+        NAME,
+        None,
+        f"{run}/{best(run)}",
+        len(ADAPTER),
+        pushed.remarks,
+        "commit-main-1",
     )
+
+
+def test_what_is_there_already_makes_no_other_commit(hub: Hub, run: Path) -> None:
+    first, second = push(str(run), NAME), push(str(run), NAME)
+
+    assert second == first
+    assert len(hub.repositories[NAME].messages()) == 1
 
 
 def test_another_checkpoint_is_uploaded_by_its_name_or_its_directory(hub: Hub, run: Path) -> None:
@@ -116,6 +131,7 @@ def test_a_merged_model_is_uploaded_whole(hub: Hub, run: Path, tmp_path: Path) -
     files = hub.repositories[NAME].files()
     assert files.keys() == MODEL
     assert files["model.safetensors"] == (tmp_path / "merged/model.safetensors").read_bytes()
+    assert "A LoRA adapter merged into " in files["README.md"].decode()
 
 
 def test_weights_that_an_earlier_push_has_left_go_and_all_else_stays(hub: Hub, run: Path) -> None:
@@ -123,7 +139,7 @@ def test_weights_that_an_earlier_push_has_left_go_and_all_else_stays(hub: Hub, r
     hub.repositories[NAME].files()["notes.md"] = b"mine"
 
     push(str(run), NAME, merged=True)
-    assert hub.repositories[NAME].files().keys() == MODEL | {"README.md", "notes.md"}
+    assert hub.repositories[NAME].files().keys() == MODEL | {"notes.md"}
 
     push(str(run), NAME)
     assert hub.repositories[NAME].files().keys() == ADAPTER | {"notes.md"}
@@ -335,6 +351,83 @@ def test_a_run_without_that_checkpoint_and_what_is_none_are_told(hub: Hub, run: 
     assert str(failure_of(run / "epoch-0", checkpoint="epoch-1")) == (
         f"{run}/epoch-0: is a checkpoint itself, so epoch-1 cannot be taken of it; leave one out"
     )
+    assert hub.asked == []
+
+
+# Before training
+
+
+def test_a_hub_that_will_take_the_model_is_not_remarked_on(hub: Hub) -> None:
+    assert check_hub(NAME, public=False) == []
+    assert check_hub(f"{TEAM}/tuned", public=True) == []
+    assert writes(hub) == []
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "said"),
+    [
+        (
+            READER,
+            NAME,
+            f"{NAME}: the token may only read; set HF_TOKEN to one that may write models of {OWNER}",
+        ),
+        (
+            WRITER,
+            "others/tuned",
+            "others/tuned: the token is that of someone, who writes models of someone, a-team, not of others",
+        ),
+    ],
+)
+def test_what_a_token_may_not_is_known_before_training(
+    hub: Hub, token: str, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+
+    assert check_hub(name, public=False) == [said]
+    assert writes(hub) == []
+
+
+def test_that_a_repository_is_public_is_known_before_training(hub: Hub) -> None:
+    hub.repositories[NAME] = Repository(private=False)
+
+    assert check_hub(NAME, public=True) == []
+    [remark] = check_hub(NAME, public=False)
+    assert remark.startswith(f"{NAME}: is there already, for all to see; say spec.output.public: true if")
+
+
+def test_a_hub_that_is_away_before_training_is_a_remark(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    del hub
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+    [remark] = check_hub(NAME, public=False)
+
+    assert remark.startswith(f"{NAME}: http://127.0.0.1:9 cannot be reached (")
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    del hub
+    monkeypatch.setattr(push_module, "SECONDS_TO_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+
+        assert check_hub(NAME, public=False) == [
+            f"{NAME}: {address} does not answer; it is asked again when training is over"
+        ]
+
+
+def test_without_a_token_or_offline_nothing_can_be_pushed_and_no_hub_is_asked(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
+
+    with pytest.raises(FineTuneError) as raised:
+        check_hub(NAME, public=False)
+
+    assert raised.value.failure_class is FailureClass.ACCESS_DENIED
+    assert [problem.partition(":")[0] for problem in raised.value.problems] == ["http", "HF_HUB_OFFLINE"]
     assert hub.asked == []
 
 

@@ -91,6 +91,15 @@ model = AutoModelForCausalLM.from_pretrained(checkpoint)
 """,
 }
 
+_LICENCE = _TEMPLATE[_TEMPLATE.index("## Licence") :]
+_ADAPTER_OF, _MERGED_INTO = "A LoRA adapter of", "A LoRA adapter merged into"
+_HELD = " Its base was held in 4 bits, as `quantization_config.json` says."
+_ROUNDED = " The base is as the adapter was trained on it: the values that its 4 bits stood for."
+_OF_PEFT = "# Model Card for Model ID"
+"""In the card that PEFT writes, to be filled in."""
+_OF_ADAPTERS = ("lora", "transformers")
+"""Tags that a whole model does not have."""
+
 
 def model_card(
     spec: FineTuneJobSpec, plan: Plan, numbers: Numbers, step: int, evaluation: Evaluation | None
@@ -105,8 +114,8 @@ def model_card(
     )
     base = hub or _name(spec.model_id)
     kind = "model" if spec.lora_config is None else "adapter"
-    what = "A LoRA adapter of" if kind == "adapter" else "A fine-tuned"
-    held = " Its base was held in 4 bits, as `quantization_config.json` says." if spec.quantization else ""
+    what = _ADAPTER_OF if kind == "adapter" else "A fine-tuned"
+    held = _HELD if spec.quantization else ""
     labels = spec.trained_task == "classification"  # of one token each, which may be a special one
     asking = _ASK.replace("SKIP", str(not labels)).replace("LENGTH", "" if labels else ", max_new_tokens=256")
     card = ModelCard.from_template(
@@ -119,6 +128,34 @@ def model_card(
         validation=[] if evaluation is None else list(_validation(plan, evaluation)),
     )
     return str(card)
+
+
+def merged_card(card: str | None, base: str) -> str:
+    """The card of the model that an adapter makes with its base, from the adapter's own card.
+
+    What people have written in that stays; PEFT's card, which is to be filled in, is replaced. `base` is what
+    the adapter names as its base model.
+    """
+    hub = base if _HUB.fullmatch(base) and not Path(base).exists() else None
+    named = _cell(hub or _name(base))
+    if card is None or _OF_PEFT in card:
+        data = ModelCardData(base_model=hub, pipeline_tag="text-generation")
+        card = f"---\n{data.to_yaml()}\n---\n\n# {named}, fine-tuned\n\n{_ADAPTER_OF} {named}.\n\n{_LICENCE}"
+    try:
+        merged = ModelCard(card, ignore_metadata_errors=True)
+    except ValueError:  # what stands in its first lines is none of ours
+        return card
+    text = merged.text.replace(_ADAPTER_OF, _MERGED_INTO).replace(_HELD, _ROUNDED)
+    if _LOADS["adapter"] in text:
+        text = text.replace(_LOADS["adapter"], _LOADS["model"])
+    else:
+        text = f"{text.rstrip()}\n\n## How to use it, merged\n\n```python\n{_LOADS['model']}```\n"
+    tags = [each for each in merged.data.get("tags") or [] if each not in _OF_ADAPTERS]
+    merged.data["library_name"] = "transformers"
+    tags = [each.replace("base_model:adapter:", "base_model:finetune:") for each in tags]
+    merged.data["tags"] = tags or None
+    merged.text = text
+    return str(merged)
 
 
 def write_card(directory: Path, card: str) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.failure import FailureClass, FineTuneError
+from finetune_trainer.checkpoint.card import merged_card, write_card
 from finetune_trainer.checkpoint.inference import generation_config
 from finetune_trainer.model.adapters import AdapterConfig, read_adapter_config, with_saved_adapter
 from finetune_trainer.model.contents import (
@@ -36,6 +37,7 @@ from finetune_trainer.model.quantization import round_weights, saved_quantizatio
 from finetune_trainer.model.source import fetch_model
 from finetune_trainer.model.vocabulary import grow
 from finetune_trainer.storage.open import Storage, open_storage
+from finetune_trainer.storage.run_directory import CARD
 
 TOLERANCE = 1e-3
 """The largest distance of logits that is accepted (see `_distance`). A right merge in fp32 stays below 1e-5,
@@ -54,10 +56,10 @@ def merge(checkpoint: str, out: Path) -> list[str]:
     """Merges the adapter in `checkpoint` into its base model, writes that to `out`, and returns remarks.
 
     `checkpoint` is an adapter's directory, local or in object storage. `out` must not exist or be empty;
-    it gets a plain transformers model in the base's precision. Two checks are made: in fp32 the merged
-    model must give the same logits as the adapter, and the written files, loaded again, the same as the
-    merged model. An adapter of a base in 4 bits is merged into the values that those bits stood for, since it
-    was trained on them. On any failure nothing is left at `out`. Needs memory for the model in fp32.
+    it gets a plain transformers model in the base's precision, with a card. Two checks are made: in fp32 the
+    merged model must give the same logits as the adapter, and the written files, loaded again, the same as
+    the merged model. An adapter of a base in 4 bits is merged into the values that those bits stood for,
+    since it was trained on them. On any failure nothing is left at `out`. Needs memory for the model in fp32.
 
     Raises FineTuneError: InvalidSpec when `out` is not empty or the checkpoint is not an adapter that
     can be merged, ModelNotFound when there is no checkpoint or no base model, StorageError, Unknown when
@@ -79,6 +81,9 @@ def merge(checkpoint: str, out: Path) -> list[str]:
         warnings.simplefilter("ignore")
         check_files(adapter, checkpoint)
         logits = _write_merged(base, where, adapter, staging, checkpoint)
+        card = adapter / CARD
+        text = card.read_text(encoding="utf-8") if card.is_file() else None
+        write_card(staging, merged_card(text, name))
         written = _load(staging, "the merged model")
         _check(_probe(written), logits, f"{checkpoint}: the written model's logits", "the merged model's")
         target.publish(staging, out.name, last="config.json")

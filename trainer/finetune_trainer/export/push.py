@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -31,9 +33,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.checkpoint.chosen import chosen
 from finetune_trainer.model.contents import ADAPTER_CONFIG
-from finetune_trainer.storage.run_directory import COMPLETE
+from finetune_trainer.report.background import Background
+from finetune_trainer.storage.run_directory import CARD, COMPLETE
 
-CARD = "README.md"
 STATE = "state"
 """The folder of a checkpoint that only resuming needs."""
 MAIN = "main"
@@ -49,6 +51,13 @@ _OF_A_MODEL = re.compile(
 """Files that an earlier push must not leave: an adapter beside a whole model would be loaded on it."""
 
 
+class Stage(StrEnum):
+    """What is done, once the hub knows the token."""
+
+    MERGING = "merging"
+    UPLOADING = "uploading"
+
+
 @dataclass(frozen=True)
 class Pushed:
     """What is on the hub now."""
@@ -62,6 +71,8 @@ class Pushed:
     """The path of what was uploaded, or merged first."""
     files: int
     remarks: list[str]
+    commit: str
+    """The revision that has it, whatever is pushed later."""
 
 
 def push(
@@ -73,13 +84,15 @@ def push(
     public: bool = False,
     revision: str | None = None,
     message: str | None = None,
+    tell: Callable[[Stage], None] = lambda _: None,
 ) -> Pushed:
     """Uploads what inference needs of a checkpoint to `name` on the hub, in one commit.
 
     `run` and `checkpoint` say which checkpoint (see `chosen`). With `merged` the adapter is merged into its
     base first, and the whole model is uploaded. The repository is made if it is not there, private unless
     `public`; so is the branch `revision`. The hub is HF_ENDPOINT's, and the token HF_TOKEN's or that of
-    `hf auth login`. Other files of the repository stay, but for weights that an earlier push has left.
+    `hf auth login`. Other files of the repository stay, but for weights that an earlier push has left. Where
+    all of it is there already, no commit is made. `tell` is called before each stage.
 
     Raises FineTuneError: InvalidSpec for a name that is none, or for a public repository without `public`;
     AccessDenied without a token, or when the hub refuses it; ModelNotFound as `chosen` does; StorageError
@@ -88,17 +101,21 @@ def push(
     token = _token(name)
     source = chosen(run, checkpoint)
     api = HfApi(token=token)
-    with ExitStack() as opened:
-        opened.enter_context(_explained(name, revision, token))
+    explained = partial(_explained, name, revision, token)
+    with explained():
         api.whoami()
         remarks = [] if public else _refuse_public(api, name)
+    with ExitStack() as opened:
         if merged:
+            tell(Stage.MERGING)
             from finetune_trainer.export.merge import merge
 
             directory = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "merged"
             remarks += merge(source.path, directory)
         else:
             directory = opened.enter_context(source.local_copy())
+        tell(Stage.UPLOADING)
+        opened.enter_context(explained())
         base = _base(directory)
         if base is not None and not _ON_A_HUB.fullmatch(base):
             remarks.append(
@@ -116,7 +133,7 @@ def push(
             for file in api.list_repo_files(name, revision=revision)
             if _OF_A_MODEL.fullmatch(file) and file not in new
         ]
-        api.create_commit(
+        commit = api.create_commit(
             name,
             [*(CommitOperationDelete(file, is_folder=False) for file in leftovers), *additions],
             commit_message=message
@@ -124,7 +141,45 @@ def push(
             revision=revision,
         )
     address = f"{api.endpoint}/{name}" + (f"/tree/{revision}" if revision else "")
-    return Pushed(address, name, revision, source.path, len(additions), remarks)
+    return Pushed(address, name, revision, source.path, len(additions), remarks, commit.oid)
+
+
+SECONDS_TO_ANSWER = 10.0
+"""For a hub that is asked before training."""
+
+
+def check_hub(name: str, *, public: bool) -> list[str]:
+    """Checks before training whether `push` can do its work, and returns remarks on what speaks against it.
+
+    Raises FineTuneError for what can be known without the hub: InvalidSpec for a name that is none,
+    AccessDenied without a token or where HF_HUB_OFFLINE is set. What the hub says is a remark only, since it
+    may say otherwise when training is over; so is that it does not answer in `SECONDS_TO_ANSWER`.
+    """
+    token = _token(name)
+    asked = Background(partial(_hub_remarks, name, token, public=public), "hub")
+    if not asked.wait(SECONDS_TO_ANSWER):
+        return [f"{name}: {constants.ENDPOINT} does not answer; it is asked again when training is over"]
+    return asked.result()
+
+
+def _hub_remarks(name: str, token: str, *, public: bool) -> list[str]:
+    api, owner = HfApi(token=token), name.partition("/")[0]
+    try:
+        with _explained(name, None, token):
+            who = api.whoami()
+            if not public:
+                _refuse_public(api, name, "spec.output.public: true")
+    except FineTuneError as error:
+        return list(error.problems)
+    # Of a token with rights of its own for each repository, only writing shows what it may.
+    role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        return [f"{name}: the token may only read; set HF_TOKEN to one that may write models of {owner}"]
+    owners = [str(who.get("name")), *(str(each.get("name")) for each in who.get("orgs") or [])]
+    if owner not in owners:
+        known = ", ".join(owners)
+        return [f"{name}: the token is that of {owners[0]}, who writes models of {known}, not of {owner}"]
+    return []
 
 
 def check_name(name: str) -> str | None:
@@ -155,7 +210,7 @@ def _token(name: str) -> str:
     return token
 
 
-def _refuse_public(api: HfApi, name: str) -> list[str]:
+def _refuse_public(api: HfApi, name: str, asked_for: str = "--public") -> list[str]:
     try:
         public = api.model_info(name).private is False
     except RepositoryNotFoundError:
@@ -163,7 +218,7 @@ def _refuse_public(api: HfApi, name: str) -> list[str]:
     if public:
         raise FineTuneError(
             FailureClass.INVALID_SPEC,
-            f"{name}: is there already, for all to see; say --public if this model may be seen too",
+            f"{name}: is there already, for all to see; say {asked_for} if this model may be seen too",
         )
     return []
 

@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from typing import TYPE_CHECKING
 
 from finetune_api.failure import FailureClass, FineTuneError
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig
+
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
@@ -130,7 +132,7 @@ def check_ends(generation: GenerationConfig, where: str, source: str) -> None:
 
 def check_numbers(directory: Path, where: str, source: str) -> None:
     """Raises FineTuneError (ModelNotFound) for each number in generation_config.json that is none."""
-    fields = json.loads((directory / GENERATION_CONFIG_NAME).read_text())
+    fields = json.loads((directory / GENERATION_CONFIG).read_text())
     problems = [
         f"{where}: {source} has a generation_config.json with {name} {fields[name]!r}; it must be a number"
         for name in _NUMBERS

@@ -34,6 +34,11 @@ class Background(Generic[T]):
         """Whether there is a result, or an error."""
         return not self._thread.is_alive()
 
+    def wait(self, seconds: float) -> bool:
+        """Waits for so long at most; returns whether there is a result, or an error."""
+        self._thread.join(seconds)
+        return self.done
+
     def result(self) -> T:
         """Waits for the result. Raises what the work raised."""
         self._thread.join()

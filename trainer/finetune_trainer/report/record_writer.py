@@ -51,7 +51,14 @@ def wait_before_write(
 
 def _weight(record: ProgressRecord) -> tuple[object, ...]:
     """The parts of a record that are written at once when they change."""
-    return record.attempt, record.plan, record.progress is None, record.checkpoints, record.failure
+    return (
+        record.attempt,
+        record.plan,
+        record.progress is None,
+        record.checkpoints,
+        record.doing if record.progress is not None else None,
+        record.failure,
+    )
 
 
 def _epochs(record: ProgressRecord | None) -> str | None:

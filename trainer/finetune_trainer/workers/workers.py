@@ -27,6 +27,8 @@ class Ended:
     """When workers were asked to train; None when the run had finished before."""
     saved: bool = True
     """Of a run that was stopped: whether its workers saved a snapshot."""
+    trained: bool = False
+    """Of a run that was stopped: whether training was over, and only `output` of the spec was left."""
 
 
 class Group(Protocol):
