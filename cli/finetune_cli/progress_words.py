@@ -64,12 +64,14 @@ def answered(samples: Sequence[Sample], width: int) -> Iterator[str]:
 
 
 def compared(sample: Sample) -> Iterator[str]:
-    """A question, and what the base model and the tuned one answer, a line for each."""
+    """A question, and what the base model, the tuned one and the validation row answer, a line for each."""
     yield f"  asked  {_said(sample.prompt)}"
     if sample.base_answer is not None:
         yield f"  base   {_said(sample.base_answer)}"
     if sample.answer is not None:
         yield f"  tuned  {_said(sample.answer)}"
+    if sample.expected is not None:
+        yield f"  row    {_said(sample.expected)}"
 
 
 def shortened(line: str, width: int) -> str:

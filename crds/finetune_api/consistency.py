@@ -78,8 +78,11 @@ def contradictions(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     if spec.data_columns is not None:
         yield from _columns(spec.data_columns, spec.trained_task)
     # Not a rule, since CEL does not see a field that is a list or a number.
-    if isinstance(spec.sample_prompts, int) and spec.valid_path is None and spec.eval_path is None:
-        yield "sample_prompts", "asks for validation rows, and there is no spec.valid_path; list the prompts"
+    if isinstance(spec.sample_prompts, int) and not spec.validates and spec.eval_path is None:
+        yield (
+            "sample_prompts",
+            "as a number needs spec.valid_path or spec.valid_fraction; or list the prompts",
+        )
     if spec.lora_config is not None:
         yield from _lora(spec.lora_config)
         if spec.quantization is not None:

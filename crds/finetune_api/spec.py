@@ -343,7 +343,8 @@ class FineTuneJobSpec(SpecModel):
     """End the run when so many checkpoints in a row have no lower validation loss than one before them."""
     sample_prompts: SamplePrompts | None = None
     """Questions that the model answers before training and with each checkpoint: at most 16 texts, or of so
-    many validation rows, the first ones, what stands before the last answer."""
+    many validation rows, of valid_path or held out by valid_fraction, the first ones, what stands before the
+    last answer."""
     sample_max_tokens: Annotated[Integer, Field(ge=1, le=1024)] | None = None
     """Longest of these answers in tokens; default: 64."""
 

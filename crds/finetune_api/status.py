@@ -260,6 +260,8 @@ class Sample(StatusModel):
     """The answer before training."""
     answer: SampleText | None = None
     """The newest answer since."""
+    expected: Annotated[SampleText | None, Field(exclude_if=lambda expected: expected is None)] = None
+    """What the validation row answers; only where one was asked."""
 
 
 Samples = Annotated[list[Sample], Field(max_length=MOST_SAMPLES, exclude_if=lambda samples: not samples)]

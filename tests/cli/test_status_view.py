@@ -111,7 +111,7 @@ def test_the_summary_says_where_on_a_hub_the_model_is() -> None:
 
 def test_the_summary_has_the_report_and_answers_before_and_after() -> None:
     samples = [
-        Sample(prompt="What?\nWhy?", base_answer="[b]No[/b].", answer=""),
+        Sample(prompt="What?\nWhy?", base_answer="[b]No[/b].", answer="", expected="As\nso."),
         Sample(prompt="w" * 200, answer="Yes\x1b[31m."),
     ]
     shown = io.StringIO()
@@ -120,11 +120,12 @@ def test_the_summary_has_the_report_and_answers_before_and_after() -> None:
     lines = shown.getvalue().splitlines()
 
     assert "  report           /runs/report.html" in lines
-    assert lines[-7:] == [
+    assert lines[-8:] == [
         "",
         "  asked  What? Why?",
         "  base   [b]No[/b].",
         "  tuned  (nothing)",
+        "  row    As so.",
         "",
         f"  asked  {'w' * 50}…",
         "  tuned  Yes\\x1b[31m.",

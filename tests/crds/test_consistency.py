@@ -57,6 +57,7 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
         "parallelism: ddp\ncpu_offload: false",
         "sample_prompts: 2\nvalid_path: v",
         "sample_prompts: 2\neval_path: v",
+        "sample_prompts: 2\nvalid_fraction: 0.1",
         "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://bucket/adapter",
         "logger: {provider: wandb, provider_config: {project: p, tags: [a]}}",
         "logger: {provider: mlflow, provider_config: {tracking_uri: file:///runs}}",

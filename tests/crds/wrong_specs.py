@@ -312,7 +312,7 @@ WRONG_FIELDS = [
 CONTRADICTIONS = [
     (
         "sample_prompts: 2",
-        "spec.sample_prompts: asks for validation rows, and there is no spec.valid_path; list the prompts",
+        "spec.sample_prompts: as a number needs spec.valid_path or spec.valid_fraction; or list the prompts",
     ),
     (
         "eval_path: a\nvalid_path: a",

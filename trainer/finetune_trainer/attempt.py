@@ -35,11 +35,6 @@ if TYPE_CHECKING:
     from finetune_trainer.plan.prepare import Prepared
 
 
-NO_SAMPLES = (
-    "spec.sample_prompts has no effect: each device holds a part of the model, and none can answer alone"
-)
-
-
 class Observer(Protocol):
     """Whoever is told how an attempt goes; all calls come in the main thread."""
 
@@ -173,7 +168,7 @@ def attempt(
                     *manifest.warnings,
                     *asked_sharding(spec, file).remarks,
                     *unread,
-                    *_remarks(spec, sharding, on_gpu=on_gpu),
+                    *_remarks(spec, on_gpu=on_gpu),
                     *of_kernels,
                     *of_output,
                     *_too_large_to_merge(prepared),
@@ -288,10 +283,18 @@ def claim(run: RunDirectory, manifest: Manifest) -> None:
     run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
 
 
-def _remarks(spec: FineTuneJobSpec, sharding: Sharding, *, on_gpu: bool) -> list[str]:
+def _unheard(warnings: list[str], warned: set[str]) -> Iterator[str]:
+    """The warnings about what none was about before, of which `warned` takes note."""
+    for warning in warnings:
+        about = warning.partition(" ")[0]  # how much of it is missing may change with every step
+        if about not in warned:
+            warned.add(about)
+            yield warning
+
+
+def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:
     unmet = spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=on_gpu)
-    unasked = spec.sample_prompts is not None and sharding.kind == "fsdp"
-    return [*([NO_FLASH_ATTENTION] if unmet else []), *([NO_SAMPLES] if unasked else [])]
+    return [NO_FLASH_ATTENTION] if unmet else []
 
 
 def _too_large_to_merge(prepared: Prepared) -> list[str]:

@@ -23,7 +23,7 @@ class Places:
     """Where rows of some files are, by their numbers."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
+        self.inputs = inputs
         self._formats: dict[int, Format] = {}
 
     def is_format(self, file: int, found: Format) -> None:
@@ -33,12 +33,12 @@ class Places:
     def __call__(self, number: int) -> str:
         """As `train.jsonl:17` or `train.csv: row 17`."""
         file, line = divmod(number, 1 << _FILE_BITS)
-        return f"{self._inputs.files[file]}{':' if self._has_lines(file) else ': row '}{line}"
+        return f"{self.inputs.files[file]}{':' if self._has_lines(file) else ': row '}{line}"
 
     def briefly(self, number: int) -> str:
         """The same where the one file is named already, as `line 17`."""
         file, line = divmod(number, 1 << _FILE_BITS)
-        if self._inputs.names is None:
+        if self.inputs.names is None:
             return f"{'line' if self._has_lines(file) else 'row'} {line}"
         return self(number)
 
@@ -49,7 +49,7 @@ class Places:
 
     def _has_lines(self, file: int) -> bool:
         if file not in self._formats:
-            path = self._inputs.files[file]
+            path = self.inputs.files[file]
             with open_input(path) as stream:
                 self._formats[file] = RowFile(path, stream).format
         return self._formats[file] is Format.LINES

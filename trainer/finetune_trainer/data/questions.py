@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune_api.failure import FailureClass, FineTuneError
@@ -11,7 +11,8 @@ from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.labels import parse_labelled
 from finetune_trainer.data.objects import JsonObject
 from finetune_trainer.data.pairs import parse_pairs
-from finetune_trainer.data.reading import first_rows
+from finetune_trainer.data.places import Places
+from finetune_trainer.data.reading import first_rows, rows_at
 from finetune_trainer.data.rendering import RenderingError
 from finetune_trainer.data.rows import Lines, Message, Row, Text, parse_rows
 
@@ -48,17 +49,30 @@ class _Asked:
         return (users or self.messages)[-1].content
 
 
-def questions(spec: FineTuneJobSpec, chat: ChatFormat, most: int | None) -> tuple[list[Question], list[str]]:
+@dataclass(frozen=True)
+class HeldOut:
+    """The first training rows that are held out for validation."""
+
+    numbers: Sequence[int]
+    """Those of their lines, in their order."""
+    places: Places
+    """Where these are."""
+
+
+def questions(
+    spec: FineTuneJobSpec, chat: ChatFormat, most: int | None, held_out: HeldOut | None = None
+) -> tuple[list[Question], list[str]]:
     """The questions of a job, none without `sample_prompts`; and remarks about those that are left out.
 
     They are those that with an answer have more than the `most` tokens that the model knows, and texts that
-    have no prompt. Raises FineTuneError (InvalidData) where one cannot be written as text, and as reading the
-    validation rows does.
+    have no prompt. `held_out` are the validation rows where these have no path. Raises FineTuneError
+    (InvalidData) where one cannot be written as text, and as reading the validation rows does.
     """
     found = []
     problems = []
-    remarks = []
-    for asked in _asked(spec, chat):
+    every = _asked(spec, chat, held_out)
+    remarks = _too_few(spec, len(every))
+    for asked in every:
         if not asked.prompt:
             remarks.append(f"{asked.where}: is text without a prompt; it is not asked")
             continue
@@ -77,19 +91,33 @@ def questions(spec: FineTuneJobSpec, chat: ChatFormat, most: int | None) -> tupl
     return found, remarks
 
 
-def _asked(spec: FineTuneJobSpec, chat: ChatFormat) -> list[_Asked]:
+def _too_few(spec: FineTuneJobSpec, there: int) -> list[str]:
+    wanted = spec.sample_prompts
+    if not isinstance(wanted, int) or there == wanted:
+        return []
+    return [f"spec.sample_prompts: {wanted} validation rows are to be asked, and there are {there}"]
+
+
+def _asked(spec: FineTuneJobSpec, chat: ChatFormat, held_out: HeldOut | None) -> list[_Asked]:
     match spec.sample_prompts:
         case None:
             return []
         case int(count):
-            assert spec.valid_path is not None
-            rows = first_rows(spec.valid_path, count, lambda lines: _rows(spec, lines))
-            return [_before_the_answer(place, row) for place, row in rows]
+            return [_before_the_answer(place, row) for place, row in _first(spec, count, held_out)]
         case texts:
             named = [(f"spec.sample_prompts[{index}]", text) for index, text in enumerate(texts)]
             if chat.only_texts:
                 return [_Asked(where, text=text) for where, text in named]
             return [_Asked(where, (Message("user", text),)) for where, text in named]
+
+
+def _first(spec: FineTuneJobSpec, count: int, held_out: HeldOut | None) -> Sequence[tuple[str, Row | Text]]:
+    """The first validation rows, each with its place."""
+    if held_out is not None:
+        rows = held_out.numbers[:count]
+        return rows_at(held_out.places.inputs, rows, lambda lines: _rows(spec, lines))
+    assert spec.valid_path is not None
+    return first_rows(spec.valid_path, count, lambda lines: _rows(spec, lines))
 
 
 def _rows(spec: FineTuneJobSpec, lines: Lines) -> Iterable[Row | Text]:

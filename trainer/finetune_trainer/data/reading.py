@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -110,6 +110,26 @@ def first_rows(path: str, count: int, parse: Callable[[Lines], Iterable[Placed]]
             if len(found) >= count:
                 break
     return found[:count]
+
+
+def rows_at(
+    inputs: Inputs, numbers: Sequence[int], parse: Callable[[Lines], Iterable[Placed]]
+) -> list[tuple[str, Placed]]:
+    """The rows with these numbers that `parse` finds, in this order, each with its place.
+
+    `numbers` are those of `Places`. No more is read than they need. Raises as `open_input`.
+    """
+    files = _Files(inputs)
+    found: dict[int, Placed] = {}
+    with closing(files.lines()) as parts:
+        for part in parts:
+            for number in numbers:
+                index = number - part.first
+                if 0 <= index < len(part.lines):
+                    found |= {row.line: row for row in parse(Lines(number, [part.lines[index]]))}
+            if len(found) == len(numbers):
+                break
+    return [(files.places(number), found[number]) for number in numbers if number in found]
 
 
 def _no_rows(path: str) -> FineTuneError:

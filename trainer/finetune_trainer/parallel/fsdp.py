@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from finetune_api.sharding import Sharding
@@ -56,6 +62,7 @@ class FullySharded(Ranks):
         for module in (*layers_of(objective.model), objective):
             self._shard(module, reshard=self._sharding.reshard if module is not objective else None)
         held.fill(self._held_on)
+        register_fsdp_forward_method(objective, "run")
         self._objective = objective
         self._parameters = dict(objective.model.named_parameters())
         sizes = [parameter.numel() for parameter in self._parameters.values()]

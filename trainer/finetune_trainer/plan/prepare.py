@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.numbers import Numbers, chosen_context_length, numbers
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import MOST_PROMPTS, FineTuneJobSpec
 from finetune_api.status import Plan, StatusModel
 from finetune_trainer.checkpoint.inference import end_tokens, inference
 from finetune_trainer.data.chat import ChatFormat
 from finetune_trainer.data.packing import PackedRows, pack
-from finetune_trainer.data.questions import Question, questions
+from finetune_trainer.data.questions import HeldOut, Question, questions
 from finetune_trainer.data.tokens import TokenizedRows, rows_also_in, trained_tokens
 from finetune_trainer.model.load import (
     Shape,
@@ -28,7 +28,7 @@ from finetune_trainer.model.load import (
     shape,
 )
 from finetune_trainer.model.remarks import transformers_remarks
-from finetune_trainer.plan.mixture import mixture
+from finetune_trainer.plan.mixture import Mixture, mixture
 from finetune_trainer.plan.token_cache import writer_beside
 from finetune_trainer.plan.tokenization import Tokenization, Tokens, all_or_every_problem
 from finetune_trainer.report.trackers.tracker import check_tracker
@@ -133,7 +133,7 @@ def prepare(
         train = pack(train, context_length, writer_beside(train))
         computed = numbers(spec, rows=len(train), longest_row=longest, model_context_length=most)
 
-    asked, unasked = questions(spec, chat, most)
+    asked, unasked = questions(spec, chat, most, _held_out(spec, mixed, task.documents))
     return Prepared(
         spec=spec,
         numbers=computed,
@@ -145,6 +145,14 @@ def prepare(
         warnings=(*computed.warnings, *warnings, *unasked),
         questions=tuple(asked),
     )
+
+
+def _held_out(spec: FineTuneJobSpec, mixed: Mixture, per_row: int) -> HeldOut | None:
+    """The first rows that are held out, of `per_row` documents each; None where there are none."""
+    if spec.valid_fraction is None:
+        return None
+    documents, places = mixed.rows[1]
+    return HeldOut(documents.lines[::per_row][:MOST_PROMPTS].tolist(), places)
 
 
 def _check_packing(spec: FineTuneJobSpec, model_shape: Shape) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from finetune_api.status import LONGEST_SAMPLE, MOST_SAMPLES, Sample
 from finetune_trainer.report.metrics import Answer, SampleLine
 
@@ -10,29 +12,35 @@ class Comparison:
     """The answers to each question: before training, and the newest."""
 
     def __init__(self) -> None:
-        self._base: dict[str, Answer] = {}
-        self._tuned: dict[str, Answer] = {}
+        self._base: dict[tuple[str, int], Answer] = {}
+        self._tuned: dict[tuple[str, int], Answer] = {}
 
     def add(self, line: SampleLine) -> None:
         """Adds answers, which are newer than those that are there."""
         answers = self._tuned if line.step else self._base
-        answers.update({answer.prompt: answer for answer in line.samples})
+        same: Counter[str] = Counter()  # what is asked last may be the same in several conversations
+        for answer in line.samples:
+            answers[answer.prompt, same[answer.prompt]] = answer
+            same[answer.prompt] += 1
 
     @property
     def pairs(self) -> list[tuple[Answer | None, Answer | None]]:
         """For each question the base model's answer and the newest, in the order in which they were asked."""
-        prompts = dict.fromkeys([*self._base, *self._tuned])
-        return [(self._base.get(prompt), self._tuned.get(prompt)) for prompt in prompts]
+        asked = dict.fromkeys([*self._base, *self._tuned])
+        return [(self._base.get(each), self._tuned.get(each)) for each in asked]
 
     def shown(self) -> list[Sample]:
         """Those of the first questions, shortened."""
         return [
             Sample(
-                prompt=shortened(next(each.prompt for each in (base, tuned) if each is not None)),
+                prompt=shortened(either.prompt),
                 base_answer=None if base is None else shortened(base.answer),
                 answer=None if tuned is None else shortened(tuned.answer),
+                expected=None if either.expected is None else shortened(either.expected),
             )
             for base, tuned in self.pairs[:MOST_SAMPLES]
+            for either in [tuned or base]
+            if either is not None
         ]
 
 

@@ -75,7 +75,8 @@ class SampleLine(StatusModel):
     time: datetime
 
 
-Line = StepLine | EvaluationLine | SampleLine
+NumberLine = StepLine | EvaluationLine
+Line = NumberLine | SampleLine
 _LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
@@ -110,7 +111,7 @@ def _parsed(lines: Iterable[str]) -> Iterator[Line]:
             continue
 
 
-def numbers_of(line: StepLine | EvaluationLine) -> dict[str, float]:
+def numbers_of(line: NumberLine) -> dict[str, float]:
     """The numbers of a line that a tracker plots, by their names in metrics.jsonl; without `step`."""
     numbers: dict[str, float] = line.model_dump(
         by_alias=True, exclude={"step", "time", "checkpoint", "metrics"}, exclude_none=True

@@ -15,7 +15,14 @@ from finetune_api.retention import flagged, kept
 from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
 from finetune_trainer.report.background import Background, LineWriter
 from finetune_trainer.report.comparison import Comparison, shortened
-from finetune_trainer.report.metrics import Answers, EvaluationLine, SampleLine, StepLine, sample_lines_in
+from finetune_trainer.report.metrics import (
+    Answers,
+    EvaluationLine,
+    Line,
+    SampleLine,
+    StepLine,
+    sample_lines_in,
+)
 from finetune_trainer.report.pace import Pace
 from finetune_trainer.report.trackers.tracker import Tracker
 from finetune_trainer.storage.run_directory import RunDirectory
@@ -174,7 +181,7 @@ class RankZeroReporter(Reporter):
         )
 
     def answered(self, step: int, answers: Answers | None, checkpoint: str | None) -> None:
-        """Writes a line to metrics.jsonl, and takes note of what was not answered."""
+        """Writes a line to metrics.jsonl and to the tracker, and takes note of what was not answered."""
         if answers is None:
             return
         line = SampleLine(
@@ -186,7 +193,7 @@ class RankZeroReporter(Reporter):
             checkpoint=checkpoint,
             time=datetime.now(UTC),
         )
-        self._lines.put(line)
+        self._write(line)
         self._samples.add(line)
         self._unanswered = _unanswered(line, answers.problem)
 
@@ -328,7 +335,7 @@ class RankZeroReporter(Reporter):
             stopped_early=self._stopped_early,
         )
 
-    def _write(self, line: StepLine | EvaluationLine) -> None:
+    def _write(self, line: Line) -> None:
         self._lines.put(line)
         self._tracker.log(line)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import peft
@@ -17,6 +18,8 @@ from finetune_trainer.data.layout import Batch
 from finetune_trainer.data.tokens import TokenizedRows
 
 Model = PreTrainedModel | peft.PeftModel
+
+T = TypeVar("T")
 
 
 def base_of(model: Model) -> PreTrainedModel:
@@ -65,6 +68,14 @@ class Objective(torch.nn.Module, ABC):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Calls `work`, which has the model compute in other ways than `forward`, as to generate.
+
+        Where devices hold parts of the model, all must call this: what no layer has is gathered meanwhile.
+        `work` should not raise there, since then it stays so until the next forward pass.
+        """
+        return work()
 
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from pydantic import JsonValue
 from tests.trainer.test_local import Listener
+from tests.trainer.training.test_samples import ASKED, asking, sample_lines
 from tests.trainer.training_jobs import LORA, Fields, job_of, train_here
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_manifest
 from finetune_trainer.local import run_locally
+from finetune_trainer.report.metrics import Answer
 from finetune_trainer.storage.open import open_storage
 
 WATCHED: Fields = {**LORA, "num_epochs": 2, "eval_first": True, "logger": {"provider": "tensorboard"}}
@@ -53,6 +55,34 @@ def test_tensorboard_shows_the_numbers_of_metrics_jsonl(tiny_model: Path, tmp_pa
 
     assert {name for name, _ in shown(tmp_path)} >= {"loss", "learningRate", "gradNorm", "evalLoss"}
     assert shown(tmp_path) == written(tmp_path)
+
+
+def test_tensorboard_shows_the_answers_of_metrics_jsonl_also_of_a_run_that_was_resumed(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_here(asking(job_of(tiny_model, tmp_path, {**WATCHED, **ASKED})), stop_after=8)
+    time.sleep(1.1)  # the name of an event file has the second in which it was made
+    train_here(asking(job_of(tiny_model, tmp_path, {**WATCHED, **ASKED})))
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = sample_lines(tmp_path)
+    assert len(lines) == 3
+    for number in range(2):
+        shown = {
+            event.step: event.tensor_proto.string_val[0].decode()
+            for event in events.Tensors(f"samples/{number + 1}/text_summary")
+        }
+        assert shown == {line.step: shown_as(line.samples[number]) for line in lines}
+
+
+def shown_as(answer: Answer) -> str:
+    """What the text plugin shows literally, below bold words."""
+    asked, said = (
+        "".join(f"    {line}\n" for line in text.splitlines()) for text in (answer.prompt, answer.answer)
+    )
+    return f"**asked**\n\n{asked}\n**answered**\n\n{said}"
 
 
 def test_so_it_does_of_a_run_that_was_resumed(tiny_model: Path, tmp_path: Path) -> None:

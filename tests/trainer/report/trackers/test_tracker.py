@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import sqlite3
@@ -7,10 +8,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -20,8 +22,9 @@ from pydantic import JsonValue
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import read_spec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.metrics import Answer, EvaluationLine, NumberLine, SampleLine, StepLine
 from finetune_trainer.report.trackers.tracker import Tracker, check_tracker, open_tracker
+from finetune_trainer.report.trackers.wandb_run import WandbRun
 from finetune_trainer.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -96,6 +99,32 @@ def evaluation_line(step: int) -> EvaluationLine:
     return EvaluationLine(
         step=step, epoch=step / 4, eval_loss=2.0, perplexity=7.389, checkpoint="epoch-0", time=NOON
     )
+
+
+ASKED, SAID, WANTED = "Who *are* <b>you</b>?\n| Say |", "Ünder_stand_ing\n\n  yes", "A model."
+
+
+def sample_line(step: int, *more: Answer) -> SampleLine:
+    said = [Answer(prompt=ASKED, answer=f"{SAID} {step}", expected=WANTED), *more]
+    return SampleLine(step=step, epoch=step / 4, samples=said, seconds=1.5, checkpoint=None, time=NOON)
+
+
+def log_answers(tracker: Tracker) -> None:
+    """The answers before training and after a step, among numbers."""
+    tracker.log(evaluation_line(0))
+    tracker.log(sample_line(0))
+    tracker.log(step_line(1))
+    tracker.log(evaluation_line(1))
+    tracker.log(sample_line(1, Answer(prompt="And?", answer="")))
+    tracker.log(step_line(2))
+
+
+TABLE = [
+    [0, ASKED, f"{SAID} 0", WANTED],
+    [1, ASKED, f"{SAID} 1", WANTED],
+    [1, "And?", "", None],
+]
+"""Those answers: step, question, answer, and what the validation row answers."""
 
 
 def client(database: Path) -> MlflowClient:
@@ -186,6 +215,41 @@ def test_mlflow_gets_the_numbers_of_every_line_at_its_step(database: Path, exper
     assert (
         client(database).get_metric_history(run.info.run_id, "loss")[0].timestamp == NOON.timestamp() * 1000
     )
+
+
+def test_mlflow_gets_answers_as_a_table(
+    database: Path, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    client(database).create_experiment(experiment, artifact_location=str(tmp_path / "artifacts"))
+
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        log_answers(tracker)
+
+    assert tracker.lost is None
+    run = only_run(database, experiment)
+    table = client(database).load_table(run.info.experiment_id, "samples.json", [run.info.run_id])
+    assert list(table.columns) == ["step", "asked", "answered", "expected"]
+    assert table.astype(object).where(table.notna(), None).to_numpy().tolist() == TABLE
+    assert json.loads((tmp_path / "artifacts" / run.info.run_id / "artifacts/samples.json").read_text()) == {
+        "columns": list(table.columns),
+        "data": TABLE,
+    }
+    assert history(database, run, "loss") == [(1, 2.5), (2, 2.5)]
+
+
+def test_answers_that_mlflow_does_not_take_are_told_and_numbers_arrive(
+    database: Path, experiment: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    client(database).create_experiment(experiment, artifact_location=str(tmp_path / "file/below"))
+
+    with open_tracker(mlflow_spec(database, experiment), "job") as tracker:
+        log_answers(tracker)
+
+    assert history(database, only_run(database, experiment), "loss") == [(1, 2.5), (2, 2.5)]
+    assert tracker.lost is not None
+    assert tracker.lost.startswith("mlflow did not get 2 of 6 points of this run (metrics.jsonl has them): ")
 
 
 def test_mlflow_is_told_the_fields_that_were_set_and_no_secret(database: Path, experiment: str) -> None:
@@ -465,6 +529,47 @@ def test_wandb_gets_lines_names_and_llmforges_defaults(wandb_offline: Path) -> N
     assert [end.get("exit_code", 0) for end in wandb_records(wandb_offline, "exit")] == [0]
 
 
+def test_wandb_gets_answers_as_a_table_at_their_step(wandb_offline: Path) -> None:
+    with open_tracker(spec("wandb"), "job") as tracker:
+        log_answers(tracker)
+
+    assert tracker.lost is None
+    lines = [
+        {tuple(item["nested_key"]): json.loads(item["value_json"]) for item in line["item"]}
+        for line in wandb_records(wandb_offline, "history")
+    ]
+    assert [line[("_step",)] for line in lines] == [0, 1, 2]
+    assert (lines[1][("loss",)], lines[2][("loss",)]) == (2.5, 2.5)
+    (files,) = wandb_offline.glob("wandb/offline-run-*/files")
+    tables = [json.loads((files / line[("samples", "path")]).read_text()) for line in lines[:2]]
+    assert [table["columns"] for table in tables] == [["step", "asked", "answered", "expected"]] * 2
+    assert [row for table in tables for row in table["data"]] == TABLE
+
+
+def test_numbers_and_answers_that_waited_arrive_in_their_order(
+    wandb_offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, logged = WandbRun.send, Event()
+
+    def send_later(run: WandbRun, lines: Sequence[NumberLine]) -> None:
+        logged.wait(20)
+        send(run, lines)
+
+    monkeypatch.setattr(WandbRun, "send", send_later)
+    with open_tracker(spec("wandb"), "job") as tracker:
+        for line in (step_line(1), step_line(2), step_line(3), sample_line(3), step_line(4)):
+            tracker.log(line)
+        logged.set()
+
+    steps = [
+        json.loads(item["value_json"])
+        for line in wandb_records(wandb_offline, "history")
+        for item in line["item"]
+        if item["nested_key"] == ["_step"]
+    ]
+    assert steps == [1, 2, 3, 4], "wandb leaves out what is at a step before one that it has"
+
+
 def test_wandbs_own_settings_are_taken_and_a_failed_run_is_marked(wandb_offline: Path) -> None:
     config: dict[str, JsonValue] = {"project": "p", "group": "g", "name": "n", "tags": ["org/base"]}
     with pytest.raises(KeyboardInterrupt), open_tracker(spec("wandb", config), "job") as tracker:
@@ -611,6 +716,29 @@ def test_tensorboard_shows_the_fields_that_were_set_and_no_secret(tmp_path: Path
     assert event.tensor_proto.string_val[0].decode() == (
         "    model_id: org/base\n    train_path: s3://bucket/rows.jsonl\n    lora_config.r: 4\n"
     )
+
+
+def test_tensorboard_shows_the_answers_to_each_question_as_they_are(tmp_path: Path) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    with open_tracker(spec("tensorboard"), "job", run_in(tmp_path)) as tracker:
+        log_answers(tracker)
+
+    assert tracker.lost is None
+    directory = tmp_path / "default/job-0123456789/tensorboard"
+    first = events_in(directory).Tensors("samples/1/text_summary")
+    assert [(event.step, event.wall_time) for event in first] == [
+        (0, NOON.timestamp()),
+        (1, NOON.timestamp()),
+    ]
+    shown = [markdown_to_safe_html(event.tensor_proto.string_val[0]) for event in first]
+    assert [re.findall("(?s)<code>(.*?)\n</code>", html.unescape(each)) for each in shown] == [
+        [ASKED, f"{SAID} {step}", WANTED] for step in (0, 1)
+    ]
+    assert re.findall("<strong>(.*?)</strong>", shown[0]) == ["asked", "answered", "expected"]
+    (event,) = events_in(directory).Tensors("samples/2/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == "**asked**\n\n    And?\n\n**answered**\n\n"
+    assert points(directory, "loss") == [(1, 2.5), (2, 2.5)]
 
 
 def test_a_run_that_is_resumed_shows_each_step_once(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec, LoggerConfig
-from finetune_trainer.report.metrics import EvaluationLine, StepLine, numbers_of
+from finetune_trainer.report.metrics import NumberLine, SampleLine, numbers_of
 from finetune_trainer.report.trackers.published_fields import published_fields
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+SAMPLES = "samples.json"
+"""The artifact that is the table of answers."""
 
 FAILURE_CLASSES = {
     "INVALID_PARAMETER_VALUE": FailureClass.INVALID_SPEC,
@@ -33,8 +36,9 @@ class MlflowRun:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client = client
         self._run_id = run_id
+        self._rows: list[list[int | str | None]] = []
 
-    def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
+    def send(self, lines: Sequence[NumberLine]) -> None:
         """Adds the numbers of the lines, by their names in metrics.jsonl."""
         from mlflow.entities import Metric
 
@@ -44,6 +48,19 @@ class MlflowRun:
             for key, value in numbers_of(line).items()
         ]
         self._client.log_batch(self._run_id, metrics=metrics, synchronous=True)
+
+    def show(self, line: SampleLine) -> None:
+        """Adds the answers as rows to the run's table of them, an artifact that MLflow shows as one.
+
+        The client's own `log_table` reads back what is there, and would take answers such as 007 for numbers.
+        """
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+        self._rows += [[line.step, each.prompt, each.answer, each.expected] for each in line.samples]
+        table = {"columns": ["step", "asked", "answered", "expected"], "data": self._rows}
+        self._client.log_dict(self._run_id, table, SAMPLES)
+        shown = json.dumps([{"path": SAMPLES, "type": "table"}])
+        self._client.set_tag(self._run_id, MLFLOW_LOGGED_ARTIFACTS, shown)
 
     def end(self, *, failed: bool) -> None:
         """Marks the run as finished or failed."""

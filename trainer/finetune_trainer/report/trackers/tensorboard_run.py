@@ -11,7 +11,7 @@ import yaml
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.fields import scheme
 from finetune_api.spec import FineTuneJobSpec, LoggerConfig
-from finetune_trainer.report.metrics import EvaluationLine, StepLine, numbers_of
+from finetune_trainer.report.metrics import Answer, EvaluationLine, NumberLine, SampleLine, numbers_of
 from finetune_trainer.report.trackers.published_fields import published_fields
 from finetune_trainer.storage.failure import explained
 from finetune_trainer.storage.mounts import mounted_here
@@ -37,16 +37,22 @@ class TensorboardRun:
         self._spec = spec
         self._writer: SummaryWriter | None = None
 
-    def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
+    def send(self, lines: Sequence[NumberLine]) -> None:
         """Adds the numbers of the lines, by their names in metrics.jsonl."""
-        if not lines:
-            return
         writer = self._begun(lines[0].step)
         for line in lines:
             for name, number in numbers_of(line).items():
                 if name == "epoch" and isinstance(line, EvaluationLine):
                     continue  # that of the step before, which is there
                 writer.add_scalar(name, number, line.step, walltime=line.time.timestamp())
+        writer.flush()
+
+    def show(self, line: SampleLine) -> None:
+        """Adds a text for each question, which has the answers to it one below the other."""
+        writer = self._begun(line.step)
+        for number, answer in enumerate(line.samples, start=1):
+            text = _answer_text(answer)
+            writer.add_text(f"samples/{number}", text, line.step, walltime=line.time.timestamp())
         writer.flush()
 
     def end(self, *, failed: bool) -> None:
@@ -61,9 +67,18 @@ class TensorboardRun:
 
             self._writer = SummaryWriter(str(self._directory), purge_step=step)
             fields = yaml.safe_dump(published_fields(self._spec), sort_keys=False, allow_unicode=True)
-            # The text plugin reads Markdown, in which indented lines are shown as they are.
-            self._writer.add_text("spec", "".join(f"    {line}\n" for line in fields.splitlines()), step)
+            self._writer.add_text("spec", _as_it_is(fields), step)
         return self._writer
+
+
+def _answer_text(answer: Answer) -> str:
+    said = {"asked": answer.prompt, "answered": answer.answer, "expected": answer.expected}
+    return "\n".join(f"**{what}**\n\n{_as_it_is(text)}" for what, text in said.items() if text is not None)
+
+
+def _as_it_is(text: str) -> str:
+    """A text for the text plugin, which reads Markdown: there indented lines are shown as they are."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def start_tensorboard_run(

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec, Logger
-from finetune_trainer.report.metrics import EvaluationLine, StepLine
+from finetune_trainer.report.metrics import Line, NumberLine, SampleLine
 from finetune_trainer.report.trackers.mlflow_run import start_mlflow_run
 from finetune_trainer.report.trackers.tensorboard_run import event_directory, start_tensorboard_run
 from finetune_trainer.report.trackers.wandb_run import check_wandb_login, start_wandb_run
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 class Tracker(Protocol):
     """An experiment tracker as the training loop sees it."""
 
-    def log(self, line: StepLine | EvaluationLine) -> None:
+    def log(self, line: Line) -> None:
         """Sends a line in the background. Returns at once, and never raises."""
 
     @property
@@ -45,8 +45,11 @@ class Tracker(Protocol):
 class TrackedRun(Protocol):
     """A run at a tracker's service. Its methods may block, and may raise anything."""
 
-    def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
+    def send(self, lines: Sequence[NumberLine]) -> None:
         """Adds the numbers of the lines to the run."""
+
+    def show(self, line: SampleLine) -> None:
+        """Adds the answers of the line to the run. Steps of calls of both methods do not fall."""
 
     def end(self, *, failed: bool) -> None:
         """Marks the run as finished or failed."""
@@ -111,7 +114,7 @@ def _started(spec: FineTuneJobSpec, logger: Logger, name: str, run: RunDirectory
 class _NoTracker:
     lost = None
 
-    def log(self, line: StepLine | EvaluationLine) -> None:
+    def log(self, line: Line) -> None:
         pass
 
 
@@ -124,11 +127,11 @@ class _BackgroundTracker:
         self._failed = False
         self._reason: str | None = None
         self._sent = self._missing = self._left_out = 0
-        self._lines: SimpleQueue[StepLine | EvaluationLine | None] = SimpleQueue()
+        self._lines: SimpleQueue[Line | None] = SimpleQueue()
         self._thread = Thread(target=self._deliver, name=f"{provider} tracker", daemon=True)
         self._thread.start()
 
-    def log(self, line: StepLine | EvaluationLine) -> None:
+    def log(self, line: Line) -> None:
         if self._lines.qsize() >= MOST_LINES:
             self._left_out += 1
             self._warn(f"it is too slow: {MOST_LINES} points waited")
@@ -159,10 +162,28 @@ class _BackgroundTracker:
             closed = taken[-1] is None
             lines = [line for line in taken if line is not None]
             self._sent += len(lines)
-            with self._warning(len(lines)):
-                self._run.send(lines)
+            self._deliver_in_order(lines)
         with self._warning(0):
             self._run.end(failed=self._failed)
+
+    def _deliver_in_order(self, lines: list[Line]) -> None:
+        """Numbers that follow each other go together, answers by themselves."""
+        numbers: list[NumberLine] = []
+        for line in lines:
+            if isinstance(line, SampleLine):
+                self._send(numbers)
+                numbers = []
+                if line.samples:
+                    with self._warning(1):
+                        self._run.show(line)
+            else:
+                numbers.append(line)
+        self._send(numbers)
+
+    def _send(self, numbers: list[NumberLine]) -> None:
+        if numbers:
+            with self._warning(len(numbers)):
+                self._run.send(numbers)
 
     @contextmanager
     def _warning(self, lines: int) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.spec import FineTuneJobSpec, LoggerConfig
-from finetune_trainer.report.metrics import EvaluationLine, StepLine, numbers_of
+from finetune_trainer.report.metrics import NumberLine, SampleLine, numbers_of
 from finetune_trainer.report.trackers.published_fields import published_fields
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 PROJECT = "llmforge"
 """LLMForge's default project."""
+
+SAMPLES = "samples"
+"""The name of the table of answers."""
 
 LONGEST_TAG = 64
 """The most characters of a tag that wandb accepts."""
@@ -31,10 +34,18 @@ class WandbRun:
     def __init__(self, run: wandb.Run) -> None:
         self._run = run
 
-    def send(self, lines: Sequence[StepLine | EvaluationLine]) -> None:
+    def send(self, lines: Sequence[NumberLine]) -> None:
         """Adds the numbers of the lines, by their names in metrics.jsonl."""
         for line in lines:
             self._run.log(numbers_of(line), step=line.step)
+
+    def show(self, line: SampleLine) -> None:
+        """Adds the answers as a table at their step."""
+        import wandb
+
+        rows = [[line.step, each.prompt, each.answer, each.expected] for each in line.samples]
+        table = wandb.Table(columns=["step", "asked", "answered", "expected"], data=rows)
+        self._run.log({SAMPLES: table}, step=line.step)
 
     def end(self, *, failed: bool) -> None:
         """Marks the run as finished or failed, and waits until wandb has received all numbers."""
