@@ -95,9 +95,11 @@ def check_that_it_goes_on(
     trained = losses_of(volume, at(ended, "status"))
     assert len(steps) == len(trained) * (CHECKPOINTS + 1) // CHECKPOINTS
     assert losses_of(volume, status)[: len(trained)] == trained
-    [sample] = status["samples"] if isinstance(status["samples"], list) else []
-    assert at(sample, "prompt") == QUESTION
-    assert at(sample, "answer")
+    assert isinstance(status["samples"], list)
+    [sample] = status["samples"]
+    assert isinstance(sample, dict)
+    assert sample["prompt"] == QUESTION
+    assert sample["answer"]
 
 
 def test_two_jobs_at_once_end_as_they_should_though_the_operator_is_killed_in_every_phase(
