@@ -1,18 +1,20 @@
 """What a step costs besides training: checkpoints, progress and metrics, and Ray.
 
-    PYTHONPATH=.:examples python -m bench.overhead [--rounds 3] [--steps 50] [--epochs 4] [--small]
+    PYTHONPATH=.:examples python -m bench.overhead [--rounds 3] [--steps 50] [--epochs 5] [--small]
 
 Run it from the project's folder, on a machine that does nothing else. In each round new processes train the
 same small Llama for the same steps, one after the other, as adapters (LoRA) and with all parameters:
 
     bare           the loop alone: nothing is reported, nothing saved
     reporting      metrics, progress and records as in every run; one checkpoint, at the end
-    checkpoints    the same with a checkpoint after every epoch
     ray            as `reporting`, in a worker of Ray Train
+    checkpoints    as `reporting`, with a checkpoint after every second epoch
 
-The time is from one of the first steps to the last one; for `checkpoints`, and the `reporting` that it is
-compared with, to the end of training, when all is saved. A table shows the median of the rounds in
-milliseconds a step, and which share of it is lost. The losses of all runs must be the same to the digit.
+Of the first three two are compared by the time from one of the first steps to the last one, in each round.
+Processes that do the same differ by some percent, so what a checkpoint costs is measured within one: an epoch
+at whose beginning one is taken, and in which it is written, is compared with those before and after it. A
+table shows medians in milliseconds a step, and the median of what is lost. The losses of all runs must be the
+same to the digit.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from bench.small_llama import Fields, step_lines, write_job
@@ -37,19 +40,17 @@ if TYPE_CHECKING:
     from finetune_api.status import ProgressRecord
     from finetune_trainer.plan.prepare import Prepared
 
-WAYS = ("bare", "reporting", "checkpoints", "ray")
+WAYS = ("bare", "reporting", "ray", "checkpoints")
 MODELS: dict[str, Fields] = {"LoRA": {}, "all parameters": {"lora_config": None}}
 FIRST_STEPS = 5
 """Not measured: memory is taken for the first time."""
-LOST = {
-    "a checkpoint every epoch": ("checkpoints", "reporting", "to_the_end"),
-    "progress and metrics": ("reporting", "bare", "to_the_last_step"),
-    "Ray": ("ray", "reporting", "to_the_last_step"),
-}
-"""What costs time: the way that has it, the way that has not, and the measurement."""
+LOST = {"progress and metrics": ("reporting", "bare"), "Ray": ("ray", "reporting")}
+"""What costs time, by pairs of ways: with it, and without."""
+EVERY = 2
+"""Epochs between checkpoints, so that those with one are beside others without."""
 
-Figures = dict[str, dict[str, list[dict[str, float]]]]
-"""Seconds by measurement, by model, way and round."""
+Figures = dict[str, dict[str, list[list[float]]]]
+"""Seconds by model, way and round: of all measured steps, or by epoch from the second one on."""
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what a step costs besides training.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50, help="of an epoch")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=5, help="three at least")
     parser.add_argument("--small", action="store_true", help="one round of a few steps, to try it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures there")
     parser.add_argument("--child", nargs=3, metavar=("WAY", "JOB", "STORAGE"), help=argparse.SUPPRESS)
@@ -67,35 +68,34 @@ def main() -> None:
         train(way, Path(job), Path(storage))
         return
     rounds, steps, epochs = (
-        (1, 8, 2) if arguments.small else (arguments.rounds, arguments.steps, arguments.epochs)
+        (1, 8, 3) if arguments.small else (arguments.rounds, arguments.steps, arguments.epochs)
     )
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
         for model in MODELS:
             figures[model] = measure(model, Path(scratch, model.replace(" ", "-")), rounds, steps, epochs)
-    measured = steps * epochs - FIRST_STEPS
     print(f"\n{rounds} rounds of {epochs} epochs of {steps} steps, milliseconds a step\n")
-    print(table(figures, measured))
+    print(table(figures, steps, epochs))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(
     model: str, directory: Path, rounds: int, steps: int, epochs: int
-) -> dict[str, list[dict[str, float]]]:
+) -> dict[str, list[list[float]]]:
     """The seconds of each way, by round. Raises SystemExit when a process fails, or trains something else."""
     directory.mkdir()
     fields: Fields = {**MODELS[model], "num_checkpoints_to_keep": 2}
     jobs = {
         way: write_job(
             directory / way,
-            fields | {"checkpoint_every_n_epochs": 1 if way == "checkpoints" else epochs},
+            fields | {"checkpoint_every_n_epochs": EVERY if way == "checkpoints" else epochs},
             steps=steps,
             epochs=epochs,
         )
         for way in WAYS
     }
-    seconds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     losses: list[float] | None = None
     for round_ in range(1, rounds + 1):
         for way in sorted(WAYS, reverse=round_ % 2 == 0):
@@ -104,19 +104,22 @@ def measure(
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             if ran.returncode:
                 raise SystemExit(f"{way} ended with {ran.returncode}\n{ran.stdout}\n{ran.stderr}")
-            seconds[way].append(json.loads(ran.stdout.splitlines()[-1]))
-            seen = [float(line["loss"]) for line in lines_of(storage)]
+            lines = lines_of(storage)
+            if way == "checkpoints":
+                ended = [datetime.fromisoformat(line["time"]) for line in lines[steps - 1 :: steps]]
+                seconds[way].append([(end - begin).total_seconds() for begin, end in pairwise(ended)])
+            else:
+                seconds[way].append([json.loads(ran.stdout.splitlines()[-1])])
+            seen = [float(line["loss"]) for line in lines]
             if seen and seen != (losses := losses or seen):
                 raise SystemExit(f"{way} does not train the same: {seen} instead of {losses}")
-            shown = ", ".join(
-                f"{what.replace('_', ' ')} {value:.2f} s" for what, value in seconds[way][-1].items()
-            )
+            shown = ", ".join(f"{value:.2f} s" for value in seconds[way][-1])
             print(f"round {round_}, {model}, {way}: {shown}", flush=True)
     return seconds
 
 
 def train(way: str, job: Path, storage: Path) -> None:
-    """Trains a job in this way, and prints the seconds that it took."""
+    """Trains a job in this way, and prints the seconds from one of the first steps to the last one."""
     import torch
 
     from finetune_api.manifest import read_manifest
@@ -132,7 +135,6 @@ def train(way: str, job: Path, storage: Path) -> None:
     from finetune_trainer.workers.workers import Ended, Workers
 
     requests: list[float] = []
-    ended_at: list[float] = []
 
     class Timed(InProcess):
         def train(
@@ -145,9 +147,7 @@ def train(way: str, job: Path, storage: Path) -> None:
                 requests.append(time.monotonic())
                 return stop_requested()
 
-            ended = super().train(job, report, timed)
-            ended_at.append(time.monotonic())
-            return ended
+            return super().train(job, report, timed)
 
     machine = this_machine()
     workers: Workers = Timed(torch.device("cpu"), machine.cpus)
@@ -169,11 +169,9 @@ def train(way: str, job: Path, storage: Path) -> None:
         raise SystemExit(ended.failure.message)
     if way == "ray":
         times = [datetime.fromisoformat(line["time"]) for line in lines_of(storage)]
-        figures = {"to_the_last_step": (times[-1] - times[FIRST_STEPS - 1]).total_seconds()}
+        print((times[-1] - times[FIRST_STEPS - 1]).total_seconds())
     else:
-        began = requests[FIRST_STEPS - 1]
-        figures = {"to_the_last_step": requests[-1] - began, "to_the_end": ended_at[0] - began}
-    print(json.dumps(figures))
+        print(requests[-1] - requests[FIRST_STEPS - 1])
 
 
 @contextmanager
@@ -203,18 +201,30 @@ def lines_of(storage: Path) -> list[dict[str, str]]:
     return step_lines(metrics) if metrics.exists() else []
 
 
-def table(figures: Figures, steps: int) -> str:
+def table(figures: Figures, steps: int, epochs: int) -> str:
     """A Markdown table with a row for each model and what costs time."""
     lines = ["| | with | without | lost |", "|---|---|---|---|"]
+    measured = steps * epochs - FIRST_STEPS
     for model, ways in figures.items():
-        for what, (way, other, measurement) in LOST.items():
-            with_, without = (median(each[measurement] for each in ways[name]) for name in (way, other))
-            lost = 100 * (with_ - without) / without
-            lines.append(
-                f"| {model}: {what} | {1000 * with_ / steps:.2f} | {1000 * without / steps:.2f}"
-                f" | {lost:.1f} % |"
-            )
+        pairs = [beside for round_ in ways["checkpoints"] for beside in checkpoints_beside(round_)]
+        lines.append(row(f"{model}: a checkpoint every epoch", pairs, steps))
+        for what, (way, other) in LOST.items():
+            pairs = [(with_[0], without[0]) for with_, without in zip(ways[way], ways[other], strict=True)]
+            lines.append(row(f"{model}: {what}", pairs, measured))
     return "\n".join(lines)
+
+
+def checkpoints_beside(epochs: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Of the epochs from the second one on, each in which a checkpoint is written, and the mean beside it."""
+    for at in range(EVERY - 1, len(epochs), EVERY):
+        yield epochs[at], mean(epochs[beside] for beside in (at - 1, at + 1) if beside < len(epochs))
+
+
+def row(name: str, pairs: Sequence[tuple[float, float]], steps: int) -> str:
+    """What is lost by pairs of seconds with and without something, each for so many steps."""
+    with_, without = (1000 * median(each) / steps for each in zip(*pairs, strict=True))
+    lost = median(100 * (pair[0] / pair[1] - 1) for pair in pairs)
+    return f"| {name} | {with_:.2f} | {without:.2f} | {lost:.1f} % |"
 
 
 if __name__ == "__main__":

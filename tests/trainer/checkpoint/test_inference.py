@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from pydantic import JsonValue
 from tests.trainer.model_directories import copy_of, set_keys
 from tests.trainer.tokenizers_for_tests import byte_level
-from tests.trainer.training_jobs import FULL, Fields, spec_of, train_here
+from tests.trainer.training_jobs import FULL, Fields, files_of, spec_of, train_here
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,6 +27,7 @@ from finetune_trainer.export.merge import merge
 from finetune_trainer.plan.prepare import Prepared, prepare
 from finetune_trainer.storage.run_directory import RunDirectory
 from finetune_trainer.training.job import Start, TrainingJob
+from finetune_trainer.training.setup import load
 
 ANSWERS = {"Ping?": "Pong.", "One?": "Two, and three.", "Where?": "Here and there.", "Who?": "No one."}
 
@@ -286,3 +287,18 @@ def test_a_merge_of_an_older_checkpoint_with_stop_strings_generates_plainly(
     merge(str(checkpoint), tmp_path / "merged")
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [2, 1]
     piped_answer(tmp_path / "merged", "Ping?")
+
+
+def test_what_is_beside_the_weights_is_the_same_in_each_checkpoint_and_as_the_libraries_write_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    loaded = load(Start(spec_of(tiny_model, FULL), "fp32", str(tmp_path), None), torch.device("cpu"))
+    plain, *saved = (tmp_path / each for each in ("plain", "first", "second"))
+    loaded.inference.tokenizer.save_pretrained(plain)
+    loaded.inference.generation.save_pretrained(plain)
+    for directory in saved:
+        directory.mkdir()
+        loaded.inference.save(directory)
+
+    assert "tokenizer.json" in files_of(plain)
+    assert [files_of(directory) for directory in saved] == [files_of(plain)] * 2

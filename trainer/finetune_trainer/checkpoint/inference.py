@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -42,11 +43,28 @@ class Inference:
     tokenizer: PreTrainedTokenizerBase
     """With the chat template that was trained on."""
     generation: GenerationConfig
+    _files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def save(self, directory: Path) -> None:
-        """Writes tokenizer, chat template and generation config."""
-        self.tokenizer.save_pretrained(directory)
-        self.generation.save_pretrained(directory)
+        """Writes tokenizer, chat template and generation config.
+
+        They never change, and a large vocabulary takes a second to become text, so that is done once.
+        """
+        if not self._files:
+            with TemporaryDirectory(dir=directory) as written:
+                self.tokenizer.save_pretrained(written)
+                self.generation.save_pretrained(written)
+                self._files.update(contents(Path(written)))
+        for name, content in self._files.items():
+            file = directory / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """The files in a directory, at any depth."""
+    files = (file for file in directory.rglob("*") if file.is_file())
+    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in files}
 
 
 def inference(

@@ -96,6 +96,7 @@ def save_weights(
     default to the model's own. With an adapter goes how its base is quantized, if it is.
     """
     if isinstance(model, peft.PeftModel):
+        model.create_or_update_model_card = _no_card  # type: ignore[assignment, method-assign]
         # The vocabulary is never resized here, so base embeddings need no copy; "auto" would ask the hub.
         model.save_pretrained(
             str(directory), safe_serialization=True, save_embedding_layers=False, state_dict=weights
@@ -105,6 +106,10 @@ def save_weights(
         weights = model.state_dict() if weights is None else weights
         model.save_pretrained(directory, max_shard_size="5GB", state_dict=_converted(weights, dtype))
         _save_config(model, directory, dtype)
+
+
+def _no_card(_directory: str) -> None:
+    """In place of PEFT's card: a checkpoint has one of its own."""
 
 
 def _save_config(model: Model, directory: Path, dtype: torch.dtype) -> None:

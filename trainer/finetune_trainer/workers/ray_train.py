@@ -17,6 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayError
+from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig
 
 from finetune_api.failure import FailureClass
@@ -32,6 +33,8 @@ from finetune_trainer.workers.workers import Ended
 POLL_SECONDS = 0.5
 SECONDS_TO_SAVE = 120
 """For a snapshot, on the nodes that stay, after another is gone."""
+
+_IDLE_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 TAKEN_AWAY = "a node is being taken away; a snapshot was saved"
 
@@ -62,6 +65,17 @@ class RayWorkers:
             yield RayGroup(self, start)
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without actors of Ray Train that do nothing here: each is a process that wakes up 100 times a second.
+
+    One splits Ray's data sets; the other gives back devices when Ray Train dies, and Ray ends with it here.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in callbacks if type(each).__name__ not in _IDLE_CALLBACKS]
+
+
 class RayGroup:
     """Workers that Ray Train has been asked for."""
 
@@ -88,7 +102,7 @@ class RayGroup:
         A node that is about to go stops the run too, and that is a failure (NodeLost).
         """
         put_job(self._board, ray.put(job.for_this_machine() if self._on_this_machine else job))
-        notice, drain = Notice(), Drain()
+        notice, drain = Notice(), None if self._on_this_machine else Drain()
         asked = taken_away = False
         try:
             while self._fitting.is_alive():
@@ -97,7 +111,7 @@ class RayGroup:
                 notice = read_board(self._board, timeout=POLL_SECONDS) or notice
                 if notice.version > seen and notice.record is not None:
                     report(notice.record)
-                if not asked and (stop_requested() or drain.seen()):
+                if not asked and (stop_requested() or (drain is not None and drain.seen())):
                     asked, taken_away = True, not stop_requested()
                     ray.get(self._board.stop.remote())
             notice = read_board(self._board) or notice
@@ -117,7 +131,8 @@ class RayGroup:
     def _fit(self, workers: RayWorkers, start: Start) -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="finetune-ray-") as scratch:
-                ray.train.torch.TorchTrainer(
+                trainer = _Trainer if workers.on_this_machine else ray.train.torch.TorchTrainer
+                trainer(
                     train_worker,
                     train_loop_config={"worker": WorkerConfig(start, self._board, workers.threads)},
                     torch_config=ray.train.torch.TorchConfig(backend=_backend(workers, start)),
