@@ -172,8 +172,7 @@ def _rules(block: str | None) -> Iterator[Schema]:
     """
     for rule in RULES:
         if rule.block == block:
-            place = rule.field.removeprefix(f"{block}.")
-            yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{place}"}
+            yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{rule.below_self}"}
 
 
 _UNCHANGED = {"rule": "self == oldSelf", "message": _IMMUTABLE}

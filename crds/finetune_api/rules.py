@@ -51,6 +51,11 @@ class Rule:
     block: str | None = None
     """The field of the spec that the rule is all about, if that has fields of its own; then `self` is it."""
 
+    @property
+    def below_self(self) -> str:
+        """`field` as a path below what `self` is in CEL."""
+        return self.field if self.block is None else self.field.removeprefix(f"{self.block}.")
+
 
 def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"

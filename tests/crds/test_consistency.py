@@ -37,7 +37,8 @@ def test_a_rule_names_a_field_that_there_is_in_both_its_languages(rule: Rule) ->
         [model] = models_in(model.model_fields[name].annotation)
 
     assert field in model.model_fields
-    assert f"self.{rule.field}" in rule.cel
+    assert rule.field == ".".join(filter(None, [rule.block, rule.below_self]))
+    assert f"self.{rule.below_self}" in rule.cel
 
 
 @pytest.mark.parametrize(

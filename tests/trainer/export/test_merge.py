@@ -144,6 +144,7 @@ def test_a_plain_model_with_its_tokenizer_and_how_to_generate_is_written(
     merge(str(adapter), tmp_path / "merged")
 
     assert {file.name for file in (tmp_path / "merged").iterdir()} == {
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
