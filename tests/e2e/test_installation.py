@@ -74,10 +74,11 @@ def test_two_in_namespaces_of_their_own_are_blind_to_each_other_and_their_own_te
         operator.start()
 
 
+@pytest.mark.usefixtures("operator")
 def test_without_its_rights_it_says_which_and_what_to_do(
     helm: Helm, operator_image: Image, trainer: Image, kubectl: Kubectl, namespace: str
 ) -> None:
-    """Beside the one of all tests, which is not disturbed: this one comes to nothing."""
+    """Beside the one of all tests, whose definition it finds and which is not disturbed: it fails."""
     bare = Installation(
         helm,
         operator_image,
