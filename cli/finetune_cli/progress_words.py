@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord, Sample
+from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord, Sample, shortened
 from finetune_cli.plain_text import one_line
 
 SHOWN_SAMPLES = 3
@@ -72,11 +72,6 @@ def compared(sample: Sample) -> Iterator[str]:
         yield f"  tuned  {_said(sample.answer)}"
     if sample.expected is not None:
         yield f"  row    {_said(sample.expected)}"
-
-
-def shortened(line: str, width: int) -> str:
-    """The line, cut to `width` characters."""
-    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _said(text: str | None) -> str:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.manifest import Manifest
-from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase, Plan
+from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase, Plan, shortened
 from finetune_cli.plain_text import one_line
-from finetune_cli.progress_words import SHOWN_SAMPLES, clock, compared, epochs_of, measured, shortened
+from finetune_cli.progress_words import SHOWN_SAMPLES, clock, compared, epochs_of, measured
 
 PHASE_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.SUSPENDED: "bold yellow"}
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import shlex
 
 from finetune_api.spec import FineTuneJobSpec, Output
-from finetune_api.status import FineTuneJobStatus, ProgressRecord, PushedModel
+from finetune_api.status import LONGEST_TEXT, FineTuneJobStatus, ProgressRecord, PushedModel, shortened
 
 PUSH = "spec.output.push_to_hub"
 MERGE = "spec.output.merge"
 """What warnings begin with."""
 
 _LONGEST_PROBLEM = 500
-_LONGEST_WARNING = 1024
 
 
 def is_delivered(output: Output, result: ProgressRecord) -> bool:
@@ -55,11 +54,11 @@ def not_merged(output: Output, run_directory: str, problem: str) -> str:
 
 def cut(warning: str) -> str:
     """The warning in the length that a status takes."""
-    return warning if len(warning) <= _LONGEST_WARNING else f"{warning[: _LONGEST_WARNING - 1]}…"
+    return shortened(warning, LONGEST_TEXT)
 
 
 def _said(problem: str) -> str:
-    return problem if len(problem) <= _LONGEST_PROBLEM else f"{problem[: _LONGEST_PROBLEM - 1]}…"
+    return shortened(problem, _LONGEST_PROBLEM)
 
 
 def _command(output: Output, run_directory: str) -> str:

@@ -22,6 +22,9 @@ MOST_EPOCHS = 100_000
 MOST_KEPT_CHECKPOINTS = 1000
 MOST_METRICS = 32
 MOST_SAMPLES = 4
+LONGEST_TEXT = 1024
+"""Characters of a warning, and of other texts of a line or two."""
+
 LONGEST_SAMPLE = 200
 """Characters of a question or an answer in a status; metrics.jsonl has all of it."""
 
@@ -50,7 +53,12 @@ def _instant(time: datetime) -> datetime:
         raise ValueError("the time is out of range") from error
 
 
-Text = Annotated[str, Field(max_length=1024)]
+def shortened(text: str, most: int) -> str:
+    """The beginning of a text, of `most` characters in all, with an ellipsis where something is left out."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 LongText = Annotated[str, Field(max_length=32768)]
 SampleText = Annotated[str, Field(max_length=LONGEST_SAMPLE)]
 Name = Annotated[str, Field(max_length=253)]

@@ -343,6 +343,7 @@ def hub_of_this_process(address: str, monkeypatch: pytest.MonkeyPatch, directory
     `directory`."""
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{directory}/no-token")
     environment = {
         "HF_ENDPOINT": address,

@@ -283,15 +283,6 @@ def claim(run: RunDirectory, manifest: Manifest) -> None:
     run.claim(manifest.to_yaml(), run.path.rpartition("/")[2])
 
 
-def _unheard(warnings: list[str], warned: set[str]) -> Iterator[str]:
-    """The warnings about what none was about before, of which `warned` takes note."""
-    for warning in warnings:
-        about = warning.partition(" ")[0]  # how much of it is missing may change with every step
-        if about not in warned:
-            warned.add(about)
-            yield warning
-
-
 def _remarks(spec: FineTuneJobSpec, *, on_gpu: bool) -> list[str]:
     unmet = spec.flash_attention_2 and not uses_flash_attention(spec, on_gpu=on_gpu)
     return [NO_FLASH_ATTENTION] if unmet else []

@@ -9,15 +9,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from huggingface_hub import ModelCard
 from tests.trainer.export.test_push import ADAPTER, MODEL
-from tests.trainer.training_jobs import LORA, job_of, train_here
-from tests.trainer.writable_hub import WRITER, Hub, hub_of_this_process, writable_hub
+from tests.trainer.writable_hub import WRITER, Hub, hub_of_this_process
 
 from finetune_api.spec import Output
 from finetune_api.status import ProgressRecord
@@ -30,24 +28,10 @@ NAME = "someone/tuned"
 GIB = 2**30
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("output") / "run"
-    train_here(job_of(tiny_model, directory, LORA, num_epochs=2))
-    return directory
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> RunDirectory:
     """A finished run that a test may change."""
     return RunDirectory.open(str(shutil.copytree(finished, tmp_path / "run")))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with writable_hub() as hub:
-        hub_of_this_process(hub.address, monkeypatch, tmp_path)
-        yield hub
 
 
 def result_of(run: RunDirectory) -> ProgressRecord:

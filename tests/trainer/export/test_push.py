@@ -3,13 +3,11 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, constants
-from tests.trainer.training_jobs import LORA, job_of, train_here
-from tests.trainer.writable_hub import OWNER, READER, TEAM, WRITER, Hub, Repository, writable_hub
+from tests.trainer.writable_hub import OWNER, READER, TEAM, WRITER, Hub, Repository
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.export import push as push_module
@@ -33,28 +31,10 @@ MODEL = (ADAPTER - {"adapter_config.json", "adapter_model.safetensors"}) | {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs whose learning rate makes the second one worse."""
-    directory = tmp_path_factory.mktemp("push") / "run"
-    train_here(job_of(tiny_model, directory, LORA, num_epochs=2))
-    return directory
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with writable_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        yield hub
 
 
 def best(run: Path) -> str:

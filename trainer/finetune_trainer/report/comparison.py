@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from finetune_api.status import LONGEST_SAMPLE, MOST_SAMPLES, Sample
+from finetune_api.status import LONGEST_SAMPLE, MOST_SAMPLES, Sample, shortened
 from finetune_trainer.report.metrics import Answer, SampleLine
 
 
@@ -33,17 +33,12 @@ class Comparison:
         """Those of the first questions, shortened."""
         return [
             Sample(
-                prompt=shortened(either.prompt),
-                base_answer=None if base is None else shortened(base.answer),
-                answer=None if tuned is None else shortened(tuned.answer),
-                expected=None if either.expected is None else shortened(either.expected),
+                prompt=shortened(either.prompt, LONGEST_SAMPLE),
+                base_answer=None if base is None else shortened(base.answer, LONGEST_SAMPLE),
+                answer=None if tuned is None else shortened(tuned.answer, LONGEST_SAMPLE),
+                expected=None if either.expected is None else shortened(either.expected, LONGEST_SAMPLE),
             )
             for base, tuned in self.pairs[:MOST_SAMPLES]
             for either in [tuned or base]
             if either is not None
         ]
-
-
-def shortened(text: str, most: int = LONGEST_SAMPLE) -> str:
-    """The beginning of a text, with an ellipsis where something is left out."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -12,9 +12,17 @@ from pathlib import Path
 from finetune_api.failure import FineTuneError
 from finetune_api.numbers import Numbers
 from finetune_api.retention import flagged, kept
-from finetune_api.status import Checkpoint, Evaluation, Plan, Progress, ProgressRecord
+from finetune_api.status import (
+    LONGEST_TEXT,
+    Checkpoint,
+    Evaluation,
+    Plan,
+    Progress,
+    ProgressRecord,
+    shortened,
+)
 from finetune_trainer.report.background import Background, LineWriter
-from finetune_trainer.report.comparison import Comparison, shortened
+from finetune_trainer.report.comparison import Comparison
 from finetune_trainer.report.metrics import (
     Answers,
     EvaluationLine,
@@ -347,4 +355,4 @@ def _unanswered(line: SampleLine, problem: str | None) -> str | None:
     asked = line.left_out + len(line.samples)
     why = problem or "answers may take a tenth of the time of training"
     text = f"sample_prompts: {line.left_out} of {asked} were not answered after step {line.step}: {why}"
-    return shortened(text, 1024)
+    return shortened(text, LONGEST_TEXT)
