@@ -41,23 +41,23 @@ def run() -> None:
     warnings.filterwarnings("ignore", "coroutine 'authenticator' was never awaited", RuntimeWarning)
     ready = asyncio.Event()
     state = OperatorState(configuration, Insights(), ready)
+    running = kopf.operator(
+        registry=kopf.get_default_registry(),
+        memo=kopf.Memo(state=state),
+        memories=NoMemories(),
+        ready_flag=ready,
+        standalone=True,
+        # kopf would ask for the user's name, and in a container the user has none.
+        identity=COMPONENT,  # type: ignore[arg-type] # a new type of str that kopf does not export
+        clusterwide=not configuration.watch_namespaces,
+        # A pattern, which by itself matches nothing since kopf does not look for namespaces: `main` says in
+        # the insights which are watched, and a name given here would be there for good.
+        namespaces=["*"] if configuration.watch_namespaces else [],
+        insights=state.insights,
+    )
     try:
-        asyncio.run(
-            kopf.operator(
-                registry=kopf.get_default_registry(),
-                memo=kopf.Memo(state=state),
-                memories=NoMemories(),
-                ready_flag=ready,
-                standalone=True,
-                # kopf would ask for the user's name, and in a container the user has none.
-                identity=COMPONENT,  # type: ignore[arg-type] # a new type of str that kopf does not export
-                clusterwide=not configuration.watch_namespaces,
-                # A pattern, which by itself matches nothing since kopf does not look for namespaces: `main`
-                # says in the insights which are watched, and a name given here would be there for good.
-                namespaces=["*"] if configuration.watch_namespaces else [],
-                insights=state.insights,
-            )
-        )
+        with state.beginnings.used():
+            asyncio.run(running)
     except Exception:
         if state.failure is None:
             raise

@@ -135,14 +135,15 @@ async def _turn(state: OperatorState, namespace: str, watched: bool) -> None:
 
 
 async def _take_up(state: OperatorState, namespace: str) -> None:
-    """Learns what there is in a namespace, or in all for "", and looks at the jobs that may need something.
+    """Learns what there is in a namespace, or in all for "".
 
-    kopf begins every watch with a list of its own, of which nothing is news then.
+    Has the jobs looked at that may need something.
     """
     caches = state.caches
-    await state.comparison.fill(
+    versions = await state.comparison.fill(
         namespace, lambda job: is_done_with(job, caches.children(RayJob, job.metadata.uid))
     )
+    state.beginnings.note(namespace, versions)
     for job in caches.jobs():
         if namespace in (job.metadata.namespace, ""):
             state.queue.wake(_key(job))

@@ -235,10 +235,6 @@ class RayCluster(ObservedPart):
         )
 
 
-OUT_OF_SIGHT = ("JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
-"""KubeRay's reasons for giving up a RayJob whose program it cannot ask about."""
-
-
 class RayJobStatus(ObservedPart):
     """rayv1.RayJobStatus."""
 
@@ -274,11 +270,6 @@ class RayJob(ObservedPart):
     def has_succeeded(self) -> bool:
         """Whether its program ended well. A job that was stopped is Complete as well, but not SUCCEEDED."""
         return self.status.job_deployment_status == "Complete" and self.status.job_status == "SUCCEEDED"
-
-    @property
-    def is_out_of_sight(self) -> bool:
-        """Whether KubeRay gave up on it without having learnt how its program ended."""
-        return self.status.job_deployment_status == "Failed" and self.status.reason in OUT_OF_SIGHT
 
     @property
     def is_queued(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from finetune_operator.cluster.beginnings import Beginnings
 from finetune_operator.cluster.caches import LostPods, WatchCaches
 from finetune_operator.cluster.comparison import Comparison
 from finetune_operator.cluster.freshness import Freshness
@@ -29,6 +30,7 @@ class OperatorState:
     freshness: Freshness = field(default_factory=Freshness)
     lost_pods: LostPods = field(default_factory=LostPods)
     caches: WatchCaches = field(default_factory=WatchCaches)
+    beginnings: Beginnings = field(default_factory=Beginnings)
     comparison: Comparison = field(init=False)
     """Compares the caches with the cluster; it is there once the operator has started."""
     namespaces: WatchedNamespaces = field(init=False)

@@ -22,10 +22,13 @@ from tests.cli.command_line import FINETUNE
 CTRL_C = b"\x03"
 
 ON_THIS_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1],"
-    " sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    " signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
-"""Makes standard input the terminal that signals come from, and becomes the command."""
+"""Makes standard input the terminal that signals come from, and becomes the command.
+
+Tests that a shell runs in the background would hand on that Ctrl-C is ignored.
+"""
 
 
 CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from finetune_api.manifest import KIND
@@ -49,23 +49,30 @@ class Comparison:
         self._namespaces = namespaces
         self._gone = gone
 
-    async def fill(self, namespace: str, is_done_with: Callable[[Job], bool]) -> None:
+    async def fill(self, namespace: str, is_done_with: Callable[[Job], bool]) -> Mapping[str, str]:
         """Reads all that there is, before the watches of a namespace begin.
+
+        Returns as of which version, by kind.
 
         Of a job that `is_done_with` nothing but its end is kept, from the page on that it stands on: all of
         many that have ended would take much memory together. Pods and records of those are read after them,
         and dropped at once.
         """
+        versions: dict[str, str] = {}
         for kind in FILLED:
             async for page in self._api.pages(kind, namespace):
+                versions.setdefault(kind, page.version)
                 for number, each in enumerate(page.objects):
                     if number % AT_A_TIME == 0:
                         await asyncio.sleep(0)
+                    metadata = cast("dict[str, str]", each["metadata"])
                     self._caches.put(kind, each)
+                    self._freshness.watched(metadata["uid"], metadata["resourceVersion"])
                     if kind == KIND:
-                        job = self._caches.job(cast("dict[str, str]", each["metadata"])["uid"])
+                        job = self._caches.job(metadata["uid"])
                         if job is not None and is_done_with(job):
                             self._caches.keep_only_its_end(job)
+        return versions
 
     async def keep_up(self, seconds: float) -> None:
         """Compares everything once in so many seconds, or more slowly when that takes longer."""

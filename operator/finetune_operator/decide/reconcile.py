@@ -319,9 +319,8 @@ def _attempt_ended(situation: Situation, status: FineTuneJobStatus, ray_job: Ray
     ended = ray_job.status.end_time or now
     problem = unfinished(situation)
 
-    # The run is complete, by the record, and KubeRay says so or could not learn how it ended.
-    says_so = situation.finished_at is not None
-    if problem is None and (ray_job.has_succeeded or (ray_job.is_out_of_sight and says_so)):
+    # The run is complete: whatever became of its program, or of KubeRay's view of it, after it said so.
+    if problem is None and (ray_job.has_succeeded or situation.finished_at is not None):
         return Decision(phases.succeeded(situation, status, ended))
 
     # KubeRay reports a success that the record contradicts: another attempt would only end so again.
