@@ -136,8 +136,7 @@ class Controller:
 
     def _until_resync(self, uid: str) -> timedelta:
         """The time until a job is reconciled by itself: each has a moment of its own in the period."""
-        jobs = sum(1 for _ in self._caches.jobs())
-        period = max(self._configuration.resync_seconds, jobs * SECONDS_A_JOB)
+        period = max(self._configuration.resync_seconds, len(self._caches.jobs()) * SECONDS_A_JOB)
         turn = zlib.crc32(uid.encode()) / 2**32 * period
         return timedelta(seconds=period - (self._clock().timestamp() - turn) % period)
 

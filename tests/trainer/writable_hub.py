@@ -327,12 +327,12 @@ _ROUTES: dict[str, Callable[..., None]] = {
 
 
 @contextmanager
-def writable_hub() -> Iterator[Hub]:
-    """A hub during the `with` block."""
+def writable_hub(host: str = "127.0.0.1") -> Iterator[Hub]:
+    """A hub at an address of this machine, during the `with` block."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        hub.address = f"http://127.0.0.1:{server.server_port}"
+    with ThreadingHTTPServer((host, 0), handler) as server:
+        hub.address = f"http://{host}:{server.server_port}"
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield hub
         server.shutdown()

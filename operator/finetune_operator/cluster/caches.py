@@ -10,7 +10,7 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -97,7 +97,7 @@ class WatchCaches:
         """A FineTuneJob; None when it is not known, or nothing but its end is kept of it."""
         return self._jobs.get(uid)
 
-    def jobs(self) -> Iterable[Job]:
+    def jobs(self) -> Collection[Job]:
         """All FineTuneJobs of which everything is known."""
         return self._jobs.values()
 

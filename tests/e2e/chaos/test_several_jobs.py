@@ -6,7 +6,10 @@ Each is of another task.
 from __future__ import annotations
 
 import json
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from tests.e2e.long_jobs import (
     steps_of,
 )
 from tests.e2e.sightings import Sightings
+from tests.trainer.writable_hub import OWNER, WRITER, Hub, writable_hub
 
 from devcluster.failure import ClusterError
 from devcluster.installation import Installation
@@ -79,16 +83,54 @@ def check_metrics(kubectl: Kubectl, namespace: str, ended: dict[str, JsonValue],
     assert float(columns["EVAL-LOSS"]) == pytest.approx(loss)
 
 
+@contextmanager
+def hub_of(kubectl: Kubectl, namespace: str) -> Iterator[tuple[Hub, str]]:
+    """A hub on this machine, and the name of a secret by which pods can write there."""
+    addresses = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards_node:
+        towards_node.connect((kubectl("get", "nodes", f"--output=jsonpath={addresses}"), 9))
+        host = towards_node.getsockname()[0]
+    with writable_hub(host) as hub:
+        variables: dict[str, JsonValue] = {
+            "HF_ENDPOINT": hub.address,
+            "HF_TOKEN": WRITER,
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        secret: dict[str, JsonValue] = {"apiVersion": "v1", "kind": "Secret", "stringData": variables}
+        kubectl.apply({**secret, "metadata": {"name": "hub", "namespace": namespace}})
+        yield hub, "hub"
+        kubectl("delete", "secret", "hub", "--namespace", namespace)
+
+
 def check_that_it_goes_on(
     kubectl: Kubectl, namespace: str, volume: Volume, ended: dict[str, JsonValue]
 ) -> None:
-    """A job that names the run of a `long_job` trains what is left, and answers what it is asked."""
+    """A job that names the run of a `long_job` trains what is left and answers what it is asked.
+
+    Its model is pushed to a hub, merged.
+    """
     fields = {**long_job(MINUTE), "num_epochs": MINUTE + MINUTE // CHECKPOINTS}
     before = at(ended, "status", "runDirectory")
-    asked: dict[str, JsonValue] = {"sample_prompts": [QUESTION], "sample_max_tokens": 8}
-    kubectl.apply(job("more", namespace, resume_from=before, **asked, **fields))
-    status = at(wait_for_phase(kubectl, namespace, "more", "Succeeded", seconds=300), "status")
+    fields |= {"sample_prompts": [QUESTION], "sample_max_tokens": 8, "resume_from": before}
+    fields["output"] = {"push_to_hub": f"{OWNER}/tuned", "merge": True}
+    with hub_of(kubectl, namespace) as (hub, secret):
+        fields["cluster"] = {"env_from": [{"secretRef": {"name": secret}}]}
+        kubectl.apply(job("more", namespace, **fields))
+        status = at(wait_for_phase(kubectl, namespace, "more", "Succeeded", seconds=300), "status")
+        shown = kubectl(
+            "get", "finetunejobs,configmaps,events,pods", "--namespace", namespace, "--output=json"
+        )
     assert isinstance(status, dict)
+    assert not status.get("warnings")
+    assert status["pushed"] == {
+        "repository": f"{OWNER}/tuned",
+        "revision": "commit-main-1",
+        "url": f"{hub.address}/{OWNER}/tuned/tree/commit-main-1",
+        "merged": True,
+    }
+    pushed = hub.repositories[f"{OWNER}/tuned"].files()
+    assert pushed.keys() >= {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert WRITER not in shown
     assert status["runDirectory"] != before
     steps = steps_of(volume, status)
     assert steps == list(range(1, int(str(at(status, "plan", "totalSteps"))) + 1))
