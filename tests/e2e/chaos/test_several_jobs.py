@@ -5,12 +5,14 @@ Each is of another task.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import JsonValue
@@ -83,14 +85,22 @@ def check_metrics(kubectl: Kubectl, namespace: str, ended: dict[str, JsonValue],
     assert float(columns["EVAL-LOSS"]) == pytest.approx(loss)
 
 
+def _address_for_pods(kubectl: Kubectl) -> str:
+    """This machine's towards the cluster: its API server, or a node where that is a port of this machine."""
+    server = kubectl("config", "view", "--minify", "--output=jsonpath={.clusters[0].cluster.server}")
+    host = str(urlsplit(server).hostname)
+    if ipaddress.ip_address(host).is_loopback:
+        addresses = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
+        host = kubectl("get", "nodes", f"--output=jsonpath={addresses}")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((host, 9))  # nothing is sent
+        return str(way.getsockname()[0])
+
+
 @contextmanager
 def hub_of(kubectl: Kubectl, namespace: str) -> Iterator[tuple[Hub, str]]:
     """A hub on this machine, and the name of a secret by which pods can write there."""
-    addresses = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards_node:
-        towards_node.connect((kubectl("get", "nodes", f"--output=jsonpath={addresses}"), 9))
-        host = towards_node.getsockname()[0]
-    with writable_hub(host) as hub:
+    with writable_hub(_address_for_pods(kubectl)) as hub:
         variables: dict[str, JsonValue] = {
             "HF_ENDPOINT": hub.address,
             "HF_TOKEN": WRITER,
