@@ -78,8 +78,9 @@ class Seen:
     losses: list[float] = field(default_factory=list)
 
 
-EQUAL = Case("llama-3-8b", 1, 4096, LORA)
-MIXED = Case("llama-3-8b", 8, 2048, LORA, uneven=True)
+RECOMPUTED: Fields = {"gradient_checkpointing": True}
+EQUAL = Case("llama-3-8b", 1, 4096, LORA, RECOMPUTED)
+MIXED = Case("llama-3-8b", 8, 2048, LORA, RECOMPUTED, uneven=True)
 WAYS = {
     "4,096 tokens": Way(EQUAL),
     "4,096 tokens, kept": Way(replace(EQUAL, fields=KEPT)),
