@@ -33,6 +33,13 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return plurals
 
 
+def read_before(where: str = NAMESPACE) -> Beginnings:
+    """The config maps of a namespace were read, as of version 7."""
+    beginnings = Beginnings()
+    beginnings.note(where, {"ConfigMap": "7"})
+    return beginnings
+
+
 def chunks(resource: Resource, namespace: str | None) -> list[tuple[list[object], str]]:
     """What kopf learns from a list of its own before it watches."""
 
@@ -52,19 +59,13 @@ def chunks(resource: Resource, namespace: str | None) -> list[tuple[list[object]
 def test_what_has_been_read_is_not_listed_and_watched_from_there(
     listed: list[str], where: str, namespace: str | None
 ) -> None:
-    beginnings = Beginnings()
-    beginnings.note(where, {"ConfigMap": "7"})
-
-    with beginnings.used():
+    with read_before(where).used():
         assert chunks(CONFIG_MAPS, namespace) == [([], "7")]
     assert listed == []
 
 
 def test_a_watch_that_begins_anew_lists(listed: list[str]) -> None:
-    beginnings = Beginnings()
-    beginnings.note(NAMESPACE, {"ConfigMap": "7"})
-
-    with beginnings.used():
+    with read_before().used():
         chunks(CONFIG_MAPS, NAMESPACE)
         assert chunks(CONFIG_MAPS, NAMESPACE) == [([{"kind": "ConfigMap"}], "9")]
     assert listed == ["configmaps"]
@@ -77,10 +78,7 @@ def test_a_watch_that_begins_anew_lists(listed: list[str]) -> None:
 def test_what_has_not_been_read_is_listed(
     listed: list[str], resource: Resource, namespace: str | None
 ) -> None:
-    beginnings = Beginnings()
-    beginnings.note(NAMESPACE, {"ConfigMap": "7"})
-
-    with beginnings.used():
+    with read_before().used():
         assert chunks(resource, namespace) == [([{"kind": str(resource.kind)}], "9")]
     assert listed == ["configmaps"]
 
