@@ -147,8 +147,8 @@ def _resource() -> Schema:
             "apiVersion": text,
             "kind": text,
             "metadata": {"type": "object"},
-            "spec": _spec() | {VALIDATIONS: list(_rules(None))},
-            "status": _model_schema(FineTuneJobStatus) | {"default": UNSEEN},
+            "spec": _spec() | {VALIDATIONS: [_at_first(rule) for rule in _rules(None)]},
+            "status": _model_schema(FineTuneJobStatus) | {"default": UNSEEN} | _AS_A_WHOLE,
         },
         VALIDATIONS: [_changes()],
     }
@@ -158,9 +158,11 @@ def _spec() -> Schema:
     schema = _model_schema(FineTuneJobSpec)
     for name, field in schema["properties"].items():
         field["description"] = f"{field.get('description', '')} {effect(name)}".strip()
-        unchanged = [_UNCHANGED] if name not in MUTABLE and _visible(field) else []
-        if rules := [*field.get(VALIDATIONS, []), *_rules(name), *unchanged]:
+        if rules := [*field.get(VALIDATIONS, []), *_rules(name)]:
             field[VALIDATIONS] = rules
+        if name not in MUTABLE and _visible(field):
+            _ask_at_first(field)
+            field.setdefault(VALIDATIONS, []).append(_UNCHANGED)
     return schema
 
 
@@ -175,6 +177,25 @@ def _rules(block: str | None) -> Iterator[Schema]:
             yield {"rule": rule.cel, "message": rule.problem, "fieldPath": f".{rule.below_self}"}
 
 
+def _at_first(rule: Schema) -> Schema:
+    """The rule, asked only where there was nothing before: not again at every write of a status."""
+    return rule | {"rule": f"oldSelf.hasValue() || ({rule['rule']})", "optionalOldSelf": True}
+
+
+def _ask_at_first(field: Schema) -> None:
+    """Has all rules in a field that cannot change asked only where there was nothing before.
+
+    What is in a list of the field has no former self that a rule could ask for.
+    """
+    if VALIDATIONS in field:
+        field[VALIDATIONS] = [_at_first(rule) for rule in field[VALIDATIONS]]
+    for inner in [*field.get("properties", {}).values(), field.get("additionalProperties")]:
+        if isinstance(inner, dict):
+            _ask_at_first(inner)
+
+
+_AS_A_WHOLE = {"x-kubernetes-map-type": "atomic"}
+"""The operator alone writes the status, and always all of it: who owns which of its fields is not kept."""
 _UNCHANGED = {"rule": "self == oldSelf", "message": _IMMUTABLE}
 """Of a field that must not change. The API server asks it where the field was there and still is.
 

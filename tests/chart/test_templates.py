@@ -450,10 +450,10 @@ def test_a_wrong_value_is_refused_by_its_name(values: Manifest, said: str) -> No
 def test_an_old_kubernetes_is_refused() -> None:
     with pytest.raises(
         ClusterError,
-        match=r"chart requires kubeVersion: >=1\.29\.0-0 which is incompatible with Kubernetes v1\.28",
+        match=r"chart requires kubeVersion: >=1\.30\.0-0 which is incompatible with Kubernetes v1\.29",
     ):
-        template("--kube-version=1.28.9")
-    assert template("--kube-version=1.29.0-gke.100")
+        template("--kube-version=1.29.9")
+    assert template("--kube-version=1.30.0-gke.100")
 
 
 def test_a_cluster_without_kuberay_is_refused_and_says_what_to_install() -> None:

@@ -44,7 +44,8 @@ KEYS = {
     "minimum",
     "exclusiveMaximum",
     "exclusiveMinimum",
-    *(INT_OR_STRING, OPEN, VALIDATIONS, "x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
+    *(INT_OR_STRING, OPEN, VALIDATIONS),
+    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type"),
 }
 """Keys of JSONSchemaProps that a structural schema may have, without `anyOf` and others that combine."""
 RESERVED = {
@@ -116,7 +117,7 @@ def _rule_problems(schema: Schema) -> Iterator[str]:
             yield "has a rule without a text of one line"
         if "\\" in re.sub(r"r'[^']*'", "", rule["rule"]):
             yield "has a rule with an escape that CEL does not know"
-        if rule.keys() - {"rule", "message", "messageExpression", "fieldPath"}:
+        if rule.keys() - {"rule", "message", "messageExpression", "fieldPath", "optionalOldSelf"}:
             yield "has a rule with unknown keys"
         if "fieldPath" in rule and rule["fieldPath"] not in dict(walk(schema)):
             yield f"has a rule for {rule['fieldPath']}, which is not there"

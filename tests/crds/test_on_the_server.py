@@ -1035,6 +1035,18 @@ def test_a_full_status_is_kept_in_full(server: Server) -> None:
     assert stored["metadata"]["generation"] == 1
 
 
+def test_whoever_writes_the_status_owns_all_of_it(server: Server) -> None:
+    """Of each field, an owner would be more to keep than the status itself."""
+    name = server.create(SMALLEST)
+
+    set_status(server, name, {"status": WRITTEN})
+
+    [writer] = [
+        each for each in server.read(name)["metadata"]["managedFields"] if each.get("subresource") == "status"
+    ]
+    assert writer["fieldsV1"] == {"f:status": {}}
+
+
 def test_the_largest_perplexity_there_is_comes_back_the_same(server: Server) -> None:
     name = server.create(SMALLEST)
     evaluation = Evaluation(epoch=1, loss=1000, perplexity=float("inf"))
