@@ -17,13 +17,12 @@ from finetune_api.manifest import KIND
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.children.objects import CONFIG_MAP, JOB, RAY_JOB, in_stages
 from finetune_operator.cluster.caches import WatchCaches, is_owned
+from finetune_operator.cluster.event_recorder import EventRecorder
 from finetune_operator.cluster.freshness import Freshness
 from finetune_operator.cluster.grouped_lists import GroupedLists
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.decide.cleanup import release
 from finetune_operator.decide.decision import Decision
-from finetune_operator.decide.event_limit import EventLimit
-from finetune_operator.decide.events import Event
 from finetune_operator.decide.phases import ENDED
 from finetune_operator.decide.reconcile import reconcile
 from finetune_operator.decide.reconcile import refused as show_refused
@@ -44,7 +43,7 @@ from finetune_operator.observed import (
 )
 from finetune_operator.settings.configuration import Configuration
 from finetune_operator.telemetry.logs import job_logger
-from finetune_operator.telemetry.metrics import EVENTS_LOST, RECONCILES, measure
+from finetune_operator.telemetry.metrics import RECONCILES, measure
 
 FINAL = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 """What the API server says of an object that it will never take."""
@@ -91,6 +90,7 @@ class Controller:
         configuration: Configuration,
         caches: WatchCaches,
         freshness: Freshness,
+        events: EventRecorder,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         lost_pods: Callable[[str], Sequence[Pod]] = lambda _uid: (),
     ) -> None:
@@ -98,9 +98,9 @@ class Controller:
         self._configuration = configuration
         self._caches = caches
         self._freshness = freshness
+        self._events = events
         self._clock = clock
         self._lost_pods = lost_pods
-        self._event_limit = EventLimit()
         self._lists = GroupedLists(api.of_jobs)
 
     async def reconcile(self, key: Key) -> timedelta | None:
@@ -236,10 +236,7 @@ class Controller:
         for deletion in decision.delete:
             job_logger(job.metadata).info("deleting %s %s", deletion.kind, deletion.name)
             await self._api.delete(deletion.kind, job.metadata.namespace, deletion.name, deletion.uid)
-        events = decision.events if written is not job else ()
-        if not decision.create and not events:
-            return decision.requeue_after
-        refused, *_ = await together(self._make_all(job, decision.create), self._post_events(job, events))
+        refused = await self._make_all(job, decision.create)
         if refused is not None:
             return await self._show_refusal(written, refused)
         return decision.requeue_after
@@ -274,11 +271,12 @@ class Controller:
         return None
 
     async def _show(self, job: Job, decision: Decision) -> Job:
-        """Makes a status public that is not the job's already; returns the job as it is then."""
+        """Makes a status public that is not the job's already, and why; returns the job as it is then."""
         if decision.status == job.status:
             return job
         written = await self._write_status(job, decision.status)
         measure(job, decision.status, self._clock())
+        self._events.record(job.metadata, decision.events, self._clock())
         return written
 
     async def _write_status(self, job: Job, status: FineTuneJobStatus) -> Job:
@@ -301,22 +299,6 @@ class Controller:
         self._caches.replace(written)
         return written
 
-    async def _post_events(self, job: Job, events: Sequence[Event]) -> None:
-        """Posts and logs as many of the events as the job may cause."""
-        admitted = self._event_limit.admitted(job.metadata.uid, events, self._clock())
-        if len(admitted) < len(events):
-            EVENTS_LOST.inc(len(events) - len(admitted))
-            job_logger(job.metadata).warning(
-                "%d events are not posted: there are too many", len(events) - len(admitted)
-            )
-        for event in admitted:
-            job_logger(job.metadata).info("%s: %s", event.reason, event.message)
-            try:
-                await self._api.post_event(job.metadata, event)
-            except (ApiRefusedError, OSError) as error:  # nothing depends on an event
-                EVENTS_LOST.inc()
-                job_logger(job.metadata).warning("the event %s could not be posted: %s", event.reason, error)
-
     async def _show_refusal(self, job: Job, refused: Refused) -> timedelta | None:
         """Shows that an object cannot be created; returns after which time to try again, None for never."""
         refusal = refused.refusal
@@ -328,8 +310,7 @@ class Controller:
             )
         job_logger(job.metadata).warning("%s", message)
         decision = show_refused(job, job.status, message, final=refusal.status in FINAL, now=self._clock())
-        if await self._show(job, decision) is not job:
-            await self._post_events(job, decision.events)
+        await self._show(job, decision)
         if decision.status.phase in ENDED:
             self._caches.keep_only_its_end(job.model_copy(update={"status": decision.status}))
             return None
@@ -337,7 +318,7 @@ class Controller:
 
     async def _release(self, key: Key) -> timedelta | None:
         """Frees the devices of a job that is gone; returns after which time to check that they are."""
-        self._event_limit.forget(key.uid)
+        self._events.forget(key.uid)
         clusters = self._caches.children(RayCluster, key.uid)
         if not clusters:
             return None

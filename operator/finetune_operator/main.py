@@ -19,6 +19,7 @@ from finetune_api.crd import PLURAL
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.manifest import GROUP, KIND, VERSION
 from finetune_operator.cluster.comparison import Comparison
+from finetune_operator.cluster.event_recorder import EventRecorder
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, ApiUnreachableError, KubernetesApi
 from finetune_operator.cluster.namespaces import WatchedNamespaces, turn
 from finetune_operator.cluster.work_queue import WorkQueue
@@ -71,7 +72,9 @@ async def _start(state: OperatorState) -> None:
     state.closing.push_async_callback(api.close)
     refused = await api.check(configuration.watch_namespaces)
 
-    controller = Controller(api, configuration, caches, freshness, lost_pods=state.lost_pods.of)
+    events = EventRecorder(api.post_event)
+    state.closing.push_async_callback(events.close)
+    controller = Controller(api, configuration, caches, freshness, events, lost_pods=state.lost_pods.of)
     state.queue = WorkQueue(controller.reconcile, workers=configuration.workers, on_error=_log_error)
     state.closing.push_async_callback(state.queue.close)
 

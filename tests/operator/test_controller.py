@@ -31,6 +31,7 @@ from finetune_api.failure import FailureClass
 from finetune_api.manifest import API_VERSION, KIND
 from finetune_api.status import Checkpoint, Failure, FineTuneJobStatus, Phase, Plan, Progress, ProgressRecord
 from finetune_operator.cluster.caches import WatchCaches
+from finetune_operator.cluster.event_recorder import EventRecorder
 from finetune_operator.cluster.freshness import STALE_SECONDS, Freshness
 from finetune_operator.cluster.kubernetes_api import ApiRefusedError, KubernetesApi
 from finetune_operator.controller import REFUSED_AGAIN_AFTER, Controller, Key, NotOursError
@@ -172,8 +173,9 @@ class Operator:
         """Puts a new one in its place, which remembers nothing."""
         self.freshness = Freshness(self._seconds)
         self.caches = Watched(self._seconds)
+        self.events = EventRecorder(self.api.post_event)
         self.controller = Controller(
-            self.api, self._configuration, self.caches, self.freshness, lambda: self.now
+            self.api, self._configuration, self.caches, self.freshness, self.events, lambda: self.now
         )
         self.watch()
 
@@ -197,9 +199,15 @@ class Operator:
         if not self.watches_are_late:
             self.watch()
         metadata = job["metadata"]
-        return self._runner.run(
-            self.controller.reconcile(Key(metadata["namespace"], metadata["name"], metadata["uid"]))
-        )
+        key = Key(metadata["namespace"], metadata["name"], metadata["uid"])
+
+        async def reconcile() -> timedelta | None:
+            try:
+                return await self.controller.reconcile(key)
+            finally:
+                await self.events.posted()
+
+        return self._runner.run(reconcile())
 
     def settle(self, job: Object) -> FineTuneJobStatus:
         """Reconciles until nothing changes any more."""

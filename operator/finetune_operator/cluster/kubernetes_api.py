@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from typing import cast
@@ -215,10 +215,14 @@ class KubernetesApi:
                 coming.cancel()
 
     async def create(self, manifest: KubernetesObject) -> KubernetesObject | None:
-        """Creates an object and returns it; None when there is one of its name, which stays as it is."""
-        metadata = cast("dict[str, str]", manifest["metadata"])
+        """Creates an object; None when there is one of its name, which stays as it is.
+
+        Returns it as it was asked for, with the metadata that it has then.
+        """
+        kind, metadata = str(manifest["kind"]), cast("dict[str, str]", manifest["metadata"])
         try:
-            return await self._call("create", str(manifest["kind"]), metadata["namespace"], body=manifest)
+            made = await self._call("create", kind, metadata["namespace"], body=manifest, accept=_METADATA)
+            return {**manifest, "metadata": made["metadata"]}
         except ApiRefusedError as refusal:
             if refusal.reason != "AlreadyExists":  # a quota that is being counted is a conflict as well
                 raise
@@ -255,9 +259,9 @@ class KubernetesApi:
             if refusal.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
 
-    async def post_event(self, job: ObjectMeta, event: Event) -> None:
-        """Posts an event about a FineTuneJob."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    async def post_event(self, job: ObjectMeta, event: Event, at: datetime) -> None:
+        """Posts an event about a FineTuneJob that happened at a time, in UTC."""
+        happened = at.strftime("%Y-%m-%dT%H:%M:%SZ")
         reference: KubernetesObject = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -276,8 +280,8 @@ class KubernetesApi:
             "reason": event.reason,
             "message": event.message,
             "source": {"component": COMPONENT},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
+            "firstTimestamp": happened,
+            "lastTimestamp": happened,
             "count": 1,
             "reportingComponent": COMPONENT,
         }

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,8 @@ from finetune_operator.names import JOB_UID
 from finetune_operator.observed import KubernetesObject, ObjectMeta
 
 Run = Callable[..., Any]
+
+AT = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -232,8 +235,8 @@ def test_the_next_page_is_asked_for_while_one_is_looked_at(
 def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Namespace) -> None:
     job = inside.create_job()
 
-    run(api.post_event(metadata_of(job), Event("Warning", "Retrying", "attempt 1 failed")))
-    run(api.post_event(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_MESSAGE)))
+    run(api.post_event(metadata_of(job), Event("Warning", "Retrying", "attempt 1 failed"), AT))
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_MESSAGE), AT))
 
     core = CoreV1Api(inside.dynamic.client)
     # What `kubectl describe` asks for.
@@ -250,14 +253,14 @@ def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Nam
     assert first.source is not None
     assert first.source.component == "finetune-operator"
     assert (first.count, first.involved_object.api_version) == (1, API_VERSION)
-    assert first.last_timestamp is not None
+    assert (first.first_timestamp, first.last_timestamp) == (AT, AT)
 
 
 @pytest.mark.parametrize("name", ["a", f"{'a' * 199}-{'b' * 53}", f"{'a' * 199}.{'b' * 53}", "1.2.3"])
 def test_a_job_of_any_name_has_events(api: KubernetesApi, run: Run, inside: Namespace, name: str) -> None:
     job = inside.create_job(name)
 
-    run(api.post_event(metadata_of(job), Event("Normal", "Running", "on its way")))
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "on its way"), AT))
 
     assert [event["involvedObject"]["name"] for event in inside.all("Event")] == [name]
 
