@@ -89,22 +89,13 @@ async def _start(state: OperatorState) -> None:
 
     server = await serve(
         configuration.listen_port,
-        live=partial(_not_alive, state),
+        live=lambda: "a watch has gone silent" if freshness.is_stale() else None,
         ready=lambda: None if ready is None or ready.is_set() else "starting",
     )
     state.closing.push_async_callback(server.cleanup)
     await _watch_namespaces(state, refused)
     comparing = asyncio.create_task(state.comparison.keep_up(configuration.resync_seconds), name="comparison")
     state.closing.callback(comparing.cancel)
-
-
-def _not_alive(state: OperatorState) -> str | None:
-    """Why the operator must be started again, if it must."""
-    if state.freshness.is_stale():
-        return "a watch has gone silent"
-    if state.namespaces.holds_up() is not None:
-        return f"namespace {state.namespaces.holds_up()} was closed while the operator started"
-    return None
 
 
 async def _watch_namespaces(state: OperatorState, refused: Mapping[str, Sequence[str]]) -> None:
@@ -168,7 +159,6 @@ async def stop(memo: kopf.Memo, **_: object) -> None:
 async def job_changed(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: object) -> None:  # noqa: A002 - kopf's name
     """A FineTuneJob is new, was changed, or is gone."""
     state, uid = _state(memo), str(body.metadata.uid)
-    state.namespaces.handling()
     if _take_over(state, KIND, type, body):
         state.queue.wake(Key(str(body.metadata.namespace), str(body.metadata.name), uid))
 

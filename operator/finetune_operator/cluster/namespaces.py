@@ -28,9 +28,6 @@ async def turn(insights: Insights, namespace: str, watched: bool) -> None:
     """Has kopf watch a namespace from now on, or no more."""
     async with insights.revised:
         if watched:
-            # For kinds that are in here kopf would hold all namespaces up until it has listed this one. At
-            # the start, when that is right, they are not in here yet.
-            insights.indexed_resources.clear()
             insights.namespaces.add(NamespaceName(namespace))
         else:
             insights.namespaces.discard(NamespaceName(namespace))
@@ -58,9 +55,6 @@ class WatchedNamespaces:
         self._turn = turn
         self._kinds = itertools.cycle(WATCHED)
         self._left_alone: set[str] = set()
-        self._looked = False
-        self._holds_up: str | None = None
-        self._handling = False
 
     def is_left_alone(self, namespace: str) -> bool:
         """Whether a namespace is not watched now."""
@@ -69,18 +63,6 @@ class WatchedNamespaces:
     def count_left_alone(self) -> int:
         """How many namespaces are not watched now."""
         return len(self._left_alone)
-
-    def holds_up(self) -> str | None:
-        """The namespace that may hold all others up until the operator is started again, if there is one.
-
-        At the start kopf handles nothing until it has listed every namespace, and of one that it no longer
-        watches it does not forget that.
-        """
-        return None if self._handling else self._holds_up
-
-    def handling(self) -> None:
-        """Notes that kopf handles what happens: it has listed every namespace."""
-        self._handling = True
 
     async def leave_alone(self, namespace: str, refusals: Sequence[str]) -> None:
         """Watches a namespace no more, and says why."""
@@ -103,23 +85,20 @@ class WatchedNamespaces:
         """Leaves alone the namespaces that have ceased to be watchable, and takes up those that are again.
 
         Of a namespace that is watched one kind is asked for, another one each time: of one that is gone all
-        are refused. The first look asks for all. One that is taken up must be open for all.
+        are refused. One that is taken up must be open for all.
         """
-        kinds = (next(self._kinds),) if self._looked else WATCHED
+        kind = next(self._kinds)
         for name in self._names:
             left_alone = name in self._left_alone
             try:
-                refusals = await self._access.refusals(name, WATCHED[:1] if left_alone else kinds)
+                refusals = await self._access.refusals(name, WATCHED[:1] if left_alone else (kind,))
                 if left_alone and not refusals:
                     refusals = await self._access.refusals(name, WATCHED)
             except (ApiRefusedError, OSError):
                 continue  # a busy or absent API server says nothing about the namespace
             if refusals and not left_alone:
-                if not self._looked:
-                    self._holds_up = name
                 await self.leave_alone(name, refusals)
             elif left_alone and not refusals:
                 self._left_alone.remove(name)
                 _log.info("namespace %s is watched again", name)
                 await self._turn(name, True)
-        self._looked = True

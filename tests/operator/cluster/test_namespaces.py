@@ -7,10 +7,16 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 
+import kopf
 import pytest
+from kopf._cogs.structs.references import Resource
+from kopf._core.reactor.observation import revise_resources
 
+import finetune_operator.main  # noqa: F401 - registers the handlers
+from finetune_api.crd import PLURAL
+from finetune_api.manifest import GROUP, VERSION
 from finetune_operator.cluster.kubernetes_api import WATCHED, ApiRefusedError
-from finetune_operator.cluster.namespaces import WatchedNamespaces
+from finetune_operator.cluster.namespaces import Insights, WatchedNamespaces
 
 
 class ApiServer:
@@ -81,13 +87,12 @@ async def test_a_namespace_that_is_gone_is_left_alone_at_the_next_look_and_told_
 @in_a_loop
 async def test_one_kind_that_may_not_be_watched_is_found_within_a_round_of_looks() -> None:
     scene = Scene()
-    await scene.looks(1)
     scene.server.closed["c"] = ("Pod",)
 
     await scene.looks()
 
     assert scene.turns == [("c", False)]
-    asked = [kinds for namespace, kinds in scene.server.asked[3:] if namespace == "a"]
+    asked = [kinds for namespace, kinds in scene.server.asked if namespace == "a"]
     assert sorted(asked) == sorted((kind,) for kind in WATCHED), "one call a look"
 
 
@@ -125,39 +130,19 @@ async def test_an_api_server_that_fails_says_nothing_of_a_namespace(failure: Exc
     assert scene.turns == [("b", False), ("c", False)], "and the next one is asked for all the same"
 
 
-@pytest.mark.parametrize("kind", WATCHED)
-@in_a_loop
-async def test_a_namespace_that_closes_while_the_operator_starts_has_it_started_again(kind: str) -> None:
-    scene = Scene()
-    scene.server.closed["b"] = (kind,)
+def test_kopf_handles_what_happens_in_a_namespace_whatever_becomes_of_the_others() -> None:
+    """Of a kind that has an index kopf would first list every namespace, and wait for one that is closed."""
+    insights = Insights()
+    names = [
+        (GROUP, VERSION, PLURAL),
+        ("ray.io", "v1", "rayjobs"),
+        ("ray.io", "v1", "rayclusters"),
+        ("", "v1", "pods"),
+        ("", "v1", "configmaps"),
+    ]
+    served = [Resource(*name, namespaced=True, verbs=frozenset(["list", "watch"])) for name in names]
 
-    await scene.looks(1)
+    revise_resources(resources=served, insights=insights, registry=kopf.get_default_registry(), group=None)
 
-    assert scene.turns == [("b", False)]
-    assert scene.namespaces.holds_up() == "b"
-
-
-@in_a_loop
-async def test_one_that_closes_later_or_was_closed_before_holds_nobody_up() -> None:
-    scene = Scene()
-    await scene.namespaces.leave_alone("a", ["no right"])
-    scene.server.closed["a"] = WATCHED
-    await scene.looks(1)
-    scene.server.closed["b"] = WATCHED
-
-    await scene.looks(1)
-
-    assert scene.turns == [("a", False), ("b", False)]
-    assert scene.namespaces.holds_up() is None
-
-
-@in_a_loop
-async def test_one_that_closes_soon_after_everything_was_listed_holds_nobody_up() -> None:
-    scene = Scene()
-    scene.namespaces.handling()
-    scene.server.closed["b"] = WATCHED
-
-    await scene.looks(1)
-
-    assert scene.turns == [("b", False)]
-    assert scene.namespaces.holds_up() is None
+    assert insights.watched_resources == set(served)
+    assert insights.indexed_resources == set()
