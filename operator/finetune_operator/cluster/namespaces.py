@@ -44,7 +44,8 @@ class Access(Protocol):
 class WatchedNamespaces:
     """The namespaces that the operator is to look after, without those that it cannot watch now.
 
-    `turn` is called with a namespace and whether it is watched from now on, once for each change.
+    `turn` is called with a namespace and whether it is watched from now on, once for each change. It raises
+    ApiRefusedError or OSError where it fails to begin; the next look begins anew.
     """
 
     def __init__(
@@ -100,5 +101,9 @@ class WatchedNamespaces:
                 await self.leave_alone(name, refusals)
             elif left_alone and not refusals:
                 self._left_alone.remove(name)
-                _log.info("namespace %s is watched again", name)
-                await self._turn(name, True)
+                try:
+                    await self._turn(name, True)
+                except (ApiRefusedError, OSError) as error:
+                    await self.leave_alone(name, [str(error)])
+                else:
+                    _log.info("namespace %s is watched again", name)

@@ -41,10 +41,13 @@ class Scene:
     def __init__(self) -> None:
         self.server = ApiServer()
         self.turns: list[tuple[str, bool]] = []
+        self.fails_to_begin: Exception | None = None
         self.namespaces = WatchedNamespaces(["a", "b", "c"], self.server, self._turn)
 
     async def _turn(self, namespace: str, watched: bool) -> None:
         self.turns.append((namespace, watched))
+        if watched and self.fails_to_begin is not None:
+            raise self.fails_to_begin
 
     async def looks(self, times: int = len(WATCHED)) -> None:
         for _ in range(times):
@@ -113,6 +116,25 @@ async def test_a_namespace_is_taken_up_when_it_is_open_for_every_kind(
     assert scene.turns == [("b", False), ("b", True)]
     assert scene.namespaces.count_left_alone() == 0
     assert caplog.messages[-1] == "namespace b is watched again"
+
+
+@pytest.mark.parametrize("failure", [ApiRefusedError(429, "busy"), OSError("gone")])
+@in_a_loop
+async def test_a_namespace_that_cannot_be_read_when_it_is_back_is_taken_up_with_a_later_look(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene()
+    await scene.namespaces.leave_alone("b", ["no right"])
+    scene.fails_to_begin = failure
+    await scene.looks(1)
+    assert scene.namespaces.is_left_alone("b")
+    assert str(failure) in caplog.messages[-1]
+
+    scene.fails_to_begin = None
+    await scene.looks(1)
+
+    assert scene.turns == [("b", False), ("b", True), ("b", False), ("b", True)]
+    assert not scene.namespaces.is_left_alone("b")
 
 
 @pytest.mark.parametrize(
