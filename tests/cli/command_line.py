@@ -29,6 +29,8 @@ class Ended:
     code: int
     out: str
     err: str
+    processes: tuple[str, ...] = ()
+    """The titles of its children while it ran, where that was looked at."""
 
 
 Command = Callable[..., Ended]
@@ -59,11 +61,13 @@ def terminated(directory: Path, *arguments: str, with_children: bool = False) ->
         line = training.stdout.readline()
         assert line, training.communicate()
         out += line
-    for child in psutil.Process(training.pid).children(recursive=True) if with_children else []:
+    children = psutil.Process(training.pid).children(recursive=True) if with_children else []
+    titles = tuple(child.cmdline()[0] for child in children)
+    for child in children:
         child.send_signal(signal.SIGTERM)
     training.send_signal(signal.SIGTERM)
     rest, err = training.communicate(timeout=240)
-    return Ended(training.returncode, out + rest, err)
+    return Ended(training.returncode, out + rest, err, titles)
 
 
 def only_run(storage: Path) -> Path:

@@ -15,6 +15,13 @@ from finetune_trainer.checkpoint.state import read_position
 from finetune_trainer.storage.run_directory import RunDirectory
 
 TWO = ("--devices", "2")
+ACTORS = [
+    "ray::RayTrainWorker",
+    "ray::RayTrainWorker",
+    "ray::SynchronizationActor",
+    "ray::TrainController.run",
+]
+"""What Ray runs besides its own processes: another that waits would take processors from training."""
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
@@ -37,6 +44,10 @@ def test_sigterm_to_every_process_leaves_a_snapshot_from_which_devices_that_shar
     stopped = terminated(tmp_path, "run", str(copies), "--storage", "two", *TWO, with_children=True)
 
     assert (stopped.code, stopped.err) == (130, "")
+    actors = sorted(
+        title for title in stopped.processes if title.startswith("ray::") and "Agent" not in title
+    )
+    assert actors == ACTORS
     said = re.search(
         r"^Suspended: stopped after step (\d+) of 120; run again to resume$", stopped.out, re.MULTILINE
     )

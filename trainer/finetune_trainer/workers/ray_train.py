@@ -12,20 +12,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayError
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig
 
 from finetune_api.failure import FailureClass
 from finetune_api.status import Failure, ProgressRecord
 from finetune_trainer.training.job import Outcome, Start, TrainingJob
+from finetune_trainer.workers.actor_board import ActorBoard
+from finetune_trainer.workers.directory_board import DirectoryBoard
 from finetune_trainer.workers.drain import Drain
 from finetune_trainer.workers.environment import kills_for_memory
-from finetune_trainer.workers.progress_board import Notice, open_board, put_job, read_board
+from finetune_trainer.workers.progress_board import Notice, ProgressBoard
 from finetune_trainer.workers.ray_failures import failure_of_run, lost_worker
 from finetune_trainer.workers.ray_worker import WorkerConfig, train_worker
 from finetune_trainer.workers.workers import Ended
@@ -60,27 +65,47 @@ class RayWorkers:
     def started(self, start: Start) -> Iterator[RayGroup]:
         """Ray and the workers start while the caller goes on."""
         before = signal.getsignal(signal.SIGTERM)
-        with self.connect():
+        # Ray ends before the directory goes that it writes to.
+        scratch = tempfile.TemporaryDirectory(prefix="finetune-ray-", ignore_cleanup_errors=True)
+        with scratch as directory, self.connect():
             signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own in place
-            yield RayGroup(self, start)
+            board = DirectoryBoard(Path(directory)) if self.on_this_machine else ActorBoard()
+            yield RayGroup(self, start, board, directory)
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
     """Without actors of Ray Train that do nothing here: each is a process that wakes up 100 times a second.
 
-    One splits Ray's data sets; the other gives back devices when Ray Train dies, and Ray ends with it here.
+    One splits Ray's data sets; one gives back devices when Ray Train dies, and Ray ends with it here; and one
+    asks for machines.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in callbacks if type(each).__name__ not in _IDLE_CALLBACKS]
 
+    def _initialize_and_run_controller(self, **arguments: object) -> ray.train.Result:
+        policy = _OneMachine(self.scaling_config)  # type: ignore[arg-type]
+        run: Callable[..., ray.train.Result] = super()._initialize_and_run_controller  # type: ignore[misc]
+        return run(**arguments | {"scaling_policy": policy})
+
+
+class _OneMachine(FixedScalingPolicy):
+    """Asks for no machines."""
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        """Does nothing, as all others about that."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
 
 class RayGroup:
     """Workers that Ray Train has been asked for."""
 
-    def __init__(self, workers: RayWorkers, start: Start) -> None:
-        self._board = open_board()
+    def __init__(self, workers: RayWorkers, start: Start, board: ProgressBoard, scratch: str) -> None:
+        self._board = board
+        self._scratch = scratch
         self._error: BaseException | None = None
         self._on_this_machine = workers.on_this_machine
         self._kills = kills_for_memory() if workers.on_this_machine else None
@@ -101,20 +126,20 @@ class RayGroup:
 
         A node that is about to go stops the run too, and that is a failure (NodeLost).
         """
-        put_job(self._board, ray.put(job.for_this_machine() if self._on_this_machine else job))
+        self._board.put_job(ray.put(job.for_this_machine() if self._on_this_machine else job))
         notice, drain = Notice(), None if self._on_this_machine else Drain()
         asked = taken_away = False
         try:
             while self._fitting.is_alive():
                 self._fitting.join(POLL_SECONDS)
                 seen = notice.version
-                notice = read_board(self._board, timeout=POLL_SECONDS) or notice
+                notice = self._board.read(timeout=POLL_SECONDS) or notice
                 if notice.version > seen and notice.record is not None:
                     report(notice.record)
                 if not asked and (stop_requested() or (drain is not None and drain.seen())):
                     asked, taken_away = True, not stop_requested()
-                    ray.get(self._board.stop.remote())
-            notice = read_board(self._board) or notice
+                    self._board.stop()
+            notice = self._board.read() or notice
         except RayError as lost:
             return self._ended(notice, lost, taken_away=False, stopped=stop_requested())
         return self._ended(notice, self._error, taken_away=taken_away, stopped=stop_requested())
@@ -130,26 +155,25 @@ class RayGroup:
 
     def _fit(self, workers: RayWorkers, start: Start) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="finetune-ray-") as scratch:
-                trainer = _Trainer if workers.on_this_machine else ray.train.torch.TorchTrainer
-                trainer(
-                    train_worker,
-                    train_loop_config={"worker": WorkerConfig(start, self._board, workers.threads)},
-                    torch_config=ray.train.torch.TorchConfig(backend=_backend(workers, start)),
-                    scaling_config=ray.train.ScalingConfig(
-                        num_workers=workers.num_devices,
-                        use_gpu=workers.on_gpu,
-                        resources_per_worker=workers.resources,
+            trainer = _Trainer if workers.on_this_machine else ray.train.torch.TorchTrainer
+            trainer(
+                train_worker,
+                train_loop_config={"worker": WorkerConfig(start, self._board, workers.threads)},
+                torch_config=ray.train.torch.TorchConfig(backend=_backend(workers, start)),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=workers.num_devices,
+                    use_gpu=workers.on_gpu,
+                    resources_per_worker=workers.resources,
+                ),
+                run_config=ray.train.RunConfig(
+                    name="finetune",
+                    storage_path=self._scratch,
+                    # Ray Train would start again from where this attempt began.
+                    failure_config=FailureConfig(
+                        max_failures=0, max_preemption_failures=0, preemption_grace_s=SECONDS_TO_SAVE
                     ),
-                    run_config=ray.train.RunConfig(
-                        name="finetune",
-                        storage_path=scratch,
-                        # Ray Train would start again from where this attempt began.
-                        failure_config=FailureConfig(
-                            max_failures=0, max_preemption_failures=0, preemption_grace_s=SECONDS_TO_SAVE
-                        ),
-                    ),
-                ).fit()
+                ),
+            ).fit()
         except BaseException as error:  # noqa: BLE001 - it crosses to the thread that follows, which names it
             self._error = error
 

@@ -13,7 +13,7 @@ import ray.train
 
 from finetune_trainer.training.job import Start, TrainingJob
 from finetune_trainer.workers.environment import without_bitsandbytes
-from finetune_trainer.workers.progress_board import Board, BoardReporter, read_job
+from finetune_trainer.workers.progress_board import ProgressBoard
 from finetune_trainer.workers.waiting import waiting
 
 JOB_POLL_SECONDS = 0.1
@@ -24,7 +24,7 @@ class WorkerConfig:
     """What each worker is given when it starts; the job itself comes when it is prepared."""
 
     start: Start
-    board: Board
+    board: ProgressBoard
     threads: int
     """Of its arithmetic."""
 
@@ -44,7 +44,7 @@ def train_worker(loop_config: dict[str, WorkerConfig]) -> None:
 
     torch.set_num_threads(config.threads)
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    reporter = BoardReporter(config.board)
+    reporter = config.board.reporter()
     context = ray.train.get_context()
     worker = Worker(
         rank=context.get_world_rank(),
@@ -58,17 +58,17 @@ def train_worker(loop_config: dict[str, WorkerConfig]) -> None:
             loaded = load(config.start, worker.device)
             outcome = train(_job(config.board), worker, loaded)
     except Exception as error:
-        ray.get(config.board.put_failure.remote(failure_of(error)))
+        config.board.put_failure(failure_of(error))
         raise
     if worker.rank == 0:
         # As plain text: its class would make the board import what takes it seconds.
-        ray.get(config.board.put_outcome.remote(str(outcome)))
+        config.board.put_outcome(str(outcome))
 
 
-def _job(board: Board) -> TrainingJob:
+def _job(board: ProgressBoard) -> TrainingJob:
     """The job, once the driver has prepared it; the driver ends the workers if it cannot."""
     while True:
-        job = read_job(board)
+        job = board.job()
         if job is not None:
-            return ray.get(job.reference)
+            return ray.get(job)
         time.sleep(JOB_POLL_SECONDS)
