@@ -10,11 +10,12 @@ same small Llama for the same steps, one after the other, as adapters (LoRA) and
     ray            as `reporting`, in a worker of Ray Train
     checkpoints    as `reporting`, with a checkpoint after every second epoch
 
-Of the first three two are compared by the time from one of the first steps to the last one, in each round.
-Processes that do the same differ by some percent, so what a checkpoint costs is measured within one: an epoch
-at whose beginning one is taken, and in which it is written, is compared with those before and after it. A
-table shows medians in milliseconds a step, and the median of what is lost. The losses of all runs must be the
-same to the digit.
+Of the first three two are compared step by step, each step as fast as in the fastest of all rounds: what
+else a machine does makes steps slower now and then, and what is looked for makes each of them slower.
+Processes that do the same differ by some percent all the same, so what a checkpoint costs is measured within
+one: an epoch at whose beginning one is taken, and in which it is written, is compared with those before and
+after it. A table shows milliseconds a step, and what is lost. The losses of all runs must be the same to the
+digit.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ EVERY = 2
 """Epochs between checkpoints, so that those with one are beside others without."""
 
 Figures = dict[str, dict[str, list[list[float]]]]
-"""Seconds by model, way and round: of all measured steps, or by epoch from the second one on."""
+"""Seconds by model, way and round: of each measured step, or by epoch from the second one on."""
 
 
 def main() -> None:
@@ -109,17 +110,16 @@ def measure(
                 ended = [datetime.fromisoformat(line["time"]) for line in lines[steps - 1 :: steps]]
                 seconds[way].append([(end - begin).total_seconds() for begin, end in pairwise(ended)])
             else:
-                seconds[way].append([json.loads(ran.stdout.splitlines()[-1])])
+                seconds[way].append(json.loads(ran.stdout.splitlines()[-1]))
             seen = [float(line["loss"]) for line in lines]
             if seen and seen != (losses := losses or seen):
                 raise SystemExit(f"{way} does not train the same: {seen} instead of {losses}")
-            shown = ", ".join(f"{value:.2f} s" for value in seconds[way][-1])
-            print(f"round {round_}, {model}, {way}: {shown}", flush=True)
+            print(f"round {round_}, {model}, {way}: {sum(seconds[way][-1]):.2f} s", flush=True)
     return seconds
 
 
 def train(way: str, job: Path, storage: Path) -> None:
-    """Trains a job in this way, and prints the seconds from one of the first steps to the last one."""
+    """Trains a job in this way, and prints the seconds of each step after the first ones."""
     import torch
 
     from finetune_api.manifest import read_manifest
@@ -168,10 +168,8 @@ def train(way: str, job: Path, storage: Path) -> None:
     if ended.failure is not None:
         raise SystemExit(ended.failure.message)
     if way == "ray":
-        times = [datetime.fromisoformat(line["time"]) for line in lines_of(storage)]
-        print((times[-1] - times[FIRST_STEPS - 1]).total_seconds())
-    else:
-        print(requests[-1] - requests[FIRST_STEPS - 1])
+        requests += [datetime.fromisoformat(line["time"]).timestamp() for line in lines_of(storage)]
+    print([later - earlier for earlier, later in pairwise(requests[FIRST_STEPS - 1 :])])
 
 
 @contextmanager
@@ -209,8 +207,7 @@ def table(figures: Figures, steps: int, epochs: int) -> str:
         pairs = [beside for round_ in ways["checkpoints"] for beside in checkpoints_beside(round_)]
         lines.append(row(f"{model}: a checkpoint every epoch", pairs, steps))
         for what, (way, other) in LOST.items():
-            pairs = [(with_[0], without[0]) for with_, without in zip(ways[way], ways[other], strict=True)]
-            lines.append(row(f"{model}: {what}", pairs, measured))
+            lines.append(row(f"{model}: {what}", [(fastest(ways[way]), fastest(ways[other]))], measured))
     return "\n".join(lines)
 
 
@@ -218,6 +215,12 @@ def checkpoints_beside(epochs: Sequence[float]) -> Iterator[tuple[float, float]]
     """Of the epochs from the second one on, each in which a checkpoint is written, and the mean beside it."""
     for at in range(EVERY - 1, len(epochs), EVERY):
         yield epochs[at], mean(epochs[beside] for beside in (at - 1, at + 1) if beside < len(epochs))
+
+
+def fastest(rounds: Sequence[Sequence[float]]) -> float:
+    """The seconds of all steps, each as fast as in the fastest of the rounds."""
+    steps: Iterator[tuple[float, ...]] = zip(*rounds, strict=True)
+    return sum(min(step) for step in steps)
 
 
 def row(name: str, pairs: Sequence[tuple[float, float]], steps: int) -> str:

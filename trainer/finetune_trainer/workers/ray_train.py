@@ -91,10 +91,10 @@ class _Trainer(ray.train.torch.TorchTrainer):
 
 
 class _OneMachine(FixedScalingPolicy):
-    """Asks for no machines."""
+    """Asks for no machines: Ray Train's own policy does so when it starts, and every 20 s from then on."""
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
-        """Does nothing, as all others about that."""
+        """Asks for nothing."""
 
     def _maybe_send_resource_request(self) -> None:
         pass
