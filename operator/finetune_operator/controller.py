@@ -271,7 +271,7 @@ class Controller:
         return None
 
     async def _show(self, job: Job, decision: Decision) -> Job:
-        """Makes a status public that is not the job's already, and why; returns the job as it is then."""
+        """Shows a status that is not the job's already, and its events; returns the job as it is then."""
         if decision.status == job.status:
             return job
         written = await self._write_status(job, decision.status)

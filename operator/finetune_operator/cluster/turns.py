@@ -6,19 +6,29 @@ calls for it take longer, fewer of them are made at the same time. That is how T
 the one goes first whose turn makes what is shown younger by most, which keeps the ages of all of them low
 (Kadota and Modiano, Minimizing the Age of Information in Wireless Networks with Stochastic Arrivals, 2019).
 So with jobs that report every ten seconds, and half of the turns that they would need, each of them has its
-turn after every second report, at once; and not after each in its order, seconds late.
+turn after every second report, soon; and not after each in its order, seconds late.
+
+Of those whose turns do about as much, the first to come goes first, which is right where all wait for a
+moment; and where they wait for long, the last to come, so that most are on time and not all of them late (the
+adaptive LIFO of Maurer, Fail at Scale, 2015).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from operator import attrgetter
 
 OLD_SECONDS = 22.0
 """From which age on what is shown is renewed first, the oldest of all, and takes turns with what cannot wait:
 after two reports of a trainer that reports every ten seconds, and a moment."""
-SLOW = 3.0
+LONG_SECONDS = 2.0
+"""For how long one waits until those that come after it go before it."""
+WAIT_COUNTS = 0.5
+"""What a second of waiting counts beside one by which a turn makes what is shown younger. So of trainers that
+report at about the same intervals order is by arrival, and one of which a report was not shown goes first."""
+SLOW = 5.0
 """How many times the shortest time a call may take until it is a sign that calls wait for each other."""
 FORGETS = 1.001
 """By how much each call raises what counts as the shortest time: it may be another server meanwhile."""
@@ -134,10 +144,15 @@ class Turns:
         if not self._others or len(self._under_way) >= int(self._room):
             return None
         oldest = min(self._others, key=_SHOWN)
-        return oldest if _is_old(oldest) else max(self._others, key=_GAIN)
+        return oldest if _is_old(oldest) else max(self._others, key=partial(_worth, _now()))
 
 
-_SHOWN, _GAIN = attrgetter("shown"), attrgetter("gain")
+_SHOWN = attrgetter("shown")
+
+
+def _worth(now: float, waiter: Waiter) -> float:
+    waits = now - waiter.newest
+    return waiter.gain + WAIT_COUNTS * (waits if waits < LONG_SECONDS else -waits)
 
 
 def _is_old(waiter: Waiter) -> bool:
