@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -42,6 +43,8 @@ def record(step: int) -> ProgressRecord:
 
 @pytest.fixture(scope="module", autouse=True)
 def with_ray() -> Iterator[None]:
+    # Ray's workers do not have the tests on their import path.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
     with local_ray(cpus=1, gpus=0):
         yield
 
