@@ -169,8 +169,8 @@ def _spec() -> Schema:
 def _rules(block: str | None) -> Iterator[Schema]:
     """Those of the spec, or of one of its fields.
 
-    A rule of the spec costs the API server more, at every write: it makes the schemas of all fields of an
-    object anew for each one that a rule of the object names.
+    A rule of the spec costs the API server more, wherever it is asked: it makes the schemas of all fields of
+    an object anew for each one that a rule of the object names.
     """
     for rule in RULES:
         if rule.block == block:

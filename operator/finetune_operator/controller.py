@@ -275,8 +275,9 @@ class Controller:
         if decision.status == job.status:
             return job
         written = await self._write_status(job, decision.status)
-        measure(job, decision.status, self._clock())
-        self._events.record(job.metadata, decision.events, self._clock())
+        now = self._clock()
+        measure(job, decision.status, now)
+        self._events.record(job.metadata, decision.events, now)
         return written
 
     async def _write_status(self, job: Job, status: FineTuneJobStatus) -> Job:

@@ -62,7 +62,7 @@ def terminated(directory: Path, *arguments: str, with_children: bool = False) ->
         assert line, training.communicate()
         out += line
     children = psutil.Process(training.pid).children(recursive=True) if with_children else []
-    titles = tuple(child.cmdline()[0] for child in children)
+    titles = tuple("".join(child.cmdline()[:1]) for child in children)
     for child in children:
         child.send_signal(signal.SIGTERM)
     training.send_signal(signal.SIGTERM)

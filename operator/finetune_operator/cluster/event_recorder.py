@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from finetune_operator.decide.event_limit import EventLimit
@@ -58,10 +59,10 @@ class EventRecorder:
 
     async def close(self) -> None:
         """Posts what waits, as far as that takes no longer than `LAST_SECONDS`."""
-        posting = self._posting
-        if posting is not None:
-            await asyncio.wait([posting], timeout=LAST_SECONDS)
-            posting.cancel()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.posted(), LAST_SECONDS)
+        if self._posting is not None:
+            self._posting.cancel()
         EVENTS_LOST.inc(len(self._waiting))
         self._waiting.clear()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -46,6 +48,14 @@ def lost() -> float:
     return REGISTRY.get_sample_value("finetune_events_lost_total") or 0.0
 
 
+@contextmanager
+def losing(count: int) -> Iterator[None]:
+    """So many events are lost inside the block."""
+    before = lost()
+    yield
+    assert lost() == before + count
+
+
 def test_nothing_waits_for_events_which_are_posted_one_at_a_time_in_their_order() -> None:
     async def record() -> None:
         server = Server()
@@ -84,10 +94,9 @@ def test_an_event_that_cannot_be_posted_is_counted_and_the_next_one_is(
         await recorder.posted()
         assert server.posted == [("job Running", NOW)]
 
-    before = lost()
-    asyncio.run(record())
+    with losing(1):
+        asyncio.run(record())
 
-    assert lost() == before + 1
     assert f"the event Accepted could not be posted: {error}" in caplog.text
 
 
@@ -102,10 +111,8 @@ def test_there_is_a_bound_on_what_waits(monkeypatch: pytest.MonkeyPatch) -> None
         await recorder.posted()
         assert [what for what, _ in server.posted] == ["job Accepted", "job Running"]
 
-    before = lost()
-    asyncio.run(record())
-
-    assert lost() == before + 1
+    with losing(1):
+        asyncio.run(record())
 
 
 def test_a_job_may_not_cause_any_number_of_them_until_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +128,8 @@ def test_a_job_may_not_cause_any_number_of_them_until_it_is_gone(monkeypatch: py
         await recorder.posted()
         assert len(server.posted) == 2
 
-    before = lost()
-    asyncio.run(record())
-
-    assert lost() == before + 1
+    with losing(1):
+        asyncio.run(record())
 
 
 @pytest.mark.parametrize(("answers", "posted"), [(True, 2), (False, 0)])
@@ -143,7 +148,5 @@ def test_an_operator_that_ends_posts_what_waits_but_not_for_ever(
         await recorder.close()
         assert len(server.posted) == posted
 
-    before = lost()
-    asyncio.run(record())
-
-    assert lost() == before + 2 - posted
+    with losing(2 - posted):
+        asyncio.run(record())
