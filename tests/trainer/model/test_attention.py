@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.lora import LoraConfig
 from finetune_trainer.data.layout import EndToEnd, Layout, Padded
+from finetune_trainer.data.tokens import TokenizedRows
 from finetune_trainer.model.adapters import with_adapters
 from finetune_trainer.model.attention import attend_within_rows
 from finetune_trainer.model.trial import findings
@@ -23,11 +24,11 @@ Gradients = dict[str, torch.Tensor]
 
 
 def loss_and_gradient(
-    objective: LanguageObjective, layout: Layout, *, training: bool = True
+    objective: LanguageObjective, layout: Layout, *, training: bool = True, rows: TokenizedRows = ROWS
 ) -> tuple[float, Gradients]:
     objective.train(training)
     objective.zero_grad()
-    loss = objective(layout.batch(ROWS, range(len(ROWS)))).total / int(ROWS.predicted.sum())
+    loss = objective(layout.batch(rows, range(len(rows)))).total / int(rows.predicted.sum())
     loss.backward()
     gradients = {
         name: parameter.grad.clone()
@@ -66,15 +67,23 @@ def test_losses_and_gradients_are_those_of_padded_rows(name: str, attention: str
     assert largest_difference(gradient, its_gradient) < 1e-5 * max(1.0, scale)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
-def test_so_they_are_of_one_row_alone(name: str) -> None:
-    row = rows_of([23], vocabulary=97)
-    padded, flat = LanguageObjective(model_of(name, "sdpa")), end_to_end(model_of(name, "sdpa"))
-    expected, loss = (
-        float(objective(layout.batch(row, [0])).total.detach())
-        for objective, layout in ((padded, Padded(0)), (flat, EndToEnd(0)))
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("llama", "sdpa"), ("mistral", "sdpa"), ("gemma2", "eager"), ("gemma3", "sdpa"), ("gpt_oss", "eager")],
+)
+@pytest.mark.parametrize("lengths", [[23], [23, 23, 23], [WINDOW - 1] * 2])
+def test_so_they_are_of_one_row_alone_and_of_rows_of_one_length(
+    name: str, attention: str, lengths: list[int]
+) -> None:
+    rows = rows_of(lengths, vocabulary=97)
+    expected, its_gradient = loss_and_gradient(
+        LanguageObjective(model_of(name, attention)), Padded(0), rows=rows
     )
-    assert loss == pytest.approx(expected, rel=1e-6)
+    loss, gradient = loss_and_gradient(end_to_end(model_of(name, attention)), EndToEnd(0), rows=rows)
+
+    assert loss == pytest.approx(expected, abs=1e-6)
+    scale = max(float(each.abs().max()) for each in its_gradient.values())
+    assert largest_difference(gradient, its_gradient) < 1e-5 * max(1.0, scale)
 
 
 def test_so_they_are_in_layers_that_peft_has_replicated() -> None:

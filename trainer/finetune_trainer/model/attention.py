@@ -72,7 +72,7 @@ def within_rows(
     plain = softcap is None and s_aux is None
     if plain and window is None and len(cu_seq_lens_q) == 2:
         # For which PyTorch has its fastest kernels.
-        return _one_row(query, key, value, None, dropout, scaling), None
+        return _alike(query, key, value, None, dropout, scaling), None
     if plain and not dropout and _has_kernel(query, value):
         return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
     return _row_by_row(query, key, value, cu_seq_lens_q, dropout, scaling, window, softcap, s_aux), None
@@ -148,7 +148,7 @@ def _by_kernel(
     return cast("torch.Tensor", out)[None]
 
 
-def _one_row(
+def _alike(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -156,7 +156,10 @@ def _one_row(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    """PyTorch's own attention within one row: causal, or under a mask. Shape (1, tokens, heads, size)."""
+    """PyTorch's own attention within rows of one length, causal or under a mask.
+
+    query, key and value are of shape (rows, heads, tokens, size), the result is (rows, tokens, heads, size).
+    """
     if query.device.type == "cuda" and query.dtype == torch.float32:
         # Where heads share a key and a value PyTorch would make the matrix of scores.
         key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
@@ -187,22 +190,26 @@ def _row_by_row(
 ) -> torch.Tensor:
     lengths = ends.diff().tolist()
     masks: dict[int, torch.Tensor] = {}
-    # The gradient of a slice is as large as what it was cut from, that of all parts of a split together.
-    rows = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)
-    parts = []
-    for of_query, of_key, of_value in rows:
+
+    def attend(of_query: torch.Tensor, of_key: torch.Tensor, of_value: torch.Tensor) -> torch.Tensor:
+        """Of rows of one length, side by side in the first dimension."""
         length = of_query.shape[2]
         if length not in masks and window is not None and window < length:
             masks[length] = _banded(length, window, query.device)
         mask = masks.get(length)
         if softcap is None and sinks is None:
-            part = _one_row(of_query, of_key, of_value, mask, dropout, scaling)
-        else:
-            mask = _banded(length, length, query.device) if mask is None else mask
-            part = _by_scores(of_query, of_key, of_value, mask, dropout, scaling, softcap, sinks)
-            part = part.transpose(1, 2)
-        parts.append(part)
-    return torch.cat(parts, dim=1)
+            return _alike(of_query, of_key, of_value, mask, dropout, scaling)
+        mask = _banded(length, length, query.device) if mask is None else mask
+        scored = _by_scores(of_query, of_key, of_value, mask, dropout, scaling, softcap, sinks)
+        return scored.transpose(1, 2)
+
+    if len(set(lengths)) == 1 and softcap is None and sinks is None:  # whose scores are best made row by row
+        shape = (len(lengths), lengths[0], -1)
+        stacked = (each[0].view(len(each[0]), *shape).transpose(0, 1) for each in (query, key, value))
+        return attend(*stacked).flatten(0, 1)[None]
+    # The gradient of a slice is as large as what it was cut from, that of all parts of a split together.
+    rows = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)
+    return torch.cat([attend(*row) for row in rows], dim=1)
 
 
 def _banded(length: int, window: int, device: torch.device) -> torch.Tensor:
