@@ -25,6 +25,9 @@ MOST_SAMPLES = 4
 LONGEST_TEXT = 1024
 """Characters of a warning, and of other texts of a line or two."""
 
+LONGEST_MESSAGE = 32768
+"""Characters of a message, which may have what other programs say."""
+
 LONGEST_SAMPLE = 200
 """Characters of a question or an answer in a status; metrics.jsonl has all of it."""
 
@@ -59,7 +62,7 @@ def shortened(text: str, most: int) -> str:
 
 
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
-LongText = Annotated[str, Field(max_length=32768)]
+LongText = Annotated[str, Field(max_length=LONGEST_MESSAGE)]
 SampleText = Annotated[str, Field(max_length=LONGEST_SAMPLE)]
 Name = Annotated[str, Field(max_length=253)]
 Path = Annotated[str, Field(max_length=4096)]

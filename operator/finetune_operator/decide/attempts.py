@@ -6,8 +6,8 @@ import re
 from datetime import datetime, timedelta
 
 from finetune_api.failure import FailureClass
-from finetune_api.status import Failure
-from finetune_operator.decide.conditions import condition, shortened
+from finetune_api.status import LONGEST_MESSAGE, Failure, shortened
+from finetune_operator.decide.conditions import condition
 from finetune_operator.decide.killed_containers import out_of_memory
 from finetune_operator.decide.lost_pods import lost_pod
 from finetune_operator.decide.situation import Situation
@@ -220,4 +220,4 @@ def _cause(observed: Observed, pods: list[Pod], lost: list[Pod], ended: datetime
 
 
 def _failure(failure_class: FailureClass, message: str) -> Failure:
-    return Failure(failure_class=failure_class, message=shortened(message))
+    return Failure(failure_class=failure_class, message=shortened(message, LONGEST_MESSAGE))

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from finetune_api.failure import FailureClass
-from finetune_api.status import Condition
+from finetune_api.status import LONGEST_MESSAGE, Condition, shortened
 from finetune_operator.decide.wait import Obstacle
 
 ConditionType = Literal["Accepted", "ClusterReady", "Training", "Succeeded", "Reconciling", "Stalled"]
@@ -32,9 +32,6 @@ Reason = Literal[
     "Succeeded",
 ]
 """Reasons of conditions, besides the obstacles of a cluster and the classes of failures."""
-
-LONGEST_MESSAGE = 32768
-"""Characters of a message in a status."""
 
 TYPES: tuple[ConditionType, ...] = (
     "Accepted",
@@ -78,7 +75,7 @@ def conditions(
                 type=kind,
                 status=finding.status,
                 reason=finding.reason,
-                message=shortened(finding.message),
+                message=shortened(finding.message, LONGEST_MESSAGE),
                 observed_generation=generation,
                 last_transition_time=old.last_transition_time if old is not None and same else now,
             )
@@ -100,8 +97,3 @@ def reconciling(found: Sequence[Condition], message: str) -> Finding:
 def condition(among: Sequence[Condition], kind: ConditionType) -> Condition | None:
     """The condition of this type; None when there is none."""
     return next((each for each in among if each.type == kind), None)
-
-
-def shortened(message: str) -> str:
-    """The message, cut to the length that a status takes: what other programs say can be of any length."""
-    return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}..."

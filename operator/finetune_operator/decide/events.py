@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase, Plan
+from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase, Plan, shortened
 from finetune_operator.decide.conditions import condition
 
 RECORD_INVALID: Final = "RecordInvalid"
@@ -49,7 +49,7 @@ def transitions(
     `remarks` are warnings about its spec, which become events once, when the job is accepted.
     """
     return [
-        Event(event.type, event.reason, _short(event.message))
+        Event(event.type, event.reason, shortened(event.message, LONGEST_MESSAGE))
         for event in _transitions(before, after, remarks)
     ]
 
@@ -159,7 +159,3 @@ def _devices(status: FineTuneJobStatus) -> str:
 def _status(status: FineTuneJobStatus, kind: Literal["Accepted"]) -> str | None:
     found = condition(status.conditions, kind)
     return found.status if found is not None else None
-
-
-def _short(message: str) -> str:
-    return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}..."

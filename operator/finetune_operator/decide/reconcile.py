@@ -18,7 +18,7 @@ from finetune_api.manifest import read_spec
 from finetune_api.output import only_output_is_left
 from finetune_api.paths import parent
 from finetune_api.record import with_record
-from finetune_api.status import Failure, FineTuneJobStatus
+from finetune_api.status import LONGEST_MESSAGE, Failure, FineTuneJobStatus, shortened
 from finetune_operator.children.objects import children, children_that_prepare
 from finetune_operator.children.pods import PodSource
 from finetune_operator.decide import phases
@@ -42,7 +42,7 @@ from finetune_operator.decide.cleanup import (
     left_behind,
     unfinished_prepare,
 )
-from finetune_operator.decide.conditions import ConditionType, Finding, shortened
+from finetune_operator.decide.conditions import ConditionType, Finding
 from finetune_operator.decide.decision import Decision
 from finetune_operator.decide.events import transitions
 from finetune_operator.decide.obstacles import (
@@ -90,7 +90,9 @@ def reconcile(observed: Observed, configuration: Configuration, now: datetime) -
 def refused(job: Job, status: FineTuneJobStatus, message: str, *, final: bool, now: datetime) -> Decision:
     """What to show when the API server refuses to create an object; `final` when it always will."""
     if final:
-        failure = Failure(failure_class=FailureClass.INVALID_SPEC, message=shortened(message))
+        failure = Failure(
+            failure_class=FailureClass.INVALID_SPEC, message=shortened(message, LONGEST_MESSAGE)
+        )
         return _with_events(Decision(failed(job, status, failure, now)), status)
     findings: dict[ConditionType, Finding] = {"ClusterReady": Finding("False", Obstacle.REFUSED, message)}
     return Decision(updated(job, status, now, findings, message=message))
@@ -102,7 +104,7 @@ def _not_accepted(observed: Observed, error: FineTuneError, now: datetime) -> De
     if observed.ray_job is not None and not observed.ray_job.has_ended:
         message = f"this version of the operator does not accept the spec: {error}"
         return Decision(updated(job, job.status, now, {}, message=message))
-    failure = Failure(failure_class=error.failure_class, message=shortened(str(error)))
+    failure = Failure(failure_class=error.failure_class, message=shortened(str(error), LONGEST_MESSAGE))
     finding = Finding("False", failure.failure_class, failure.message)
     status = failed(job, job.status, failure, now, findings={"Accepted": finding})
     return _with_events(Decision(status), job.status)
@@ -365,7 +367,7 @@ def _failed_for_now(
     if not retried:
         if job.attempt > 1:
             message = f"{failure.message} (attempt {job.attempt} of at most {most})"
-            failure = failure.model_copy(update={"message": shortened(message)})
+            failure = failure.model_copy(update={"message": shortened(message, LONGEST_MESSAGE)})
         return Decision(_given_up(situation, status, failure, ended))
 
     # Another attempt would follow, but for the deadline or `suspend`.

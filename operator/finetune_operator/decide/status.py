@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from finetune_api.status import Failure, FineTuneJobStatus, Phase, Workers
+from finetune_api.status import LONGEST_MESSAGE, Failure, FineTuneJobStatus, Phase, Workers, shortened
 from finetune_operator.children.placement import held_devices
 from finetune_operator.decide.conditions import (
     ConditionType,
@@ -14,7 +14,6 @@ from finetune_operator.decide.conditions import (
     condition,
     conditions,
     reconciling,
-    shortened,
 )
 from finetune_operator.observed import Job
 
@@ -32,7 +31,7 @@ def updated(
     When the cluster ceases to be ready, the time for which devices were held is added to `device_seconds`.
     """
     if "message" in changes:
-        changes["message"] = shortened(changes["message"])
+        changes["message"] = shortened(changes["message"], LONGEST_MESSAGE)
     generation = job.metadata.generation
     before = condition(status.conditions, "ClusterReady")
     found = conditions(status.conditions, findings, generation, now)

@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from finetune_api.failure import FailureClass
-from finetune_api.status import Condition
+from finetune_api.status import LONGEST_MESSAGE, Condition
 from finetune_operator.decide.conditions import (
-    LONGEST_MESSAGE,
     Finding,
     Truth,
     condition,
@@ -69,7 +68,7 @@ def test_message_is_cut_to_what_a_status_takes() -> None:
     (found,) = conditions(
         [], {"Accepted": Finding("False", FailureClass.INVALID_SPEC, "x" * (LONGEST_MESSAGE + 1))}, 1, NOW
     )
-    assert (len(found.message), found.message[-4:]) == (LONGEST_MESSAGE, "x...")
+    assert (len(found.message), found.message[-4:]) == (LONGEST_MESSAGE, "xxx…")
 
 
 @pytest.mark.parametrize(

@@ -86,4 +86,4 @@ def test_message_is_no_longer_than_an_event_takes() -> None:
         status("running"), status("failed", failure={"class": "Unknown", "message": "x" * 5000})
     )
     assert len(event.message) == 1024
-    assert event.message.endswith("x...")
+    assert event.message.endswith("xxx…")
