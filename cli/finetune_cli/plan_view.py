@@ -11,6 +11,7 @@ from rich.table import Table
 from finetune_api.manifest import Manifest
 from finetune_api.numbers import Numbers, ResolvedPrecision
 from finetune_api.sharding import Sharding
+from finetune_api.spec import Output
 from finetune_api.status import Plan, StatusModel
 from finetune_cli.plain_text import one_line
 from finetune_trainer.data.shown_rows import ShownRow
@@ -103,7 +104,7 @@ def show_tables(console: Console, manifest: Manifest, plan: JobPlan) -> None:
     """Writes the tables."""
     console.print(one_line(f"{manifest.metadata.name}: {manifest.spec.model_id}"))
     for table in (
-        _plan_table(plan),
+        _plan_table(plan, manifest.spec.output),
         _tokens_table(plan.token_statistics),
         _memory_table(plan),
     ):
@@ -122,7 +123,7 @@ def in_words(device: PlannedDevice) -> str:
     return f"does not fit: {needs}: {'; or '.join(device.ways) or 'no settings were found that fit'}"
 
 
-def _plan_table(plan: JobPlan) -> Table:
+def _plan_table(plan: JobPlan, output: Output | None) -> Table:
     sizes, numbers = plan.plan, plan.numbers
     devices = "1 device" if numbers.num_devices == 1 else f"{numbers.num_devices} devices"
     factors = (
@@ -144,6 +145,7 @@ def _plan_table(plan: JobPlan) -> Table:
         ("activations", ACTIVATIONS[sizes.gradient_checkpointing]),
         ("checkpoints", _checkpoints(plan)),
         ("trained parameters", f"{sizes.trainable_parameters:,} of {sizes.total_parameters:,}"),
+        *((("pushed then", _pushed(output)),) if output is not None else ()),
     ):
         table.add_row(name, value)
     return table
@@ -157,6 +159,11 @@ def _checkpoints(plan: JobPlan) -> str:
     after += [f"after step {steps:,}"] if partial else []
     validated = sizes.validation_rows and numbers.eval_steps is not None
     return " and ".join(after) + (f"; validation every {numbers.eval_steps:,} steps too" if validated else "")
+
+
+def _pushed(output: Output) -> str:
+    what = "the best checkpoint, merged," if output.merge else "the best checkpoint"
+    return f"{what} to {output.push_to_hub}, {'public' if output.public else 'private'} if it is new"
 
 
 def _packed(plan: JobPlan) -> str:

@@ -144,6 +144,32 @@ def test_people_get_tables_with_memory_for_either_precision(
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ({}, "pushed then the best checkpoint to us/dry, private if it is new"),
+        (
+            {"merge": True, "public": True},
+            "pushed then the best checkpoint, merged, to us/dry, public if it is new",
+        ),
+        (None, None),
+    ],
+)
+def test_what_is_pushed_to_a_hub_at_the_end_is_in_the_plan(
+    finetune: Command,
+    tiny_model: Path,
+    tmp_path: Path,
+    output: dict[str, JsonValue] | None,
+    expected: str | None,
+) -> None:
+    fields: dict[str, JsonValue] = {} if output is None else {"output": {"push_to_hub": "us/dry", **output}}
+    shown = finetune("plan", small_job(tmp_path, tiny_model, **fields))
+
+    text = " ".join(shown.out.split())
+    assert shown.code == 0
+    assert expected in text if expected is not None else "pushed" not in text
+
+
 def test_a_job_that_fits_no_device_it_names_gets_a_manifest_that_does(
     finetune: Command, tiny_rows: Path, tmp_path: Path
 ) -> None:
