@@ -34,7 +34,6 @@ import yaml
 from bench.many_jobs import (
     Audit,
     Bench,
-    Client,
     Object,
     connected,
     control_plane_with_kuberays_kinds,
@@ -46,13 +45,13 @@ from bench.many_jobs import (
 from devcluster.cache import alone_in, cache_directory
 from devcluster.certificates import Authority
 from devcluster.control_plane import free_address
-from devcluster.programs import Say, go_environment, go_toolchain
+from devcluster.programs import Say, go
 
 MODULE = "github.com/kubeflow/trainer/v2"
 JOBSET = "sigs.k8s.io/jobset"
 PROGRAM = "trainer-controller-manager"
 SOURCES = Path(__file__).with_name("kubeflow")
-BUILD_SECONDS = 15 * 60
+_go = partial(go, directory=SOURCES)
 TRAINER = "apis/trainer.kubeflow.org/v1alpha1"
 JOB_SETS = "apis/jobset.x-k8s.io/v1alpha2/namespaces/{}/jobsets"
 RUNTIME = "torch-distributed"
@@ -132,7 +131,7 @@ async def with_kubeflow(bench: Bench, program: Path, name: str, jobs: int) -> Fi
         await asyncio.gather(*(client.call("POST", path, train_job(f"job-{each}")) for each in range(jobs)))
 
         async def all_there() -> bool:
-            return await _count(client, JOB_SETS.format(namespace)) >= jobs
+            return await client.count(JOB_SETS.format(namespace)) >= jobs
 
         await until(all_there)
         return _figures(began, busy, process, audit)
@@ -241,27 +240,6 @@ def definitions() -> list[Object]:
         directory = Path(_go(say, "list", "-m", "-f", "{{.Dir}}", module).strip()) / where
         files += sorted(each for each in directory.glob("*.yaml") if each.name != "kustomization.yaml")
     return [yaml.safe_load(each.read_text()) for each in files]
-
-
-def _go(say: Say, *arguments: str) -> str:
-    """What a command of Go prints. Raises SystemExit when it fails."""
-    ended = subprocess.run(
-        [go_toolchain(say), *arguments],
-        cwd=SOURCES,
-        env=go_environment(),
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    if ended.returncode:
-        raise SystemExit(f"go {' '.join(arguments)} failed:\n{ended.stderr[-2000:]}")
-    return ended.stdout
-
-
-async def _count(client: Client, path: str) -> int:
-    page = await client.call("GET", f"{path}?limit=1")
-    return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
 
 
 def _figures(began: float, busy: float, process: psutil.Process, audit: Audit) -> Figures:

@@ -160,9 +160,9 @@ class Client:
             more = page["metadata"].get("continue") or None
         return found
 
-    async def count(self, kind: str, namespace: str) -> int:
-        """How many objects of a kind there are."""
-        page = await self.call("GET", f"{PATHS[kind].format(namespace)}?limit=1")
+    async def count(self, path: str) -> int:
+        """How many objects there are at a path."""
+        page = await self.call("GET", f"{path}?limit=1")
         return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
 
     async def watch(self, kind: str, namespace: str) -> AsyncIterator[Object]:
@@ -325,9 +325,20 @@ class Bench:
         """Waits until there are so many RayJobs."""
 
         async def there() -> bool:
-            return await self.client.count("RayJob", namespace) >= count
+            return await self.client.count(PATHS["RayJob"].format(namespace)) >= count
 
         await until(there)
+
+    async def all_events(self, namespace: str) -> None:
+        """Waits until no more events come."""
+        before = -1
+
+        async def no_more() -> bool:
+            nonlocal before
+            last, before = before, await self.client.count(PATHS["Event"].format(namespace))
+            return before == last
+
+        await until(no_more, every=2)
 
 
 def a_job(name: str) -> Object:
@@ -358,7 +369,7 @@ async def burst(bench: Bench, jobs: int) -> list[Line]:
         await bench.apply(mine, names)
         await bench.ray_jobs(mine, jobs)
         seconds, busy = time.monotonic() - began, processor_seconds(operator.process) - busy
-        await asyncio.sleep(10)  # what comes of it, besides
+        await bench.all_events(mine)
         calls, most = audit.calls(), memory(operator.process, "VmHWM")
     made: dict[str, list[tuple[str, Object]]] = {}
     for kind in CHILDREN:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from devcluster.failure import ClusterError
 
 
 def run(
-    command: Sequence[str | Path], *, seconds: float = 60, stdin: str | None = None, shown: str | None = None
+    command: Sequence[str | Path],
+    *,
+    seconds: float = 60,
+    stdin: str | None = None,
+    shown: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> str:
-    """What a command writes to standard output.
+    """What a command writes to standard output; where nothing else is given, as this process would run it.
 
     Raises ClusterError, which calls it `shown`, when it is not installed, takes longer than `seconds`, or
     fails.
@@ -21,7 +27,9 @@ def run(
     try:
         ended = subprocess.run(
             command,
-            input=stdin,
+            input=stdin or "",
+            env=environment,
+            cwd=directory,
             capture_output=True,
             text=True,
             errors="replace",

