@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 PARTS = {
-    "start": ["bench.start"],
+    "start": ["bench.start", "--rounds", "3"],
     "trainer": ["bench.trainer", "--rounds", "1"],
     "threads": ["bench.threads", "--rounds", "1"],
     "packing": ["bench.packing", "--rounds", "1"],

@@ -56,11 +56,11 @@ class Case:
 
 
 CASES = {
-    "LoRA, mixed lengths": Case(40),
-    "full, mixed lengths": Case(40, {"lora_config": None}),
-    "LoRA, equal lengths": Case(30, equal=True),
-    "full, equal lengths": Case(30, {"lora_config": None}, equal=True),
-    "SmolLM2, LoRA, short rows": Case(12, smollm2=True),
+    "LoRA, mixed lengths": Case(30),
+    "full, mixed lengths": Case(30, {"lora_config": None}),
+    "LoRA, equal lengths": Case(20, equal=True),
+    "full, equal lengths": Case(20, {"lora_config": None}, equal=True),
+    "SmolLM2, LoRA, short rows": Case(30, smollm2=True),
 }
 TRAINERS: dict[str, tuple[tuple[str, str], ...]] = {
     LOADS[0]: (("ours", "chosen"), ("TRL", "chosen"), ("transformers", "chosen")),
