@@ -19,7 +19,7 @@ PARTS = {
     "jobs": ["bench.many_jobs"],
     "kubeflow": ["bench.beside_kubeflow"],
 }
-"""By name: the module, and arguments with which all of them take about 20 minutes on 2 cores."""
+"""By name: the module, and arguments with which all of them take more than an hour on 2 cores."""
 SMALL = {"start": ["--models", "toy", "--rounds", "1"]}
 """What stands for `--small` where a benchmark has none."""
 
