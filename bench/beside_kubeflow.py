@@ -45,13 +45,14 @@ from bench.many_jobs import (
 from devcluster.cache import alone_in, cache_directory
 from devcluster.certificates import Authority
 from devcluster.control_plane import free_address
-from devcluster.programs import Say, go
+from devcluster.programs import Say, go, module_directory
 
 MODULE = "github.com/kubeflow/trainer/v2"
 JOBSET = "sigs.k8s.io/jobset"
 PROGRAM = "trainer-controller-manager"
 SOURCES = Path(__file__).with_name("kubeflow")
-_go = partial(go, directory=SOURCES)
+BUILD_SECONDS = 15 * 60
+_go = partial(go, directory=SOURCES, seconds=BUILD_SECONDS)
 TRAINER = "apis/trainer.kubeflow.org/v1alpha1"
 JOB_SETS = "apis/jobset.x-k8s.io/v1alpha2/namespaces/{}/jobsets"
 RUNTIME = "torch-distributed"
@@ -236,8 +237,7 @@ def definitions() -> list[Object]:
     say = partial(print, file=sys.stderr)
     files: list[Path] = []
     for module, where in ((MODULE, "manifests/base/crds"), (JOBSET, "config/components/crd/bases")):
-        _go(say, "mod", "download", module)
-        directory = Path(_go(say, "list", "-m", "-f", "{{.Dir}}", module).strip()) / where
+        directory = module_directory(module, say, sources=SOURCES) / where
         files += sorted(each for each in directory.glob("*.yaml") if each.name != "kustomization.yaml")
     return [yaml.safe_load(each.read_text()) for each in files]
 

@@ -25,7 +25,6 @@ GO_LOCK = Path(__file__).parents[1] / "locks" / "go.txt"
 """Go itself, as a package of PyPI."""
 GO_FLAGS = "-mod=readonly -buildvcs=false"
 """Modules are built as their own files say."""
-GO_SECONDS = 15 * 60
 BUILD_SECONDS = 45 * 60
 SAY_EVERY_SECONDS = 15
 DISK_NEEDED = 6 * 2**30
@@ -84,7 +83,7 @@ def kuberay_manifests(say: Say) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             # The modules' files are read-only; these are to be removed one day.
             shutil.copytree(
-                _module_directory(KUBERAY.package, say) / "config", partial, copy_function=shutil.copyfile
+                module_directory(KUBERAY.package, say) / "config", partial, copy_function=shutil.copyfile
             )
             partial.replace(manifests)
         return manifests
@@ -120,10 +119,10 @@ def kserve_definitions(say: Say) -> Path:
         return definitions
 
 
-def _module_directory(module: str, say: Say) -> Path:
-    """The unpacked source of a module of `go/go.mod`."""
-    go(say, "mod", "download", module)
-    return Path(go(say, "list", "-m", "-f", "{{.Dir}}", module).strip())
+def module_directory(module: str, say: Say, *, sources: Path = SOURCES) -> Path:
+    """The unpacked source of a module that the `go.mod` in `sources` names."""
+    go(say, "mod", "download", module, directory=sources)
+    return Path(go(say, "list", "-m", "-f", "{{.Dir}}", module, directory=sources).strip())
 
 
 def ensure_built(build: Build, say: Say) -> Path:
@@ -142,7 +141,7 @@ def _build(build: Build, directory: Path, say: Say) -> None:
             f"{directory}: {free / 2**30:.1f} GiB are free; building {build.programs[0]} needs"
             f" {DISK_NEEDED >> 30} GiB"
         )
-    total = len(go(say, "list", "-deps", build.package).splitlines())
+    total = len(go(say, "list", "-deps", build.package, seconds=15 * 60).splitlines())
     partial = directory / f".{build.programs[0]}.partial"
     command = [
         str(go_toolchain(say)),
@@ -243,11 +242,13 @@ def go_toolchain(say: Say) -> Path:
         return program
 
 
-def go(say: Say, *arguments: str, directory: Path = SOURCES, flags: str = GO_FLAGS) -> str:
+def go(
+    say: Say, *arguments: str, directory: Path = SOURCES, flags: str = GO_FLAGS, seconds: float = 600
+) -> str:
     """What a command of Go prints in the directory of a module. Raises ClusterError when it fails."""
     return run(
         [go_toolchain(say), *arguments],
-        seconds=GO_SECONDS,
+        seconds=seconds,
         environment=_go_environment(flags),
         directory=directory,
     )

@@ -145,9 +145,10 @@ def _plan_table(plan: JobPlan, output: Output | None) -> Table:
         ("activations", ACTIVATIONS[sizes.gradient_checkpointing]),
         ("checkpoints", _checkpoints(plan)),
         ("trained parameters", f"{sizes.trainable_parameters:,} of {sizes.total_parameters:,}"),
-        *((("pushed then", _pushed(output)),) if output is not None else ()),
     ):
         table.add_row(name, value)
+    if output is not None:
+        table.add_row("pushed then", _pushed(output))
     return table
 
 

@@ -72,7 +72,7 @@ def within_rows(
     plain = softcap is None and s_aux is None
     if plain and window is None and len(cu_seq_lens_q) == 2:
         # For which PyTorch has its fastest kernels.
-        return _alike(query, key, value, None, dropout, scaling), None
+        return _of_one_length(query, key, value, None, dropout, scaling), None
     if plain and not dropout and _has_kernel(query, value):
         return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
     return _row_by_row(query, key, value, cu_seq_lens_q, dropout, scaling, window, softcap, s_aux), None
@@ -148,7 +148,7 @@ def _by_kernel(
     return cast("torch.Tensor", out)[None]
 
 
-def _alike(
+def _of_one_length(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -189,6 +189,7 @@ def _row_by_row(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     lengths = ends.diff().tolist()
+    plain = softcap is None and sinks is None
     masks: dict[int, torch.Tensor] = {}
 
     def attend(of_query: torch.Tensor, of_key: torch.Tensor, of_value: torch.Tensor) -> torch.Tensor:
@@ -197,13 +198,14 @@ def _row_by_row(
         if length not in masks and window is not None and window < length:
             masks[length] = _banded(length, window, query.device)
         mask = masks.get(length)
-        if softcap is None and sinks is None:
-            return _alike(of_query, of_key, of_value, mask, dropout, scaling)
+        if plain:
+            return _of_one_length(of_query, of_key, of_value, mask, dropout, scaling)
         mask = _banded(length, length, query.device) if mask is None else mask
         scored = _by_scores(of_query, of_key, of_value, mask, dropout, scaling, softcap, sinks)
         return scored.transpose(1, 2)
 
-    if len(set(lengths)) == 1 and softcap is None and sinks is None:  # whose scores are best made row by row
+    # Not where scores are written out: they take their memory a row at a time.
+    if plain and len(set(lengths)) == 1:
         shape = (len(lengths), lengths[0], -1)
         stacked = (each[0].view(len(each[0]), *shape).transpose(0, 1) for each in (query, key, value))
         return attend(*stacked).flatten(0, 1)[None]
