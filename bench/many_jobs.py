@@ -166,13 +166,21 @@ class Client:
         return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
 
     async def watch(self, kind: str, namespace: str) -> AsyncIterator[Object]:
-        """Changes of objects of a kind, from now on and for ever."""
-        since = (await self.call("GET", f"{PATHS[kind].format(namespace)}?limit=1"))["metadata"]
-        query = f"watch=true&resourceVersion={since['resourceVersion']}"
-        url = f"{self._server}/{PATHS[kind].format(namespace)}?{query}"
-        async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as answer:
-            async for line in answer.content:
-                yield json.loads(line)["object"]
+        """Changes of objects of a kind, from now on and for ever.
+
+        An API server ends watches now and then, and they go on from there. Raises SystemExit when one cannot.
+        """
+        path = PATHS[kind].format(namespace)
+        version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
+        while True:
+            url = f"{self._server}/{path}?watch=true&resourceVersion={version}"
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+                async for line in answer.content:
+                    event = json.loads(line)
+                    if event.get("type") not in ("ADDED", "MODIFIED", "DELETED"):
+                        raise SystemExit(f"the watch of {path} cannot go on: {line.decode()[:500]}")
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    yield event["object"]
 
 
 @asynccontextmanager
@@ -274,6 +282,14 @@ class Operator:
                         return await metrics.text()
         return ""
 
+    async def says(self, session: aiohttp.ClientSession) -> str:
+        """Whether it is alive, as it says itself, and the end of its log."""
+        alive = f"it has ended with {self._popen.poll()}"
+        if self._popen.poll() is None:
+            async with session.get(f"http://127.0.0.1:{self.port}/livez") as answer:
+                alive = f"it answers {answer.status} {await answer.text()}"
+        return f"of the operator: {alive}; its log ends:\n{self._log.read_text()[-3000:]}"
+
     def problems(self) -> Counter[str]:
         """Its warnings and errors, without what is different each time."""
         lines = [json.loads(line) for line in self._log.read_text().splitlines()]
@@ -346,12 +362,18 @@ def a_job(name: str) -> Object:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": SPEC}
 
 
-async def until(happened: Callable[[], Awaitable[object]], seconds: float = 900, every: float = 0.1) -> None:
-    """Waits for something. Raises SystemExit when it takes too long."""
+async def until(
+    happened: Callable[[], Awaitable[object]],
+    seconds: float = 900,
+    every: float = 0.1,
+    instead: Callable[[], Awaitable[str]] | None = None,
+) -> None:
+    """Waits for something. Raises SystemExit when it takes too long, with what has happened `instead`."""
     ends = time.monotonic() + seconds
     while not await happened():
         if time.monotonic() > ends:
-            raise SystemExit(f"it did not happen in {seconds:.0f} s: {happened}")
+            what = str(happened) if instead is None else await instead()
+            raise SystemExit(f"it did not happen in {seconds:.0f} s: {what}")
         await asyncio.sleep(every)
 
 
@@ -542,7 +564,7 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
     namespace = await bench.namespace(f"running-{jobs}")
     begin = max(1, min(jobs // 10, int(seconds)))
     lines: list[Line] = []
-    async with bench.operator(namespace) as operator:
+    async with bench.operator(namespace) as operator, asyncio.TaskGroup() as tasks:
         await bench.ready(operator)
         made = await bench.apply(namespace, (f"job-{number}" for number in range(jobs)))
         await bench.ray_jobs(namespace, jobs)
@@ -558,7 +580,7 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
                 if trainer is not None:
                     seen.note(trainer, event.get("status") or {})
 
-        looking = asyncio.create_task(look())
+        looking = tasks.create_task(look())
         late, early = list(trainers.values())[:begin], list(trainers.values())[begin:]
         await asyncio.sleep(1)
         await asyncio.gather(*(each.start(bench.client) for each in early))
@@ -566,7 +588,12 @@ async def running(bench: Bench, jobs: int, seconds: float, idle: float) -> list[
         async def all_shown() -> bool:
             return not any(each.written for each in early)
 
-        await until(all_shown)
+        async def what_is_shown() -> str:
+            left = [each for each in early if each.written]
+            first = await bench.client.call("GET", f"{PATHS[KIND].format(namespace)}/{left[0].job}")
+            return f"{len(left)} jobs are not shown, the first is {first}; {await operator.says(bench.local)}"
+
+        await until(all_shown, instead=what_is_shown)
         begins = time.monotonic() + BEFORE_SECONDS
         ends = begins + seconds
 
