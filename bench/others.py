@@ -96,7 +96,7 @@ def _settings(prepared: Prepared, dtype: ResolvedPrecision, directory: Path) -> 
         "warmup_steps": numbers.num_warmup_steps,
         "max_grad_norm": spec.max_grad_norm,
         "weight_decay": spec.weight_decay,
-        "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
+        "optim": "adamw_torch_fused",
         "train_sampling_strategy": "sequential",
         "bf16": dtype == "bf16",
         "use_cpu": not on_gpu,

@@ -52,7 +52,7 @@ def main(job: Path, output: Path) -> None:
     model = get_peft_model(base, lora).to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=spec["learning_rate"], weight_decay=spec["weight_decay"], fused=device == "cuda"
+        trained, lr=spec["learning_rate"], weight_decay=spec["weight_decay"], fused=True
     )
 
     model.train()

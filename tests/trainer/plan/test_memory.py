@@ -35,7 +35,7 @@ def test_weights_and_optimizer_take_what_the_estimate_says(
 ) -> None:
     prepared = prepare(spec_of(tiny_model, way, train_path=str(tiny_rows), valid_path=None))
     model = load_model(prepared.spec, dtype=dtype, on_gpu=False)
-    optimizer = adamw(model, prepared.spec, fused=False)
+    optimizer = adamw(model, prepared.spec)
     rows = step_rows(row_order(0, 0, len(prepared.train)), 0, 4)
     backward(forward_of(model, dtype=dtype, pad_token_id=0), prepared.train, rows, 4)
     optimizer.step()

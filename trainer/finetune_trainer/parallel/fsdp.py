@@ -110,11 +110,7 @@ class FullySharded(Ranks):
             for parameter in group["params"]:
                 name = names[id(parameter)]
                 saved = by_name.get(name, {}) if by_name else state["state"].get(index, {})
-                # Fused optimizers count their steps on the device.
-                scalars = parameter.device if group.get("fused") else torch.device("cpu")
-                optimizer.state[parameter] = {
-                    key: _like(parameter, value, scalars) for key, value in saved.items()
-                }
+                optimizer.state[parameter] = {key: _like(parameter, value) for key, value in saved.items()}
                 index += 1
 
     def _shard(self, module: torch.nn.Module, *, reshard: bool | None) -> None:
@@ -194,11 +190,11 @@ def _slots(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torc
                 yield owner, name, parameter
 
 
-def _like(parameter: torch.nn.Parameter, value: torch.Tensor, scalars: torch.device) -> torch.Tensor:
+def _like(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
     """A value of the optimizer's state as this rank keeps it: what is of the parameter's shape in parts."""
     assert isinstance(parameter, DTensor)
     if value.shape != parameter.shape:
-        return value.to(scalars, copy=True)
+        return value.to(parameter.device, copy=True)
     local = value.to_local() if isinstance(value, DTensor) else part(value, parameter.device_mesh)
     return _filled(parameter, local, parameter.device)
 

@@ -38,7 +38,7 @@ gradient and that of the scores, in fp32."""
 _PROCESS = 3 * 2**30
 """What a worker's process takes of its host: Python, torch, transformers, the driver of its device."""
 
-Moment = Literal["loss", "backward", "gradients", "update", "validation"]
+Moment = Literal["loss", "backward", "gradients", "validation"]
 
 
 class MemoryEstimate(StatusModel):
@@ -56,8 +56,8 @@ class MemoryEstimate(StatusModel):
     """The scores over the vocabulary, and their gradients."""
     total: int
     moment: Moment
-    """`loss`: the loss is computed; `backward`: the backward pass begins; `gradients`: it ends; `update`: the
-    optimizer changes the weights."""
+    """`loss`: the loss is computed; `backward`: the backward pass begins; `gradients`: it ends. The
+    optimizer, which makes no temporary values, takes no more than that."""
     host: int
     """Of the host's memory for this device's process, weights and optimizer that are kept there included."""
 
@@ -98,7 +98,7 @@ class Step:
     in_chunks: bool = False
     """Whether scores over the vocabulary are made for positions that count alone, some at a time."""
     on_gpu: bool = True
-    """There the optimizer computes without temporary values."""
+    """There attention in fp32 copies keys and values that several heads share."""
     quantized: bool = False
     """Whether the frozen weights of linear layers are held in 4 bits."""
 
@@ -243,10 +243,6 @@ def _moments(step: Step) -> dict[Moment, _Parts]:
                 activations=tokens * step.layer.ends,
             ),
             key=lambda parts: parts.total,
-        ),
-        "update": _plus(
-            replace(held, gradients=gradients),
-            copies=0.0 if step.on_gpu or sharding.cpu_offload else 2 * _TRAINED * sizes.largest / share,
         ),
     }
     if step.evaluated_rows:

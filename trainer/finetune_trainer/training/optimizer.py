@@ -10,10 +10,11 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def adamw(module: torch.nn.Module, spec: FineTuneJobSpec, *, fused: bool) -> torch.optim.AdamW:
+def adamw(module: torch.nn.Module, spec: FineTuneJobSpec) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) for the trained parameters of a module.
 
-    Biases and norms, which are vectors, have no weight decay.
+    Biases and norms, which are vectors, have no weight decay. PyTorch's fused kernels make no temporary
+    values, and on CPUs take a quarter of the time.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -24,7 +25,7 @@ def adamw(module: torch.nn.Module, spec: FineTuneJobSpec, *, fused: bool) -> tor
         {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=BETAS, eps=EPSILON, fused=fused
+        [group for group in groups if group["params"]], lr=0.0, betas=BETAS, eps=EPSILON, fused=True
     )
 
 

@@ -113,8 +113,7 @@ def set_up(
         layout=layout,
         dtype=job.start.dtype,
     )
-    on_gpu = next(objective.parameters()).device.type == "cuda"
-    optimizer = adamw(objective, spec, fused=on_gpu)
+    optimizer = adamw(objective, spec)
     torch.manual_seed(spec.seed + parallel.rank)
     saved, loaded.saved = loaded.saved, None
     if saved is None:
