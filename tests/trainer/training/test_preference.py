@@ -154,7 +154,8 @@ def test_two_devices_train_what_one_does(
     for name in ("loss", "gradNorm", "evalLoss"):
         expected = column(tmp_path / "one", name)
         assert len(expected) == (3 if name == "evalLoss" else 9)
-        assert column(tmp_path / "two", name) == pytest.approx(expected, abs=1e-5)
+        # Norms are about 7, of which fp32 has seven digits.
+        assert column(tmp_path / "two", name) == pytest.approx(expected, rel=5e-6, abs=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)
