@@ -274,7 +274,7 @@ class Operator:
     async def metrics(self, session: aiohttp.ClientSession) -> str:
         """What it tells Prometheus; nothing before it is ready."""
         if self._popen.poll() is not None:
-            raise SystemExit(f"the operator has ended:\n{self._log.read_text()[-3000:]}")
+            raise SystemExit(await self.says(session))
         with suppress(aiohttp.ClientError):
             async with session.get(f"http://127.0.0.1:{self.port}/readyz") as answer:
                 if answer.status == 200:
@@ -284,11 +284,12 @@ class Operator:
 
     async def says(self, session: aiohttp.ClientSession) -> str:
         """Whether it is alive, as it says itself, and the end of its log."""
-        alive = f"it has ended with {self._popen.poll()}"
-        if self._popen.poll() is None:
+        ended = self._popen.poll()
+        state = f"has ended with {ended}"
+        if ended is None:
             async with session.get(f"http://127.0.0.1:{self.port}/livez") as answer:
-                alive = f"it answers {answer.status} {await answer.text()}"
-        return f"of the operator: {alive}; its log ends:\n{self._log.read_text()[-3000:]}"
+                state = f"says of its life: {answer.status} {await answer.text()}"
+        return f"the operator {state}; its log ends:\n{self._log.read_text()[-3000:]}"
 
     def problems(self) -> Counter[str]:
         """Its warnings and errors, without what is different each time."""

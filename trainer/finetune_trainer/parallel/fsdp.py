@@ -105,13 +105,11 @@ class FullySharded(Ranks):
         """Loads this rank's parts of the state, whether it was saved in parts or whole."""
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         by_name = {} if "param_groups" in state else by_parameter(state)
-        index = 0
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                name = names[id(parameter)]
-                saved = by_name.get(name, {}) if by_name else state["state"].get(index, {})
-                optimizer.state[parameter] = {key: _like(parameter, value) for key, value in saved.items()}
-                index += 1
+        parameters = (each for group in optimizer.param_groups for each in group["params"])
+        for index, parameter in enumerate(parameters):
+            name = names[id(parameter)]
+            saved = by_name.get(name, {}) if by_name else state["state"].get(index, {})
+            optimizer.state[parameter] = {key: _like(parameter, value) for key, value in saved.items()}
 
     def _shard(self, module: torch.nn.Module, *, reshard: bool | None) -> None:
         pieces = self._mesh.size(-1)
