@@ -534,6 +534,28 @@ def test_a_file_is_deleted_alone(storage_path: str) -> None:
     assert storage.files() == {"epoch-1/model": 1}
 
 
+def test_files_are_listed_and_read_while_a_writer_publishes_and_deletes(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.write_text("epoch-0/complete.json", "x")
+
+    def write() -> None:
+        for _ in range(500):
+            with storage.staging("epoch-1") as staging:
+                (staging / "state").mkdir()
+                for name in ("complete.json", "state/step"):
+                    (staging / name).write_text("x")
+                storage.publish(staging, "epoch-1", last="complete.json")
+            storage.delete("epoch-1")
+
+    writer = Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        assert storage.files()["epoch-0/complete.json"] == 1
+        assert storage.read_text("epoch-1/complete.json") in ("x", None)
+
+    assert storage.files() == {"epoch-0/complete.json": 1}
+
+
 def test_deleting_what_is_not_there_is_fine(storage_path: str) -> None:
     storage = open_storage(storage_path)
 

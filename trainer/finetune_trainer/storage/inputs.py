@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.paths import child
+from finetune_trainer.storage.local import sizes_of
 from finetune_trainer.storage.mounts import mounted_here
 from finetune_trainer.storage.objects import connect
 from finetune_trainer.storage.open import is_local, local_path, open_input, reading, size_of
@@ -267,4 +268,4 @@ def _converted(path: str, repo: str) -> list[str]:
             )
         except (LocalEntryNotFoundError, HFValidationError):
             raise error from None
-        return [file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()]
+        return list(sizes_of(kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetune_trainer.storage.failure import explained, explained_writing
@@ -41,17 +41,16 @@ class LocalStorage:
     def files(self) -> dict[str, int]:
         """The names of all files with their sizes in bytes, unfinished ones included."""
         with explained(self._root):
-            return {
-                file.relative_to(self._root).as_posix(): file.stat().st_size
-                for file in self._root.rglob("*")
-                if file.is_file()
-            }
+            return sizes_of(self._root)
 
     def read_text(self, name: str) -> str | None:
         """A file's text, or None. Invalid UTF-8, as after a crash of the machine, becomes U+FFFD."""
         file = self._root / name
         with explained(file):
-            return file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+            try:
+                return file.read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:
+                return None
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a new file, waits until it is on disk, and renames it."""
@@ -120,11 +119,7 @@ class LocalStorage:
     def hand_in(self, staging: Path, name: str) -> dict[str, int]:  # noqa: ARG002 - as in the protocol
         """Lists the directory as this process sees it."""
         with explained(staging):
-            return {
-                file.relative_to(staging).as_posix(): file.stat().st_size
-                for file in staging.rglob("*")
-                if file.is_file()
-            }
+            return sizes_of(staging)
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
         """Waits until all files are on disk, and renames the directory. All files appear at once."""
@@ -139,6 +134,25 @@ class LocalStorage:
         """Deletes unfinished files and directories."""
         for entry in self._root.glob(".*.partial"):
             self.delete(entry.name)
+
+
+def sizes_of(directory: Path) -> dict[str, int]:
+    """The names of all files in a directory of this machine, at any depth, with their sizes in bytes.
+
+    What a writer renames or deletes meanwhile may be missing.
+    """
+    found = {}
+    for parent, _, names in os.walk(directory, onerror=_unless_gone):
+        for file in (Path(parent, name) for name in names):
+            with suppress(FileNotFoundError):
+                if file.is_file():
+                    found[file] = file.stat().st_size
+    return {file.relative_to(directory).as_posix(): found[file] for file in sorted(found)}
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync(path: Path) -> None:

@@ -25,6 +25,7 @@ from pyarrow import fs
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.paths import child
 from finetune_trainer.storage.failure import explained, explained_writing
+from finetune_trainer.storage.local import sizes_of
 
 GCS_RETRY_SECONDS = 60
 """For how long a failed request to GCS is repeated. Its client's default is 15 minutes; S3's client gives up
@@ -221,18 +222,13 @@ class ObjectStorage:
 
     def hand_in(self, staging: Path, name: str) -> dict[str, int]:
         """Uploads the files."""
-        sizes = {
-            file.relative_to(staging).as_posix(): file.stat().st_size
-            for file in staging.rglob("*")
-            if file.is_file()
-        }
-        self._upload(staging, name, sorted(sizes))
-        return sizes
+        files = sizes_of(staging)
+        self._upload(staging, name, files)
+        return files
 
     def publish(self, staging: Path, name: str, *, last: str) -> None:
         """Uploads the files one by one, `last` at the end."""
-        files = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
-        self._upload(staging, name, sorted(files, key=lambda file: (file == last, file)))
+        self._upload(staging, name, sorted(sizes_of(staging), key=lambda file: (file == last, file)))
 
     def _upload(self, staging: Path, name: str, files: Iterable[str]) -> None:
         for file in files:

@@ -31,6 +31,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from finetune_api.failure import FailureClass, FineTuneError
 from finetune_api.retention import flagged
 from finetune_api.status import Checkpoint, Failure, Plan, ProgressRecord, StatusModel
+from finetune_trainer.storage.local import sizes_of
 from finetune_trainer.storage.open import Storage, open_storage
 
 JOB = "job.yaml"
@@ -185,7 +186,7 @@ class RunDirectory:
     def commit_prepared(self, staging: Path) -> None:
         """Makes the files in `staging` what is prepared, in place of what was."""
         self._delete(PREPARED)
-        written = PreparedFiles(files=_sizes(staging))
+        written = PreparedFiles(files=sizes_of(staging))
         (staging / COMPLETE).write_text(written.model_dump_json(indent=2), encoding="utf-8")
         self._storage.publish(staging, PREPARED, last=COMPLETE)
 
@@ -409,7 +410,7 @@ class RunDirectory:
             raise ValueError(f"{self.checkpoint_path(name)} is complete and must not change")
         if not handed_in:
             self._delete(name)
-        files = _sizes(staging)
+        files = sizes_of(staging)
         absent = sorted(handed_in.keys() - files.keys() - self._storage.child(name).files().keys())
         if absent:
             raise FineTuneError(
@@ -438,15 +439,6 @@ class RunDirectory:
         # The marker first, so that a half-deleted directory is not taken for a checkpoint.
         self._storage.delete(f"{name}/{COMPLETE}")
         self._storage.delete(name)
-
-
-def _sizes(directory: Path) -> dict[str, int]:
-    """The files in a directory of this machine, at any depth, with their sizes in bytes."""
-    return {
-        file.relative_to(directory).as_posix(): file.stat().st_size
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
 
 
 def _saved_names(files: dict[str, int]) -> list[str]:
