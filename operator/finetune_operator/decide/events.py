@@ -11,7 +11,7 @@ from finetune_operator.decide.conditions import condition
 
 RECORD_INVALID: Final = "RecordInvalid"
 """The condition Training's reason, and the event's, when a progress record is not shown."""
-LONGEST_MESSAGE = 1024
+LONGEST_EVENT = 1024
 """Characters, by the validation of events."""
 Reason = Literal[
     "Accepted",
@@ -49,7 +49,7 @@ def transitions(
     `remarks` are warnings about its spec, which become events once, when the job is accepted.
     """
     return [
-        Event(event.type, event.reason, shortened(event.message, LONGEST_MESSAGE))
+        Event(event.type, event.reason, shortened(event.message, LONGEST_EVENT))
         for event in _transitions(before, after, remarks)
     ]
 

@@ -31,7 +31,7 @@ from finetune_operator.cluster.kubernetes_api import (
     KubernetesApi,
     Listed,
 )
-from finetune_operator.decide.events import LONGEST_MESSAGE, Event
+from finetune_operator.decide.events import LONGEST_EVENT, Event
 from finetune_operator.names import JOB_UID
 from finetune_operator.observed import KubernetesObject, ObjectMeta
 
@@ -236,7 +236,7 @@ def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Nam
     job = inside.create_job()
 
     run(api.post_event(metadata_of(job), Event("Warning", "Retrying", "attempt 1 failed"), AT))
-    run(api.post_event(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_MESSAGE), AT))
+    run(api.post_event(metadata_of(job), Event("Normal", "Running", "x" * LONGEST_EVENT), AT))
 
     core = CoreV1Api(inside.dynamic.client)
     # What `kubectl describe` asks for.
@@ -247,7 +247,7 @@ def test_an_event_is_seen_with_its_job(api: KubernetesApi, run: Run, inside: Nam
     )
     assert [(event.type, event.reason, event.message) for event in events] == [
         ("Warning", "Retrying", "attempt 1 failed"),
-        ("Normal", "Running", "x" * LONGEST_MESSAGE),
+        ("Normal", "Running", "x" * LONGEST_EVENT),
     ]
     first = events[0]
     assert first.source is not None

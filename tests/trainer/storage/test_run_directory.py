@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -606,14 +607,17 @@ def test_a_run_killed_before_the_rename_has_no_such_checkpoint(tmp_path: Path) -
     assert_that_it_resumes(run, before)
 
 
-def test_a_run_killed_while_it_uploads_has_no_such_checkpoint(object_path: str) -> None:
+def test_a_run_killed_while_it_uploads_has_no_such_checkpoint(object_path: str, tmp_path: Path) -> None:
     run = RunDirectory.open(object_path)
     run.claim("spec: {}\n", "default/qwen (3f2a)")
     save(run, 0)
     storage = open_storage(object_path)
     before = storage.files()
 
-    process = subprocess.Popen([sys.executable, "-c", SAVE, run.path])
+    # A process that is killed leaves what it staged.
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE, run.path], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     deadline = time.monotonic() + 60
     while storage.files().keys() <= before.keys():
         assert time.monotonic() < deadline
