@@ -14,7 +14,7 @@ PARTS = {
     "trainer": ["bench.trainer", "--rounds", "1"],
     "threads": ["bench.threads", "--rounds", "1"],
     "packing": ["bench.packing", "--rounds", "1"],
-    "overhead": ["bench.overhead", "--rounds", "1", "--epochs", "3"],
+    "overhead": ["bench.overhead", "--steps", "20", "--epochs", "3"],
     "data": ["bench.data"],
     "jobs": ["bench.many_jobs"],
     "kubeflow": ["bench.beside_kubeflow"],
