@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -554,6 +555,33 @@ def test_files_are_listed_and_read_while_a_writer_publishes_and_deletes(tmp_path
         assert storage.read_text("epoch-1/complete.json") in ("x", None)
 
     assert storage.files() == {"epoch-0/complete.json": 1}
+
+
+LIST_AS_NOBODY = """
+import os, sys
+from finetune_trainer.storage.open import open_storage
+
+storage = open_storage(sys.argv[1])
+if os.geteuid() == 0:
+    os.setuid(65534)
+print(storage.files())
+"""
+
+
+def test_a_directory_that_may_not_be_looked_into_is_passed_over() -> None:
+    # Not below tmp_path, which is its owner's alone.
+    with tempfile.TemporaryDirectory() as directory:
+        storage = open_storage(directory)
+        for name in ("lost+found/file", "epoch-0/complete.json"):
+            storage.write_text(name, "x")
+        Path(directory).chmod(0o755)
+        Path(directory, "lost+found").chmod(0)
+
+        listed = subprocess.run(
+            [sys.executable, "-c", LIST_AS_NOBODY, directory], capture_output=True, text=True, check=True
+        )
+
+    assert listed.stdout == "{'epoch-0/complete.json': 1}\n"
 
 
 def test_deleting_what_is_not_there_is_fine(storage_path: str) -> None:

@@ -34,6 +34,7 @@ from finetune_api.failure import FailureClass, FineTuneError
 from finetune_trainer.checkpoint.chosen import chosen
 from finetune_trainer.model.contents import ADAPTER_CONFIG
 from finetune_trainer.report.background import Background
+from finetune_trainer.storage.local import sizes_of
 from finetune_trainer.storage.run_directory import CARD, COMPLETE
 
 STATE = "state"
@@ -224,8 +225,7 @@ def _refuse_public(api: HfApi, name: str, asked_for: str = "--public") -> list[s
 
 
 def _for_inference(directory: Path) -> list[str]:
-    files = (file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file())
-    return [file.as_posix() for file in files if file.parts[0] not in (STATE, COMPLETE)]
+    return [file for file in sizes_of(directory) if file.partition("/")[0] not in (STATE, COMPLETE)]
 
 
 def _addition(directory: Path, file: str, base: str | None) -> CommitOperationAdd:

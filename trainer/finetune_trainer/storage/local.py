@@ -139,10 +139,11 @@ class LocalStorage:
 def sizes_of(directory: Path) -> dict[str, int]:
     """The names of all files in a directory of this machine, at any depth, with their sizes in bytes.
 
-    What a writer renames or deletes meanwhile may be missing.
+    What a writer renames or deletes meanwhile may be missing, and what is in a directory that this process
+    may not look into, as `lost+found`, is.
     """
     found = {}
-    for parent, _, names in os.walk(directory, onerror=_unless_gone):
+    for parent, _, names in os.walk(directory, onerror=_unless_passed_over):
         for file in (Path(parent, name) for name in names):
             with suppress(FileNotFoundError):
                 if file.is_file():
@@ -150,8 +151,8 @@ def sizes_of(directory: Path) -> dict[str, int]:
     return {file.relative_to(directory).as_posix(): found[file] for file in sorted(found)}
 
 
-def _unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
+def _unless_passed_over(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | PermissionError):
         raise error
 
 
